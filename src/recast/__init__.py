@@ -1,0 +1,79 @@
+"""Recast: reinforcement-learning post-training for generative recommenders.
+
+Interactions become a `Catalog` of semantic IDs, a policy learns to spell the next item, groups of
+rollouts get a reward, and a signal turns them into one update. Each verb of the command line is a
+function here that takes its config:
+
+    import recast
+    recast.prepare(recast.PrepareConfig(output="data"))
+    recast.tokenize(recast.TokenizeConfig(data="data", output="catalog"))
+    recast.train_sft(recast.SFTConfig(data="data", catalog="catalog", output="sft"))
+
+Nothing heavy is imported before the first name is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recast.config import EvaluateConfig as EvaluateConfig
+    from recast.config import ModelConfig as ModelConfig
+    from recast.config import PrepareConfig as PrepareConfig
+    from recast.config import QuickstartConfig as QuickstartConfig
+    from recast.config import RLConfig as RLConfig
+    from recast.config import SFTConfig as SFTConfig
+    from recast.config import TokenizeConfig as TokenizeConfig
+    from recast.data.folder import load_data as load_data
+    from recast.data.prepare import prepare as prepare
+    from recast.evaluate import evaluate_policy as evaluate_policy
+    from recast.items.catalog import load_catalog as load_catalog
+    from recast.items.tokenize import tokenize as tokenize
+    from recast.policy.load import load_policy as load_policy
+    from recast.rl import train_rl as train_rl
+    from recast.sft import train_sft as train_sft
+    from recast.types import Prompts as Prompts
+    from recast.types import RecastError as RecastError
+    from recast.types import RolloutGroups as RolloutGroups
+    from recast.types import Signal as Signal
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "EvaluateConfig": "recast.config",
+    "ModelConfig": "recast.config",
+    "PrepareConfig": "recast.config",
+    "QuickstartConfig": "recast.config",
+    "RLConfig": "recast.config",
+    "SFTConfig": "recast.config",
+    "TokenizeConfig": "recast.config",
+    "load_data": "recast.data.folder",
+    "prepare": "recast.data.prepare",
+    "evaluate_policy": "recast.evaluate",
+    "load_catalog": "recast.items.catalog",
+    "tokenize": "recast.items.tokenize",
+    "load_policy": "recast.policy.load",
+    "train_rl": "recast.rl",
+    "train_sft": "recast.sft",
+    "Prompts": "recast.types",
+    "RecastError": "recast.types",
+    "RolloutGroups": "recast.types",
+    "Signal": "recast.types",
+}
+"""Module of every exported name; the imports above are the same list for type checkers."""
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import an exported name on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'recast' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

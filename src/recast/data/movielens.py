@@ -1,0 +1,89 @@
+"""MovieLens-100K in its two published layouts: a folder or a zip in, the same two frames out.
+
+Its licence forbids redistribution, so it is read from where it is published. An item's text is
+"Title (year) Genre Genre"; the one item without a real title (267) has the text "".
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import polars as pl
+
+from recast.data.tables import check_events, check_items, join_text
+from recast.fetch import fetch_from_wheel
+from recast.types import RecastError
+
+_WHEEL = "recbole==1.2.1"
+_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+_MEMBER = "recbole/dataset_example/ml-100k"
+
+# The 19 flags at the end of a line of u.item, in order (README of GroupLens' ml-100k.zip).
+# fmt: off
+_GENRES = (
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary",
+    "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi",
+    "Thriller", "War", "Western",
+)
+# fmt: on
+
+# How the sources write "no value"; the packaged copy misspells it.
+_PLACEHOLDERS = ["unknown", "unkonwn"]
+
+
+def read_packaged() -> tuple[pl.DataFrame, pl.DataFrame, list[Path]]:
+    """Events, items and files of the copy inside the RecBole wheel (fetched once, then cached)."""
+    folder = fetch_from_wheel(_WHEEL, _SHA256, _MEMBER)
+    files = [folder / "ml-100k.inter", folder / "ml-100k.item"]
+    data = [file.read_bytes() for file in files]
+    events = _table(data[0], "\t", has_header=True).rename(lambda name: name.split(":")[0])
+    items = _table(data[1], "\t", has_header=True).rename(lambda name: name.split(":")[0])
+    year = pl.format("({})", _real("release_year"))
+    text = join_text(_real("movie_title"), year, _real("class"))
+    return (
+        _events(events.select(user="user_id", item="item_id", time="timestamp"), str(files[0])),
+        check_items(items.select("item_id", text=text), str(files[1]), "item_id"),
+        files,
+    )
+
+
+def read_zip(file: str) -> tuple[pl.DataFrame, pl.DataFrame, list[Path]]:
+    """Events, items and files of GroupLens' own ml-100k.zip (u.data, and u.item in Latin-1)."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            data, item = (archive.read(f"ml-100k/{name}") for name in ("u.data", "u.item"))
+        events = _table(data, "\t", has_header=False)
+        items = _table(item.decode("latin-1").encode(), "|", has_header=False)
+        if events.width != 4 or items.width != 5 + len(_GENRES):
+            raise KeyError("u.data has not 4 columns or u.item not 24")
+    except (KeyError, OSError, zipfile.BadZipFile, pl.exceptions.PolarsError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) else error
+        raise RecastError(
+            f"{file} is not MovieLens-100K ({reason}): give GroupLens' ml-100k.zip"
+        ) from error
+    flags = [
+        pl.when(pl.col(f"column_{6 + i}") == "1").then(pl.lit(genre))
+        for i, genre in enumerate(_GENRES)
+        if genre not in _PLACEHOLDERS
+    ]
+    text = join_text(_real("column_2"), *flags)  # the title ends in the year already
+    return (
+        _events(events.select(user="column_1", item="column_2", time="column_4"), file),
+        check_items(items.select(item_id="column_1", text=text), file, "item id"),
+        [Path(file)],
+    )
+
+
+def _events(raw: pl.DataFrame, file: str) -> pl.DataFrame:
+    return check_events(raw, file, {name: name for name in raw.columns})
+
+
+def _table(data: bytes, separator: str, *, has_header: bool) -> pl.DataFrame:
+    return pl.read_csv(
+        data, separator=separator, has_header=has_header, quote_char=None, infer_schema=False
+    )
+
+
+def _real(column: str) -> pl.Expr:
+    return pl.when(~pl.col(column).is_in(_PLACEHOLDERS)).then(pl.col(column))

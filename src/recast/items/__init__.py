@@ -1,0 +1,4 @@
+"""Items: text and training events in, a `Catalog` of semantic IDs with its trie out.
+
+`tokenize` runs the steps: `embed`, `quantize`, `collisions`, `card`, then `catalog` and `trie`.
+"""

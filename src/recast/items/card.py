@@ -1,0 +1,88 @@
+"""The semantic-ID card: codes before and after collisions were resolved in, their quality out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+def sid_card(
+    codes_before: Int[Tensor, "I L"],
+    codes_after: Int[Tensor, "I L_after"],
+    codebook_sizes: tuple[int, ...],
+    *,
+    resolve: str,
+    balance: bool,
+    collaborative_weight: float,
+    empty_texts: int,
+) -> dict[str, Any]:
+    """Plain data for `card.json`; per-level numbers describe `codes_after`.
+
+    `collision_frac` is the share of items beyond the first of each SID, `colliding_items` all items
+    that share theirs. Entropy is in bits.
+    """
+    levels = [torch.bincount(codes_after[:, level].long()) for level in range(codes_after.shape[1])]
+    kept = codes_after[:, : codes_before.shape[1]]
+    return {
+        "num_items": len(codes_after),
+        "codebook_sizes": list(codebook_sizes),
+        "resolve": resolve,
+        "balance": balance,
+        "collaborative_weight": collaborative_weight,
+        "empty_texts": empty_texts,
+        "before": _collisions(codes_before),
+        "after": _collisions(codes_after),
+        "moved_items": int((kept != codes_before).any(dim=1).sum()),
+        "codes_used": [int((counts > 0).sum()) for counts in levels],
+        "largest_code": [int(counts.max()) for counts in levels],
+        "entropy_bits": [entropy_bits(counts) for counts in levels],
+        "max_entropy_bits": [math.log2(size) for size in codebook_sizes],
+    }
+
+
+def entropy_bits(counts: Int[Tensor, " n"]) -> float:
+    """Entropy of a code drawn as often as counted.
+
+    >>> entropy_bits(torch.tensor([2, 1, 1]))
+    1.5
+    """
+    used = counts[counts > 0].double()
+    share = used / used.sum()
+    return float((share * (1 / share).log2()).sum())
+
+
+def _collisions(codes: Tensor) -> dict[str, Any]:
+    sizes = torch.unique(codes, dim=0, return_counts=True)[1]
+    return {
+        "distinct_sids": len(sizes),
+        "collision_frac": 1 - len(sizes) / len(codes),
+        "colliding_items": int(sizes[sizes > 1].sum()),
+        "largest_group": int(sizes.max()),
+    }
+
+
+def format_card(card: dict[str, Any]) -> str:
+    """The card as the lines a person reads."""
+    items, sizes = card["num_items"], card["codebook_sizes"]
+    shape = " x ".join(str(size) for size in sizes)
+    lines = [f"{items:,} items as semantic IDs of {len(sizes)} levels: {shape} codes"]
+    for when in ("before", "after"):
+        part = card[when]
+        lines.append(
+            f"collisions {when}: {part['collision_frac']:.1%} "
+            f"({part['colliding_items']:,} items share a SID, at most {part['largest_group']} one)"
+        )
+    lines.append(f"resolved by {card['resolve']}: {card['moved_items']:,} items moved")
+    for level, size in enumerate(sizes):
+        lines.append(
+            f"level {level + 1}: {card['codes_used'][level]} of {size} codes used, "
+            f"entropy {card['entropy_bits'][level]:.2f} of {card['max_entropy_bits'][level]:.2f} "
+            f"bits, at most {card['largest_code'][level]} items on one code"
+        )
+    if card["empty_texts"]:
+        lines.append(f"warning: {card['empty_texts']:,} of {items:,} items have no text")
+    return "\n".join(lines)

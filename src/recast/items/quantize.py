@@ -1,0 +1,131 @@
+"""Residual k-means: one vector per item in, one code per item and level out (RQ-KMeans, faiss).
+
+Level 1 clusters the vectors; each further level clusters what the levels above left over, the
+vector minus the centroids of its codes so far.
+"""
+
+from __future__ import annotations
+
+import math
+
+import faiss
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from recast.types import RecastError
+
+_ITERATIONS = 25
+_BALANCED_ITERATIONS = 10
+_POINTS_PER_CENTROID = 256  # faiss' own default: k-means trains on at most so many vectors
+
+
+def choose_shape(num_items: int, num_levels: int | None = None) -> tuple[int, int]:
+    """Levels (3 unless given) and codebook size for a catalogue.
+
+    The size is the smallest power of two with size ** 2 >= items (so that two levels tell most
+    items apart) and size ** levels >= 8 * items (so that a collision finds a free code nearby), at
+    most 8192 and at most the items.
+
+    >>> [choose_shape(n) for n in (3, 64, 1_682, 100_000, 1_000_000)]
+    [(3, 2), (3, 8), (3, 64), (3, 512), (3, 1024)]
+    """
+    levels = 3 if num_levels is None else num_levels
+    wanted = max(num_items**0.5, (8 * num_items) ** (1 / levels))
+    # 1e-9: the cube root of 512 is 8, not 8.000000000000002.
+    size = 2 ** math.ceil(math.log2(wanted) - 1e-9)
+    return levels, min(size, 8192, 2 ** int(math.log2(num_items)))
+
+
+def rq_kmeans(
+    embeddings: Float[Tensor, "I D"],
+    num_levels: int,
+    codebook_size: int,
+    seed: int,
+    balance: bool = False,
+) -> tuple[Int[Tensor, "I L"], list[Float[Tensor, "K D"]]]:
+    """Codes, each the centroid nearest to the residual, and the centroids of every level.
+
+    The same seed gives the same codes, whatever the number of threads. With `balance` no code has
+    more than ceil(items / codes) items. Raises `RecastError` when an embedding is not finite or
+    there are fewer items than codes.
+    """
+    require_finite(embeddings, "embeddings")
+    if codebook_size > len(embeddings):
+        raise RecastError(
+            f"codebook_size is {codebook_size} for {len(embeddings)} items: give at most as many "
+            "codes as items"
+        )
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    residual = embeddings.float().numpy().copy()
+    codes, codebooks = [], []
+    for level in range(num_levels):
+        centroids = _kmeans(residual, codebook_size, seed + level)
+        if balance:
+            centroids, assigned = _balanced(residual, centroids)
+        else:
+            assigned = faiss.knn(residual, centroids, 1)[1][:, 0]
+        residual -= centroids[assigned]
+        codes.append(torch.from_numpy(assigned))
+        codebooks.append(torch.from_numpy(centroids))
+    return torch.stack(codes, dim=1), codebooks
+
+
+def require_finite(embeddings: Float[Tensor, "I D"], name: str) -> None:
+    """Raise `RecastError` naming the first row that holds NaN or infinity."""
+    bad = ~embeddings.isfinite().all(1)
+    if bad.any():
+        raise RecastError(
+            f"{name}: row {int(bad.nonzero()[0])} is not finite ({int(bad.sum())} such rows): "
+            "check the encoder's weights or the embeddings you gave"
+        )
+
+
+def _kmeans(points: np.ndarray, size: int, seed: int) -> np.ndarray:
+    kmeans = faiss.Kmeans(
+        points.shape[1],
+        size,
+        niter=_ITERATIONS,
+        seed=seed,
+        min_points_per_centroid=1,  # no warning about small catalogues
+        max_points_per_centroid=_POINTS_PER_CENTROID,
+    )
+    kmeans.train(points)
+    return np.asarray(kmeans.centroids)
+
+
+def _balanced(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lloyd's iterations with `_assign_capped`; an empty cluster keeps its centroid."""
+    capacity = math.ceil(len(points) / len(centroids))
+    for _ in range(_BALANCED_ITERATIONS):
+        assigned = _assign_capped(points, centroids, capacity)
+        sums = np.zeros(centroids.shape, dtype=np.float64)
+        np.add.at(sums, assigned, points)
+        counts = np.bincount(assigned, minlength=len(centroids))[:, None]
+        means = (sums / np.maximum(counts, 1)).astype(np.float32)
+        centroids = np.where(counts > 0, means, centroids)
+    return centroids, assigned
+
+
+def _assign_capped(points: np.ndarray, centroids: np.ndarray, capacity: int) -> np.ndarray:
+    """Cluster of every point, none above `capacity`.
+
+    In rounds: every waiting point asks for the nearest cluster that has room, and the cluster takes
+    the nearest of those who ask. No points x clusters matrix is built, and a round with refusals
+    fills a cluster, so there are at most as many rounds as clusters.
+    """
+    assigned = np.full(len(points), -1)
+    room = np.full(len(centroids), capacity)
+    waiting = np.arange(len(points))
+    while len(waiting):
+        open_clusters = np.flatnonzero(room)
+        distance, nearest = faiss.knn(points[waiting], centroids[open_clusters], 1)
+        order = np.lexsort((distance[:, 0], nearest[:, 0]))
+        asked = open_clusters[nearest[order, 0]]
+        place = np.arange(len(asked)) - np.searchsorted(asked, asked)
+        taken = place < room[asked]
+        assigned[waiting[order[taken]]] = asked[taken]
+        room -= np.bincount(asked[taken], minlength=len(room))
+        waiting = np.sort(waiting[order[~taken]])
+    return assigned

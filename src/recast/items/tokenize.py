@@ -1,0 +1,86 @@
+"""`recast tokenize`: a data folder in, a folder with the catalogue of semantic IDs out.
+
+The folder holds the catalogue (`catalog.parquet`, `sid.json`), its quality (`card.json`), the
+vectors it came from (`embeddings.safetensors`: `text`, `collaborative`, `centroids.0`, ...) and the
+resolved `config.yaml`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recast.checkpoint import refuse_existing, staged_folder
+from recast.config import TokenizeConfig, as_dict
+from recast.data.folder import load_data, load_items
+from recast.items.card import sid_card
+from recast.items.catalog import Catalog, build_catalog
+from recast.items.collisions import resolve_extra_level, resolve_nearest_free
+from recast.items.embed import collaborative_embeddings, embed_texts, mix
+from recast.items.quantize import choose_shape, rq_kmeans
+from recast.types import Interactions, RecastError
+
+
+def tokenize(config: TokenizeConfig) -> Catalog:
+    """Embed the items, quantize them, resolve collisions, and write the catalogue's folder.
+
+    A `collaborative_weight` of 1 needs no encoder, one of 0 no training events.
+    Raises `RecastError` for what its steps refuse, before anything is written.
+    """
+    refuse_existing(config.output)
+    items = load_items(config.data)
+    texts = items["text"].to_list()
+    parts = _embed(config, texts, load_data(config.data))
+    mixed = next(iter(parts.values()))
+    if len(parts) == 2:
+        mixed = mix(parts["text"], parts["collaborative"], config.collaborative_weight)
+    levels, size = choose_shape(len(texts), config.num_levels)
+    config = replace(config, num_levels=levels, codebook_size=config.codebook_size or size)
+    sizes = (config.codebook_size or size,) * levels
+    before, centroids = rq_kmeans(mixed, levels, sizes[0], config.seed, config.balance)
+    if config.resolve == "nearest_free":
+        codes = resolve_nearest_free(before, mixed, centroids)
+    else:
+        codes = resolve_extra_level(before)
+        sizes = (*sizes, int(codes[:, -1].max()) + 1)
+    catalog = build_catalog(codes, sizes, item_ids=items["item_id"].to_list(), texts=texts)
+    card = sid_card(
+        before,
+        codes,
+        sizes,
+        resolve=config.resolve,
+        balance=config.balance,
+        collaborative_weight=config.collaborative_weight,
+        empty_texts=sum(not text.strip() for text in texts),
+    )
+    vectors = parts | {f"centroids.{level}": book for level, book in enumerate(centroids)}
+    try:
+        with staged_folder(config.output) as stage:
+            catalog.write(stage)
+            (stage / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+            (stage / "config.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
+            save_file(vectors, stage / "embeddings.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise RecastError(
+            f"{config.output} cannot be written ({error}): free some space or choose another output"
+        ) from error
+    return catalog
+
+
+def _embed(
+    config: TokenizeConfig, texts: list[str], interactions: Interactions
+) -> dict[str, Tensor]:
+    """The blocks that the weight asks for: `text`, `collaborative` or both."""
+    parts = {}
+    if config.collaborative_weight < 1:
+        parts["text"] = embed_texts(texts, config.encoder)
+    if config.collaborative_weight > 0:
+        parts["collaborative"] = collaborative_embeddings(
+            interactions, config.collaborative_dim, config.seed
+        )
+    return parts

@@ -1,0 +1,127 @@
+"""Policies on disk and in memory: make one, extend a vocabulary, save, load."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+
+from recast.checkpoint import staged_folder
+from recast.config import ModelConfig
+from recast.items.catalog import Catalog, load_catalog
+from recast.policy.packed import ATTENTION
+from recast.types import RecastError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """A causal language model that writes the items of one catalogue."""
+
+    model: PreTrainedModel
+    catalog: Catalog
+    window: int
+    """Items per training window: a prompt holds the latest `window - 1` items."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int) -> Policy:
+    """A Qwen3 with random weights, or the model of `config.path` with the SID tokens added.
+
+    Raises `RecastError` when the context of a given model is shorter than a window.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.path is None:
+            model = _from_config(_qwen3(config, catalog, window))
+        else:
+            model = _load_model(Path(config.path))
+            if model.config.vocab_size < catalog.vocab_size:
+                model.resize_token_embeddings(catalog.vocab_size)
+    return _fitting(model, catalog, window, config.path or "the model")
+
+
+def save_policy(policy: Policy, folder: str | Path) -> None:
+    """A plain Hugging Face folder (safetensors) with the catalogue in `catalog/`."""
+    with staged_folder(folder) as stage:
+        policy.model.save_pretrained(stage)
+        # Foreign code that reads generation settings must not add sampling of its own.
+        (stage / "generation_config.json").write_text('{"do_sample": false}\n')
+        (stage / "recast.json").write_text(json.dumps({"window": policy.window}) + "\n")
+        policy.catalog.save(stage / "catalog")
+
+
+def load_policy(folder: str | Path) -> Policy:
+    """A policy written by `save_policy`, in evaluation mode.
+
+    Raises `RecastError` when the folder holds none or its vocabulary does not fit its catalogue.
+    """
+    path = Path(folder)
+    if not (path / "recast.json").is_file():
+        raise RecastError(f"{path} holds no policy (recast.json): make one with `recast sft`")
+    window = json.loads((path / "recast.json").read_text())["window"]
+    return _fitting(_load_model(path), load_catalog(path / "catalog"), window, str(path))
+
+
+def disable_dropout(model: PreTrainedModel) -> None:
+    """Set every dropout rate to 0, so that train mode, which checkpointing needs, is harmless."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def _qwen3(config: ModelConfig, catalog: Catalog, window: int) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=catalog.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.hidden_size // config.num_heads,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=1 + window * catalog.num_levels,
+        tie_word_embeddings=config.tie_embeddings,
+        bos_token_id=catalog.bos_token,
+        pad_token_id=catalog.pad_token,
+        eos_token_id=None,
+    )
+
+
+def _from_config(config: Any) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+
+
+def _load_model(path: Path) -> PreTrainedModel:
+    if not (path / "config.json").is_file():
+        raise RecastError(f"{path} holds no model (config.json): give a Hugging Face folder")
+    return AutoModelForCausalLM.from_pretrained(
+        path,
+        config=AutoConfig.from_pretrained(path, local_files_only=True),
+        attn_implementation=ATTENTION,
+        local_files_only=True,
+        dtype="auto",
+    )
+
+
+def _fitting(model: PreTrainedModel, catalog: Catalog, window: int, name: str) -> Policy:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < catalog.vocab_size:
+        raise RecastError(
+            f"{name} has {rows} tokens, its catalogue needs {catalog.vocab_size}: use the policy "
+            "with the catalogue it was trained on"
+        )
+    longest, context = 1 + window * catalog.num_levels, model.config.max_position_embeddings
+    if context is not None and context < longest:
+        raise RecastError(
+            f"{name} has a context of {context} tokens, a window of {window} items needs "
+            f"{longest}: choose a smaller window"
+        )
+    return Policy(model=model.eval(), catalog=catalog, window=window)

@@ -1,0 +1,188 @@
+"""The whole walk in one command: MovieLens-100K in, a table that a person can judge out.
+
+Every stage is the verb of the same name and writes a folder of its own below `output`. The tables
+are drawn from `results.json`, which holds all of their numbers: `sample` with rollouts by
+constrained sampling (the main table), `beam` with rollouts by constrained beam search.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from recast.baselines import Scorer, popularity, tune_item_knn
+from recast.checkpoint import staged_file
+from recast.compare import compare
+from recast.config import (
+    EvaluateConfig,
+    PrepareConfig,
+    QuickstartConfig,
+    RLConfig,
+    SFTConfig,
+    TokenizeConfig,
+)
+from recast.data.folder import describe
+from recast.data.prepare import prepare
+from recast.evaluate import (
+    PRIMARY,
+    Ranks,
+    evaluate_policy,
+    rank_scores,
+    read_ranks,
+    row_metrics,
+    sample_rows,
+    write_ranks,
+)
+from recast.items.card import format_card
+from recast.items.catalog import Catalog
+from recast.items.tokenize import tokenize
+from recast.log import RunLog
+from recast.methods import METHODS
+from recast.report.table import plain
+from recast.rl import train_rl
+from recast.sft import train_sft
+from recast.types import Interactions, Metrics
+
+COMPARED = ("openonerec_rl", "recast")
+"""Methods with rollouts; each runs once per sampler of `SAMPLERS`."""
+
+Sampler = Literal["sample", "beam"]
+
+SAMPLERS: dict[Sampler, str] = {
+    "sample": "constrained sampling",
+    "beam": "constrained beam search",
+}
+
+ESTIMATES_S = {
+    "data": 15.0,
+    "items": 15.0,
+    "baselines": 15.0,
+    "sft": 120.0,
+    "rl": 30.0,
+    "evaluate": 20.0,
+}
+"""Seconds on 2 idle cores; `rl` and `evaluate` per policy."""
+
+
+def quickstart(config: QuickstartConfig) -> str:
+    """Run the walk into `config.output` and return both tables as text.
+
+    Test rows are ranked once, by finished models; everything is chosen on validation rows.
+    """
+    out = Path(config.output)
+    runs: list[tuple[str, Sampler | None]] = [("sft_continued", None)]
+    runs += [(method, sampler) for sampler in SAMPLERS for method in COMPARED]
+    with RunLog(out, asdict(config)) as log:
+        log.plan(
+            [
+                ("data", ESTIMATES_S["data"]),
+                ("items", ESTIMATES_S["items"]),
+                ("baselines", ESTIMATES_S["baselines"]),
+                ("sft", ESTIMATES_S["sft"]),
+                (f"rl, {len(runs)} runs", ESTIMATES_S["rl"] * len(runs)),
+                (f"evaluate, {len(runs) + 1} policies", ESTIMATES_S["evaluate"] * (len(runs) + 1)),
+            ]
+        )
+        data, catalog_folder = str(out / "data"), str(out / "catalog")
+        with log.stage("data", total=1, estimate_s=ESTIMATES_S["data"]):
+            interactions = prepare(PrepareConfig(output=data, interactions=config.interactions))
+        log.say(describe(data))
+        with log.stage("items", total=1, estimate_s=ESTIMATES_S["items"]):
+            catalog = tokenize(TokenizeConfig(data=data, output=catalog_folder))
+        log.say(format_card(json.loads((out / "catalog" / "card.json").read_text())))
+        with log.stage("baselines", total=1, estimate_s=ESTIMATES_S["baselines"]):
+            ranks, extras = rank_baselines(interactions, catalog, out / "eval", log)
+        sft = train_sft(
+            SFTConfig(data=data, catalog=catalog_folder, output=str(out / "sft"), seed=config.seed),
+            log,
+        )
+        cost = {"sft": sft}
+        for method, sampler in runs:
+            name = run_name(method, sampler)
+            cost[name] = train_rl(
+                RLConfig(
+                    data=data,
+                    policy=str(out / "sft" / "policy"),
+                    output=str(out / "rl" / name),
+                    method=method,
+                    sampler=sampler,
+                    seed=config.seed,
+                ),
+                log,
+            )
+        with log.stage(
+            "evaluate", total=len(cost), estimate_s=ESTIMATES_S["evaluate"] * len(cost)
+        ) as stage:
+            for name, metrics in cost.items():
+                folder = out / ("sft" if name == "sft" else f"rl/{name}") / "policy"
+                ranks[name], extras[name] = rank_on_test(data, folder, out / "eval" / name, metrics)
+                stage.advance()
+        results = {
+            sampler: tabulate(interactions, ranks, extras, sampler, config.seed)
+            for sampler in SAMPLERS
+        }
+        with staged_file(out / "results.json") as file:
+            file.write_text(json.dumps(results, indent=2) + "\n")
+    titles = {sampler: f"Rollouts by {words}" for sampler, words in SAMPLERS.items()}
+    return "\n".join(plain(results[sampler], title) for sampler, title in titles.items())
+
+
+def run_name(method: str, sampler: str | None) -> str:
+    """Name of a run and of its evaluation; sampling is the main table and needs no suffix."""
+    return f"{method}_beam" if sampler == "beam" else method
+
+
+def rank_baselines(
+    interactions: Interactions, catalog: Catalog, folder: Path, log: RunLog
+) -> tuple[dict[str, Ranks], dict[str, Metrics]]:
+    """Popularity and an item-kNN tuned on validation rows, ranked on the test rows."""
+    valid = sample_rows(interactions, "valid", 2000)
+    test = interactions.rows("test")
+
+    def quality(scorer: Scorer) -> float:
+        return float(row_metrics(rank_scores(scorer, interactions, catalog, valid))[PRIMARY].mean())
+
+    started = time.process_time()
+    knn, settings, value = tune_item_knn(interactions, quality)
+    cpu_s = time.process_time() - started
+    log.say(f"item-kNN: validation NDCG@10 {value:.4f} with {settings}")
+    ranks = {}
+    for name, scorer in (("popularity", popularity(interactions)), ("item_knn", knn)):
+        ranks[name] = rank_scores(scorer, interactions, catalog, test)
+        write_ranks(ranks[name], folder / name / "rows.parquet")
+    return ranks, {"popularity": {}, "item_knn": {"cpu_s": cpu_s}}
+
+
+def rank_on_test(data: str, policy: Path, folder: Path, cost: Metrics) -> tuple[Ranks, Metrics]:
+    """Evaluate a policy on the test rows; its ranks, and what it cost to make."""
+    found = evaluate_policy(EvaluateConfig(data=data, policy=str(policy), output=str(folder)))
+    extras = {key: cost[key] for key in ("rollouts", "cpu_s", "optimizer_steps")}
+    return read_ranks(folder / "rows.parquet"), extras | {"invalid_frac": found["invalid_frac"]}
+
+
+def tabulate(
+    interactions: Interactions,
+    ranks: dict[str, Ranks],
+    extras: dict[str, Metrics],
+    sampler: str,
+    seed: int,
+) -> dict[str, Any]:
+    """The table of one sampler: baselines, SFT and its continuation, then the compared methods."""
+    names = {
+        "Popularity": "popularity",
+        "item-kNN": "item_knn",
+        "SFT": "sft",
+        METHODS["sft_continued"].label: "sft_continued",
+    }
+    names |= {METHODS[method].label: run_name(method, sampler) for method in COMPARED}
+    return compare(
+        {label: ranks[name] for label, name in names.items()},
+        ("SFT", METHODS["openonerec_rl"].label),
+        split="test",
+        split_name=interactions.split_name,
+        training_seeds=[seed],
+        extras={label: extras[name] for label, name in names.items()},
+    )

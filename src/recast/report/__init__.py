@@ -1,0 +1,1 @@
+"""What a person reads: the content of `results.json` in, tables out."""

@@ -1,0 +1,1 @@
+"""Rollouts on the packed forward: prompts in, `RolloutGroups` out, most probable first."""

@@ -1,0 +1,91 @@
+"""Sampling over the trie: G independent draws per prompt from the renormalised policy."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from recast.config import LogprobSpace
+from recast.draws import uniforms
+from recast.policy.load import Policy
+from recast.policy.logprobs import token_scores
+from recast.rollout.tree import TreeDecoder
+from recast.types import Prompts, RolloutGroups
+
+
+@torch.no_grad()
+def sample(
+    policy: Policy,
+    prompts: Prompts,
+    group_size: int,
+    *,
+    space: LogprobSpace = "full",
+    seed: int = 0,
+    step: int = 0,
+    policy_version: int = 0,
+) -> RolloutGroups:
+    """G draws with replacement, temperature 1, most probable first within the group.
+
+    A token is always *drawn* from the policy renormalised over the allowed children; `space`
+    only says how its log-probability is recorded. Draws depend on (seed, step, row) alone.
+    """
+    catalog = policy.catalog
+    decoder = TreeDecoder(policy, prompts, space)
+    shape = (len(prompts), group_size)
+    nodes = torch.zeros(len(prompts), 1, dtype=torch.long, device=prompts.tokens.device)
+    parents = nodes.expand(shape)
+    tokens: list[Tensor] = []
+    logprobs: list[Tensor] = []
+    for level in range(catalog.num_levels):
+        if level:
+            decoder.extend(tokens[-1], parents)
+            parents = torch.arange(group_size, device=nodes.device).expand(shape)
+        asked, child, allowed = catalog.children(level, nodes, decoder.excluded)
+        trie_scores = token_scores(
+            decoder.logits, asked, allowed, space="trie", level=level, catalog=catalog
+        )
+        draws = uniforms(seed, step, prompts.row_ids, f"sample/{level}", group_size)
+        pick = _invert(trie_scores.double().exp().cumsum(-1), draws)
+        alive = allowed.any(-1).expand(shape)
+        token, nodes = (_pick(x, pick) for x in (asked, child))
+        nodes = nodes.masked_fill(~alive, -1)
+        if space == "trie":
+            logprob = _pick(trie_scores, pick)
+        else:
+            logits = decoder.logits.expand(-1, group_size, -1)
+            logprob = token_scores(
+                logits,
+                token[..., None],
+                alive[..., None],
+                space=space,
+                level=level,
+                catalog=catalog,
+            ).squeeze(-1)
+        tokens.append(token)
+        logprobs.append(logprob)
+    order = torch.stack(logprobs).sum(0).argsort(dim=1, descending=True, stable=True)
+    return decoder.finish(
+        group_size,
+        tokens=torch.stack([x.gather(1, order) for x in tokens], dim=-1),
+        logprobs=torch.stack([x.gather(1, order) for x in logprobs], dim=-1),
+        alive=(nodes >= 0).gather(1, order),
+        seed=seed,
+        step=step,
+        policy_version=policy_version,
+    )
+
+
+def _invert(cumulative: Float[Tensor, "B N C"], draws: Float[Tensor, "B G"]) -> Int[Tensor, "B G"]:
+    """Inverse-transform sampling; N is 1 (all draws from one distribution) or G (one each)."""
+    num_nodes = cumulative.shape[1]
+    draws = draws.unflatten(1, (num_nodes, -1)) * cumulative[..., -1:]
+    pick = torch.searchsorted(cumulative, draws, right=True).clamp(max=cumulative.shape[2] - 1)
+    return pick.flatten(1)
+
+
+def _pick(
+    values: Float[Tensor, "B N C"] | Int[Tensor, "B N C"], pick: Int[Tensor, "B G"]
+) -> Tensor:
+    values = values.expand(-1, pick.shape[1], -1)
+    return values.gather(-1, pick[..., None]).squeeze(-1)

@@ -1,0 +1,1 @@
+"""Learning signals: `(RolloutGroups, rewards [B, G]) -> Signal`. Pure functions of torch alone."""

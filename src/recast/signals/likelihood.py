@@ -1,0 +1,23 @@
+"""No rollouts at all: the likelihood of the target on every prompt, i.e. SFT continued.
+
+The control that every comparison needs: same prompts, same optimizer steps, no search.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from recast.types import RolloutGroups, Signal
+
+
+def likelihood(groups: RolloutGroups, rewards: Float[Tensor, "B G"]) -> Signal:
+    """Likelihood weight 1 for every prompt, no rollout kept."""
+    return Signal(
+        groups=groups,
+        advantages=torch.zeros_like(rewards)[..., None],
+        keep=torch.zeros_like(rewards, dtype=torch.bool),
+        nll_weight=rewards.new_ones(len(rewards)),
+        metrics={},
+    )

@@ -1,0 +1,159 @@
+"""The typed artefacts that walk from stage to stage.
+
+Legend, used in every shape of the package:
+
+B prompts in a batch | G rollouts per prompt (`group_size`) | K rollouts kept for the update |
+L tokens of an item (levels of its semantic ID) | P prompt tokens | T targets per prompt |
+H history items | S seen items | I catalogue items | E events | V vocabulary.
+
+Padding: `-1` in columns of items, the pad token in columns of tokens; always on the right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from recast.draws import uniforms
+
+Metrics = dict[str, float]
+"""One step's numbers under slash names, e.g. `{"group/all_zero_frac": 0.85}`."""
+
+SPLITS = ("train", "rl", "valid", "test")
+"""Values of `Interactions.splits`, by index. `rl` is the latest slice of the training period:
+the supervised model never trains on it, baselines do."""
+
+
+class RecastError(ValueError):
+    """Bad input: one line that names what was given, what is wrong with it and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interactions:
+    """Every event of a data set, sorted by user, then by time; an event's index is its row id.
+
+    The history of row `e` is `items[starts[e]:e]`, its target is `items[e]`.
+
+    Example, user 0 with items 5, 7 and user 1 with item 5:
+    `users=[0,0,1]  items=[5,7,5]  times=[10,20,15]  starts=[0,0,2]  splits=[0,3,0]`.
+    """
+
+    users: Int[Tensor, " E"]
+    items: Int[Tensor, " E"]
+    times: Int[Tensor, " E"]
+    starts: Int[Tensor, " E"]
+    splits: Int[Tensor, " E"]
+    num_users: int
+    num_items: int
+    exclude_seen: bool
+    """True: an item of the row's own history is no candidate, and no row has such a target."""
+    split_name: str
+    """How the events were split, in words; printed above every table."""
+
+    def rows(self, split: str) -> Int[Tensor, " N"]:
+        """Row ids of one split in time order, those with at least one earlier event."""
+        index = torch.arange(len(self.items))
+        chosen = index[(self.splits == SPLITS.index(split)) & (self.starts < index)]
+        return chosen[torch.argsort(self.times[chosen], stable=True)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompts:
+    """A batch of rows ready for a policy.
+
+    Example, one prompt whose history is item 5 = tokens (2, 9) and whose target is item 7:
+    `tokens=[[1, 2, 9]]  lengths=[3]  targets=[[[3, 8]]]  target_items=[[7]]  history=[[5]]`.
+    """
+
+    tokens: Int[Tensor, "B P"]
+    lengths: Int[Tensor, " B"]
+    targets: Int[Tensor, "B T L"]
+    target_items: Int[Tensor, "B T"]
+    history: Int[Tensor, "B H"]
+    """Items of `tokens`, oldest first."""
+    seen: Int[Tensor, "B S"]
+    """Items that are no candidates for this row; width 0 when nothing is excluded."""
+    row_ids: Int[Tensor, " B"]
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutGroups:
+    """G rollouts for each of B prompts, never torn apart; beams come most probable first.
+
+    Example, G = 2 rollouts of L = 2 tokens for the prompt above, the second one a hit:
+    `tokens=[[[2, 8], [3, 8]]]  items=[[4, 7]]  loss_mask=[[[True, True], [True, True]]]`.
+    """
+
+    prompts: Prompts
+    tokens: Int[Tensor, "B G L"]
+    items: Int[Tensor, "B G"]
+    """-1 = not in the catalogue, or no rollout at all (then its `loss_mask` is all False)."""
+    rollout_logprobs: Float[Tensor, "B G L"]
+    target_logprobs: Float[Tensor, "B T L"]
+    loss_mask: Bool[Tensor, "B G L"]
+    policy_version: int
+    seed: int
+    step: int
+
+    @property
+    def predictions(self) -> Int[Tensor, "B G S L"]:
+        """The set of SIDs that each rollout names, -1 = none; S = 1, a rollout is one SID."""
+        return self.tokens.masked_fill(~self.exists[..., None], -1)[:, :, None]
+
+    @property
+    def exists(self) -> Bool[Tensor, "B G"]:
+        """False where fewer than G valid paths were left for a prompt."""
+        return self.loss_mask.any(-1)
+
+    def uniforms(self, name: str, width: int) -> Float[Tensor, "B width"]:
+        """Seeded draws in [0, 1) for a signal; they depend on (seed, step, row, name) alone."""
+        return uniforms(self.seed, self.step, self.prompts.row_ids, name, width)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Signal:
+    """What the actor learns from: a weight per rollout token and a likelihood weight per prompt.
+
+    `keep=False` takes a rollout out of the update and out of every denominator; an advantage of 0
+    with `keep=True` stays in the denominator and in the KL. Example, ReCast on G = 4 with the pair
+    (3, 0): `advantages=[[[-1.], [0.], [0.], [1.]]]  keep=[[True, False, False, True]]`.
+    """
+
+    groups: RolloutGroups
+    """The groups the weights refer to, possibly repaired."""
+    advantages: Float[Tensor, "B G L"] | Float[Tensor, "B G 1"]
+    keep: Bool[Tensor, "B G"]
+    nll_weight: Float[Tensor, " B"]
+    metrics: Metrics
+
+
+def is_first(rows: Int[Tensor, "*batch N L"]) -> Bool[Tensor, "*batch N"]:
+    """True where a row repeats no earlier row.
+
+    >>> is_first(torch.tensor([[1, 2], [3, 4], [1, 2]]))
+    tensor([ True,  True, False])
+    """
+    same = (rows.unsqueeze(-2) == rows.unsqueeze(-3)).all(-1)
+    return ~same.tril(diagonal=-1).any(-1)
+
+
+_Typed = TypeVar("_Typed", Prompts, RolloutGroups)
+
+
+def select(batch: _Typed, index: Int[Tensor, " N"]) -> _Typed:
+    """The prompts `index` of a batch, in that order, with everything that belongs to them."""
+    chosen: dict[str, Any] = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Prompts):
+            chosen[field.name] = select(value, index)
+        else:
+            chosen[field.name] = value[index] if isinstance(value, Tensor) else value
+    return type(batch)(**chosen)

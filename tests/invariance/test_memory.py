@@ -1,0 +1,113 @@
+"""What is never built: a mask of the prompt against itself, a vocabulary mask per rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from recast.policy.logprobs import branch_logprobs
+from recast.rollout.beam import beam_search
+from recast.rollout.sample import sample
+from recast.types import Prompts
+
+PROMPT = 512
+HEADS = 4
+
+
+class _Shapes(TorchDispatchMode):
+    """Shape and type of every tensor that an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[tuple[tuple[int, ...], torch.dtype]] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(value, Tensor):
+                self.found.add((tuple(value.shape), value.dtype))
+        return result
+
+    def square(self, width: int) -> list[tuple[int, ...]]:
+        """Tensors with two trailing dimensions of at least `width`, or as large as such scores."""
+        return [
+            shape
+            for shape, _ in self.found
+            if (len(shape) > 1 and min(shape[-2:]) >= width)
+            or torch.Size(shape).numel() >= 2 * HEADS * width * width
+        ]
+
+
+def _long_prompts(policy_catalog: Any) -> Prompts:
+    draw = torch.Generator().manual_seed(0)
+    items = torch.randint(0, policy_catalog.num_items, (2, 171), generator=draw).tolist()
+    return tiny.make_prompts(policy_catalog, [items[0], items[1][:100]], [[1], [2]])
+
+
+@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+def test_no_tensor_of_prompt_by_prompt_is_built(name: str) -> None:
+    catalog = tiny.random_catalog(60, (4, 4, 5))
+    policy = tiny.tiny_policy(name, catalog)
+    prompts = _long_prompts(catalog)
+    assert prompts.tokens.shape[1] >= PROMPT
+    branches = catalog.tokens(torch.arange(8).view(2, 4))
+    with _Shapes() as shapes:
+        branch_logprobs(policy, prompts, branches, "full").sum().backward()
+    assert not shapes.square(PROMPT - 1)
+    with _Shapes() as shapes:
+        beam_search(policy, prompts, 4)
+    assert not shapes.square(PROMPT - 1)
+
+
+def test_the_naive_attention_would_be_noticed() -> None:
+    catalog = tiny.random_catalog(60, (4, 4, 5))
+    model = tiny.twin(tiny.tiny_policy("qwen3", catalog).model, "eager")
+    with _Shapes() as shapes, torch.no_grad():
+        model(input_ids=_long_prompts(catalog).tokens)
+    assert shapes.square(PROMPT - 1)
+
+
+def test_a_window_works_in_blocks() -> None:
+    """No mask is larger than the window by two windows, the branches' own one aside."""
+    catalog = tiny.random_catalog(60, (4, 4, 5))
+    policy = tiny.tiny_policy("mistral", catalog)
+    for layer in policy.model.model.layers:
+        layer.self_attn.sliding_window = 32
+        layer.self_attn.config.sliding_window = 32
+    prompts = _long_prompts(catalog)
+    with _Shapes() as shapes, torch.no_grad():
+        branch_logprobs(policy, prompts, prompts.targets, "full")
+    masks = [s for s, dtype in shapes.found if dtype == torch.bool and len(s) == 2]
+    assert (32, 64) in masks
+    assert max(torch.Size(s).numel() for s in masks) <= 32 * 64
+    # Scores of a block, were they materialised, would be heads x window x 2 windows per block.
+    blocks = -(-prompts.tokens.shape[1] // 32)
+    largest = max(torch.Size(shape).numel() for shape, _ in shapes.found)
+    assert largest <= 2 * blocks * HEADS * 32 * 64 < 2 * HEADS * PROMPT * PROMPT / 4
+
+
+@pytest.mark.parametrize("search", [beam_search, sample])
+def test_rollouts_build_no_vocabulary_mask_and_no_copy_of_the_prompt(
+    search: Callable[..., Any],
+) -> None:
+    catalog = tiny.random_catalog(900, (11, 13, 17))
+    policy = tiny.tiny_policy("qwen3", catalog)
+    group_size, vocabulary = 16, catalog.vocab_size
+    prompts = _long_prompts(catalog)
+    for space in ("full", "trie"):
+        with _Shapes() as shapes:
+            search(policy, prompts, group_size, space=space)
+        masks = [s for s, dtype in shapes.found if dtype == torch.bool]
+        assert masks
+        assert not [s for s in masks if s[-1:] == (vocabulary,)]
+        # Keys or values of 2 prompts x G branches x 2 heads x P positions x 8 numbers.
+        largest = max(torch.Size(shape).numel() for shape, _ in shapes.found)
+        assert largest < 2 * group_size * 2 * PROMPT * 8

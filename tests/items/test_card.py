@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from recast.items.card import entropy_bits, format_card, sid_card
+
+
+def test_entropy_by_hand() -> None:
+    # 2 of 4, 1 of 4, 1 of 4: 0.5 * 1 + 0.25 * 2 + 0.25 * 2.
+    assert entropy_bits(torch.tensor([2, 1, 1])) == 1.5
+    assert entropy_bits(torch.tensor([4, 0])) == 0.0
+    assert entropy_bits(torch.tensor([1] * 8)) == 3.0
+
+
+def test_card_by_hand() -> None:
+    before = torch.tensor([[0, 0], [0, 0], [0, 0], [1, 0], [1, 0], [3, 1]])
+    after = torch.tensor([[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [3, 1]])
+    card = sid_card(
+        before,
+        after,
+        (4, 4),
+        resolve="nearest_free",
+        balance=False,
+        collaborative_weight=0.5,
+        empty_texts=2,
+    )
+    assert card["before"] == {
+        "distinct_sids": 3,
+        "collision_frac": 0.5,
+        "colliding_items": 5,
+        "largest_group": 3,
+    }
+    assert card["after"] == {
+        "distinct_sids": 6,
+        "collision_frac": 0.0,
+        "colliding_items": 0,
+        "largest_group": 1,
+    }
+    assert card["moved_items"] == 3
+    assert card["codes_used"] == [3, 3]
+    assert card["largest_code"] == [3, 3]
+    # Level 1 counts 3, 2, 1; level 2 counts 2, 3, 1: the same entropy.
+    entropy = 0.5 + math.log2(3) / 3 + math.log2(6) / 6
+    assert card["entropy_bits"] == pytest.approx([entropy, entropy])
+    assert card["max_entropy_bits"] == [2.0, 2.0]
+    assert format_card(card).splitlines() == [
+        "6 items as semantic IDs of 2 levels: 4 x 4 codes",
+        "collisions before: 50.0% (5 items share a SID, at most 3 one)",
+        "collisions after: 0.0% (0 items share a SID, at most 1 one)",
+        "resolved by nearest_free: 3 items moved",
+        "level 1: 3 of 4 codes used, entropy 1.46 of 2.00 bits, at most 3 items on one code",
+        "level 2: 3 of 4 codes used, entropy 1.46 of 2.00 bits, at most 3 items on one code",
+        "warning: 2 of 6 items have no text",
+    ]
+
+
+def test_card_of_an_extra_level_moves_nothing() -> None:
+    before = torch.tensor([[0], [0]])
+    after = torch.tensor([[0, 0], [0, 1]])
+    card = sid_card(
+        before,
+        after,
+        (1, 2),
+        resolve="extra_level",
+        balance=True,
+        collaborative_weight=0.0,
+        empty_texts=0,
+    )
+    assert card["moved_items"] == 0
+    assert card["entropy_bits"] == [0.0, 1.0]
+    assert "warning" not in format_card(card)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recast.items.catalog import Catalog, build_catalog, load_catalog
+from recast.types import RecastError
+
+
+@pytest.fixture
+def catalog() -> Catalog:
+    return build_catalog(
+        torch.tensor([[0, 5], [3, 0], [0, 1], [0, 5]]),
+        (4, 8),
+        item_ids=["a", "b", "c", "d"],
+        texts=["Alien (1979)", "", "caf\u00e9", "x"],
+    )
+
+
+def test_tokens_are_offset_codes(catalog: Catalog) -> None:
+    assert catalog.tokens(torch.tensor([0, 1])).tolist() == [[2, 11], [5, 6]]
+    assert catalog.tokens(torch.tensor([[2], [-1]])).tolist() == [[[2, 7]], [[0, 0]]]
+    assert [catalog.level_tokens(level) for level in (0, 1)] == [(2, 6), (6, 14)]
+    assert (catalog.vocab_size, catalog.num_items, catalog.num_levels) == (14, 4, 2)
+
+
+def test_items_of_tokens_that_spell_none_is_minus_one(catalog: Catalog) -> None:
+    tokens = torch.tensor([[2, 7], [2, 8], [3, 7], [0, 0], [7, 2], [13, 13], [5, 6], [1, 99]])
+    assert catalog.items_of(tokens).tolist() == [2, -1, -1, -1, -1, -1, 1, -1]
+
+
+def test_of_a_shared_sid_the_lowest_item_answers(catalog: Catalog) -> None:
+    assert catalog.items_of(catalog.tokens(torch.tensor([3]))).tolist() == [0]
+
+
+@given(st.data())
+def test_items_survive_tokens_and_back(data: st.DataObject) -> None:
+    sizes = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
+    row = st.tuples(*(st.integers(0, size - 1) for size in sizes))
+    table = data.draw(st.lists(row, min_size=1, max_size=15))
+    first = data.draw(st.integers(2, 50))
+    catalog = build_catalog(torch.tensor(table), sizes, first_token=first)
+    tokens = catalog.tokens(torch.arange(len(table)))
+    firsts = [table.index(codes) for codes in table]
+    assert catalog.items_of(tokens).tolist() == firsts
+    wrong = data.draw(row)
+    spelt = torch.tensor(wrong) + torch.tensor(
+        [catalog.level_tokens(i)[0] for i in range(len(sizes))]
+    )
+    assert int(catalog.items_of(spelt)) == (table.index(wrong) if wrong in table else -1)
+
+
+def test_save_and_load_round_trip(catalog: Catalog, tmp_path: Path) -> None:
+    catalog.save(tmp_path / "out")
+    loaded = load_catalog(tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["catalog.parquet", "sid.json"]
+    assert torch.equal(loaded.codes, catalog.codes)
+    for name in ("codebook_sizes", "item_ids", "texts", "first_token", "pad_token", "bos_token"):
+        assert getattr(loaded, name) == getattr(catalog, name)
+    with pytest.raises(RecastError, match="already holds something"):
+        catalog.save(tmp_path / "out")
+
+
+def test_write_joins_other_files_in_a_folder(catalog: Catalog, tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("kept")
+    catalog.write(tmp_path)
+    assert load_catalog(tmp_path).item_ids == catalog.item_ids
+    assert (tmp_path / "other").read_text() == "kept"
+
+
+def test_one_item() -> None:
+    catalog = build_catalog(torch.tensor([[0, 0]]), (1, 1))
+    assert catalog.item_ids == ["0"]
+    assert catalog.items_of(torch.tensor([[2, 3], [3, 2]])).tolist() == [0, -1]
+
+
+@pytest.mark.parametrize(
+    ("codes", "sizes", "ids", "message"),
+    [
+        ([[0], [1]], (2,), ["a"], "2 codes, 1 item ids and 2 texts: give as many of each"),
+        ([[0], [1]], (2,), ["a", "a"], "item id 'a' appears more than once: keep one row per item"),
+        ([[0], [1]], (2, 2), None, "codes have 1 levels, codebook_sizes 2: make them equal"),
+        (
+            [[0], [2]],
+            (2,),
+            ["a", "b"],
+            r"item 'b' has the code \[2\], outside the codebooks \[2\]: codes run from 0 to size",
+        ),
+        ([[0], [-1]], (2,), None, r"item 1 has the code \[-1\]: codes start at 0"),
+    ],
+)
+def test_bad_catalogs_are_refused(
+    codes: list[list[int]], sizes: tuple[int, ...], ids: list[str] | None, message: str
+) -> None:
+    with pytest.raises(RecastError, match=message):
+        build_catalog(torch.tensor(codes), sizes, item_ids=ids)
+
+
+def test_bad_folders_are_refused(catalog: Catalog, tmp_path: Path) -> None:
+    with pytest.raises(RecastError, match=r"holds no catalogue \(sid.json\): make one with"):
+        load_catalog(tmp_path)
+    catalog.write(tmp_path)
+    table = pl.DataFrame({"item_id": ["a", "b"], "codes": [[0, 1, 2], [0]], "text": ["", ""]})
+    table.write_parquet(tmp_path / "catalog.parquet")
+    with pytest.raises(RecastError, match=r"row 0 has the codes \[0, 1, 2\]: sid.json names 2"):
+        load_catalog(tmp_path)
+    assert json.loads((tmp_path / "sid.json").read_text())["codebook_sizes"] == [4, 8]

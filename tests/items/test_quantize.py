@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recast.items.quantize import choose_shape, rq_kmeans
+from recast.types import RecastError
+
+
+def column(*values: float) -> torch.Tensor:
+    return torch.tensor(values)[:, None]
+
+
+def test_residual_kmeans_by_hand() -> None:
+    # Level 1: {0, 1} around 0.5 and {10, 11} around 10.5; left over: -0.5, 0.5, -0.5, 0.5.
+    codes, centroids = rq_kmeans(column(0, 1, 10, 11), 2, 2, seed=0)
+    assert sorted(centroids[0].flatten().tolist()) == [0.5, 10.5]
+    assert sorted(centroids[1].flatten().tolist()) == [-0.5, 0.5]
+    spelt = [[float(centroids[level][c]) for level, c in enumerate(row)] for row in codes.tolist()]
+    assert spelt == [[0.5, -0.5], [0.5, 0.5], [10.5, -0.5], [10.5, 0.5]]
+
+
+def test_codes_are_the_nearest_centroids_of_the_residuals() -> None:
+    points = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
+    codes, centroids = rq_kmeans(points, 3, 8, seed=1)
+    residual = points
+    for level, book in enumerate(centroids):
+        assert book.shape == (8, 5)
+        distance = torch.cdist(residual, book)
+        own = distance.gather(1, codes[:, level : level + 1])[:, 0]
+        torch.testing.assert_close(own, distance.min(1).values)
+        residual = residual - book[codes[:, level]]
+    assert residual.square().sum() < 0.5 * points.square().sum()
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_same_seed_same_codes_for_any_number_of_threads(balance: bool) -> None:
+    points = torch.randn(1000, 32, generator=torch.Generator().manual_seed(0))
+    before = points.clone()
+    threads = torch.get_num_threads()
+    try:
+        runs = []
+        for count in (1, 1, 2):
+            torch.set_num_threads(count)
+            runs.append(rq_kmeans(points, 1, 16, seed=0, balance=balance))
+    finally:
+        torch.set_num_threads(threads)
+    for codes, centroids in runs[1:]:
+        assert torch.equal(codes, runs[0][0])
+        assert all(torch.equal(a, b) for a, b in zip(centroids, runs[0][1], strict=True))
+    assert torch.equal(points, before)
+    assert not torch.equal(rq_kmeans(points, 1, 16, seed=1, balance=balance)[0], runs[0][0])
+
+
+def test_balance_by_hand() -> None:
+    # Plain: {0, 1, 2} and {10}. Capped at 2: the cluster around 1 keeps 1 and 0, and 2 joins 10.
+    points = column(0, 1, 2, 10)
+    plain, _ = rq_kmeans(points, 1, 2, seed=0)
+    capped, centroids = rq_kmeans(points, 1, 2, seed=0, balance=True)
+    assert plain[:3].unique().tolist() != plain.unique().tolist()
+    assert [float(centroids[0][code]) for code in capped[:, 0]] == [0.5, 0.5, 6.0, 6.0]
+
+
+@settings(deadline=None, max_examples=30)
+@given(num_items=st.integers(1, 60), size=st.integers(1, 9), seed=st.integers(0, 5))
+def test_balance_caps_every_code(num_items: int, size: int, seed: int) -> None:
+    size = min(size, num_items)
+    # Few distinct points: ties and empty clusters included.
+    points = torch.randint(0, 4, (num_items, 2), generator=torch.Generator().manual_seed(seed))
+    codes, centroids = rq_kmeans(points.float(), 2, size, seed, balance=True)
+    for level in range(2):
+        assert torch.bincount(codes[:, level]).max() <= math.ceil(num_items / size)
+        assert centroids[level].isfinite().all()
+
+
+def test_fewer_distinct_points_than_codes_prints_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    codes, centroids = rq_kmeans(column(3, 3, 3, 8), 2, 3, seed=0)
+    assert codes.shape == (4, 2)
+    assert len({tuple(row) for row in codes.tolist()}) == 2
+    assert all(book.isfinite().all() for book in centroids)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_one_item_one_code() -> None:
+    assert rq_kmeans(column(3), *choose_shape(1), seed=0)[0].tolist() == [[0, 0, 0]]
+
+
+def test_shape_follows_the_catalogue() -> None:
+    # 1,682: root 41.01 -> 64. Two levels: root of 8 * 1,682 = 116 -> 128.
+    assert choose_shape(1682) == (3, 64)
+    assert choose_shape(1682, num_levels=2) == (2, 128)
+    assert choose_shape(64) == (3, 8)
+    assert choose_shape(65) == (3, 16)
+    assert choose_shape(10**9) == (3, 8192)
+
+
+@given(st.integers(1, 5000), st.one_of(st.none(), st.integers(2, 5)))
+def test_every_catalogue_fits_its_shape(num_items: int, num_levels: int | None) -> None:
+    levels, size = choose_shape(num_items, num_levels)
+    assert size & (size - 1) == 0
+    assert size <= num_items
+    assert size**levels >= num_items * (8 if num_items >= 16 else 1)
+
+
+def test_bad_embeddings_are_refused() -> None:
+    with pytest.raises(RecastError, match=r"embeddings: row 1 is not finite \(2 such rows\)"):
+        rq_kmeans(column(0, math.nan, math.inf), 1, 2, seed=0)
+    with pytest.raises(RecastError, match="codebook_size is 5 for 4 items: give at most as many"):
+        rq_kmeans(column(0, 1, 2, 3), 1, 5, seed=0)

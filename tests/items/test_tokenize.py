@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from recast.config import PrepareConfig, TokenizeConfig
+from recast.data.prepare import prepare
+from recast.items.catalog import load_catalog
+from recast.items.tokenize import tokenize
+from recast.types import RecastError
+
+COLOURS = ("red", "blue", "green", "old", "new")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """20 users with 12 events each on 30 items, the first of them without text."""
+    folder = tmp_path_factory.mktemp("data")
+    events = [
+        f"{u},{(u * 7 + t * (u % 3 + 1)) % 30},{t * 20 + u}" for u in range(20) for t in range(12)
+    ]
+    (folder / "events.csv").write_text("\n".join(["user,item,time", *events]))
+    items = [f"{i},{COLOURS[i % 5]} {COLOURS[i // 5 % 5]}" for i in range(1, 30)]
+    (folder / "items.csv").write_text("\n".join(["item,title", "0,", *items]))
+    prepare(
+        PrepareConfig(
+            interactions=str(folder / "events.csv"),
+            items=str(folder / "items.csv"),
+            text=["title"],
+            output=str(folder / "out"),
+        )
+    )
+    return str(folder / "out")
+
+
+def test_folder_holds_everything_the_card_speaks_of(
+    data: str, encoder: Path, tmp_path: Path
+) -> None:
+    config = TokenizeConfig(
+        data=data, encoder=str(encoder), output=str(tmp_path / "out"), collaborative_dim=4
+    )
+    catalog = tokenize(config)
+    folder = tmp_path / "out"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "card.json",
+        "catalog.parquet",
+        "config.yaml",
+        "embeddings.safetensors",
+        "sid.json",
+    ]
+    loaded = load_catalog(folder)
+    assert torch.equal(loaded.codes, catalog.codes)
+    assert loaded.texts[loaded.item_ids.index("0")] == ""
+    assert catalog.codebook_sizes == (8, 8, 8)  # root of 30 is 5.5
+    assert catalog.trie.num_leaves == 30
+    card = json.loads((folder / "card.json").read_text())
+    assert (card["num_items"], card["empty_texts"]) == (30, 1)
+    assert card["after"]["collision_frac"] == 0
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (written["num_levels"], written["codebook_size"]) == (3, 8)
+    vectors = load_file(folder / "embeddings.safetensors")
+    assert {name: tuple(v.shape) for name, v in vectors.items()} == {
+        "text": (30, 8),
+        "collaborative": (30, 4),
+        "centroids.0": (8, 12),
+        "centroids.1": (8, 12),
+        "centroids.2": (8, 12),
+    }
+    again = tokenize(
+        TokenizeConfig(
+            data=data, encoder=str(encoder), output=str(tmp_path / "again"), collaborative_dim=4
+        )
+    )
+    assert torch.equal(again.codes, catalog.codes)
+
+
+def test_an_extra_level_counts_the_items_of_each_sid(data: str, tmp_path: Path) -> None:
+    catalog = tokenize(
+        TokenizeConfig(
+            data=data,
+            output=str(tmp_path / "out"),
+            collaborative_weight=1,
+            num_levels=1,
+            codebook_size=4,
+            resolve="extra_level",
+            balance=True,
+        )
+    )
+    # Balanced: at most ceil(30 / 4) = 8 items on a code, and 30 items do not fit 4 codes of 7.
+    assert catalog.codebook_sizes == (4, 8)
+    assert catalog.trie.num_leaves == 30
+    assert list(load_file(tmp_path / "out" / "embeddings.safetensors")) == [
+        "centroids.0",
+        "collaborative",
+    ]
+
+
+def test_text_alone(data: str, encoder: Path, tmp_path: Path) -> None:
+    tokenize(
+        TokenizeConfig(
+            data=data, encoder=str(encoder), output=str(tmp_path / "out"), collaborative_weight=0
+        )
+    )
+    assert "collaborative" not in load_file(tmp_path / "out" / "embeddings.safetensors")
+
+
+def test_bad_input_leaves_nothing_behind(data: str, encoder: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    with pytest.raises(RecastError, match="nowhere"):
+        tokenize(TokenizeConfig(data="nowhere", output=out))
+    with pytest.raises(RecastError, match="codebook_size is 64 for 30 items"):
+        tokenize(TokenizeConfig(data=data, output=out, collaborative_weight=1, codebook_size=64))
+    with pytest.raises(RecastError, match="30 items do not fit into 16 semantic IDs"):
+        tokenize(
+            TokenizeConfig(
+                data=data, output=out, collaborative_weight=1, num_levels=2, codebook_size=4
+            )
+        )
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run").write_text("mine")
+    with pytest.raises(RecastError, match="already holds something"):
+        tokenize(TokenizeConfig(data=data, encoder=str(encoder), output=out))
+    with pytest.raises(RecastError, match=r"run/below cannot be written .*: free some space or"):
+        tokenize(TokenizeConfig(data=data, output=out + "/run/below", collaborative_weight=1))
+
+
+def test_a_catalogue_without_any_text_needs_a_weight_of_one(tmp_path: Path) -> None:
+    rows = [f"{u},{(u + t) % 6},{t * 9 + u}" for u in range(9) for t in range(5)]
+    (tmp_path / "events.csv").write_text("\n".join(["user,item,time", *rows]))
+    prepare(PrepareConfig(interactions=str(tmp_path / "events.csv"), output=str(tmp_path / "data")))
+    data, out = str(tmp_path / "data"), str(tmp_path / "out")
+    with pytest.raises(
+        RecastError, match=r"all 6 item texts are empty: .*collaborative_weight to 1"
+    ):
+        tokenize(TokenizeConfig(data=data, output=out))
+    catalog = tokenize(TokenizeConfig(data=data, output=out, collaborative_weight=1))
+    assert catalog.codebook_sizes == (4, 4, 4)

@@ -1,0 +1,100 @@
+"""The slow and obvious computations that the tests hold the fast core against."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from recast.items.catalog import Catalog
+from recast.types import Prompts
+
+
+def next_logits(model: PreTrainedModel, tokens: list[int], count: int) -> Tensor:
+    """Logits after the last `count` tokens of one unpadded sequence, `[count, V]`."""
+    return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -count:]
+
+
+def branch_logprobs(
+    model: PreTrainedModel, prompts: Prompts, row: int, branch: list[int]
+) -> Tensor:
+    """Log-probabilities `[L]` of one branch after its own copy of the prompt."""
+    prompt = prompts.tokens[row, : int(prompts.lengths[row])].tolist()
+    logits = next_logits(model, prompt + branch[:-1], len(branch))
+    return logits.log_softmax(-1).gather(1, torch.tensor(branch)[:, None])[:, 0]
+
+
+def allowed_children(catalog: Catalog, seen: list[int], prefix: list[int]) -> list[int]:
+    """Tokens that may follow `prefix`: those of items that are not seen."""
+    items = [i for i in range(catalog.num_items) if i not in seen]
+    rows = catalog.tokens(torch.tensor(items, dtype=torch.long)).tolist()
+    return sorted({row[len(prefix)] for row in rows if row[: len(prefix)] == prefix})
+
+
+def item_logprobs(
+    model: PreTrainedModel, catalog: Catalog, prompts: Prompts, row: int, space: str
+) -> dict[int, list[float]]:
+    """Log-probability of every token of every unseen item, normalised over `space`."""
+    seen = prompts.seen[row].tolist()
+    found = {}
+    prompt = prompts.tokens[row, : int(prompts.lengths[row])].tolist()
+    for item in set(range(catalog.num_items)) - set(seen):
+        tokens = catalog.tokens(torch.tensor(item)).tolist()
+        with torch.no_grad():
+            logits = next_logits(model, prompt + tokens[:-1], len(tokens)).double()
+        values = []
+        for level, token in enumerate(tokens):
+            if space == "full":
+                over = list(range(logits.shape[-1]))
+            elif space == "level":
+                over = list(range(*catalog.level_tokens(level)))
+            else:
+                over = allowed_children(catalog, seen, tokens[:level])
+            values.append(float(logits[level, token] - logits[level, over].logsumexp(0)))
+        found[item] = values
+    return found
+
+
+def gradients(model: PreTrainedModel, loss: Tensor) -> Tensor:
+    """All parameters' gradients of `loss` in one vector."""
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return flat_gradients(model)
+
+
+def flat_gradients(model: PreTrainedModel) -> Tensor:
+    return torch.cat(
+        [
+            (torch.zeros_like(p) if p.grad is None else p.grad).flatten().clone()
+            for p in model.parameters()
+        ]
+    )
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    assert wanted.norm() > 0
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def lift_norms(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute RMS norms in the model's own precision; transformers casts them to float32."""
+
+    def llama_norm(self: torch.nn.Module, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * x * scale
+
+    def gemma_norm(self: torch.nn.Module, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
+
+    for kind in {type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}:
+        norm = gemma_norm if kind.__name__.startswith("Gemma") else llama_norm
+        monkeypatch.setattr(kind, "forward", norm)
+
+
+def chi_square_limit(degrees: int) -> float:
+    """99.9 % quantile of the chi-square distribution (Wilson and Hilferty, 1931)."""
+    part = 2 / (9 * degrees)
+    return degrees * (1 - part + 3.0902 * math.sqrt(part)) ** 3

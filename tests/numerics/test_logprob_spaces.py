@@ -1,0 +1,81 @@
+"""What a token's probability is normalised over, and which branches have none."""
+
+from __future__ import annotations
+
+import naive
+import pytest
+import tiny
+import torch
+
+from recast.policy.logprobs import branch_logprobs
+from recast.types import Prompts, RecastError, select
+
+SEEN = [[0, 1, 3], [6], []]
+
+
+@pytest.fixture
+def prompts() -> Prompts:
+    histories = [[0, 1, 3], [6], []]
+    return tiny.make_prompts(tiny.tiny_catalog(), histories, [[7], [0], [5]], SEEN)
+
+
+@pytest.mark.parametrize("space", ["full", "level", "trie"])
+def test_every_unseen_item_scores_as_in_the_naive_computation(
+    prompts: Prompts, space: str
+) -> None:
+    policy = tiny.tiny_policy("qwen3", tiny.tiny_catalog(), torch.float64)
+    plain = tiny.twin(policy.model)
+    for row in range(3):
+        wanted = naive.item_logprobs(plain, policy.catalog, prompts, row, space)
+        asked = policy.catalog.tokens(torch.tensor([sorted(wanted)]))
+        with torch.no_grad():
+            alone = select(prompts, torch.tensor([row]))
+            found = branch_logprobs(policy, alone, asked, space)[0]
+        torch.testing.assert_close(
+            found, torch.tensor([wanted[i] for i in sorted(wanted)]).double(), rtol=0, atol=1e-6
+        )
+
+
+def test_trie_probabilities_of_all_unseen_items_sum_to_one(prompts: Prompts) -> None:
+    policy = tiny.tiny_policy("llama", tiny.tiny_catalog(), torch.float64)
+    for row, seen in enumerate(SEEN):
+        items = [i for i in range(8) if i not in seen]
+        one = tiny.make_prompts(policy.catalog, [seen], [[items[0]]], [seen])
+        with torch.no_grad():
+            found = branch_logprobs(policy, one, policy.catalog.tokens(torch.tensor([items])), "trie")
+        assert float(found.sum(-1).exp().sum()) == pytest.approx(1, abs=1e-12), row
+
+
+def test_a_forced_token_has_log_probability_zero() -> None:
+    """Item 2 = (0, 1, 0) is the only one below (0, 1)."""
+    policy = tiny.tiny_policy("qwen3", tiny.tiny_catalog())
+    prompts = tiny.make_prompts(policy.catalog, [[5]], [[2]])
+    found = branch_logprobs(policy, prompts, prompts.targets, "trie")
+    assert found[0, 0, 2] == 0
+    assert found[0, 0, 0] < 0
+
+
+@pytest.mark.parametrize(("item", "word"), [(None, "not in the catalogue"), (1, "seen")])
+def test_a_branch_without_a_probability_is_refused(
+    prompts: Prompts, item: int | None, word: str
+) -> None:
+    policy = tiny.tiny_policy("qwen3", tiny.tiny_catalog())
+    branches = prompts.targets.clone()
+    # (2, 2, 0) is no item's code.
+    codes = [2 + 2, 5 + 2, 8 + 0]
+    branches[0, 0] = (
+        torch.tensor(codes) if item is None else policy.catalog.tokens(torch.tensor(item))
+    )
+    with pytest.raises(RecastError, match=rf"of prompt 0 .*{word}"):
+        branch_logprobs(policy, prompts, branches, "trie")
+    assert branch_logprobs(policy, prompts, branches, "full").isfinite().all()
+
+
+def test_padding_among_several_targets_scores_zero_in_the_trie() -> None:
+    policy = tiny.tiny_policy("qwen3", tiny.tiny_catalog())
+    both = tiny.make_prompts(policy.catalog, [[5], [6, 7]], [[2, 3], [0]], [[0, 5], [6, 7]])
+    found = branch_logprobs(policy, both, both.targets, "trie")
+    assert (found[1, 1] == 0).all()
+    alone = tiny.make_prompts(policy.catalog, [[6, 7]], [[0]], [[6, 7]])
+    wanted = branch_logprobs(policy, alone, alone.targets, "trie")
+    torch.testing.assert_close(found[1:, :1], wanted)

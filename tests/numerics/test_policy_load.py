@@ -1,0 +1,122 @@
+"""Policies made, extended, saved and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import naive
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM
+
+from recast.config import ModelConfig
+from recast.items.catalog import build_catalog
+from recast.policy.load import create_policy, load_policy, save_policy
+from recast.policy.logprobs import branch_logprobs
+from recast.types import RecastError
+
+
+def _saved(folder: Path, name: str, vocab_size: int) -> str:
+    config = tiny.tiny_config(name, vocab_size)
+    with torch.random.fork_rng(devices=[]):
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_new_policy_has_the_asked_shape_and_depends_on_the_seed_alone() -> None:
+    catalog = tiny.tiny_catalog()
+    torch.manual_seed(1)
+    config = ModelConfig(hidden_size=32, num_heads=4, num_kv_heads=2, intermediate_size=48)
+    first = create_policy(config, catalog, window=5, seed=3)
+    torch.manual_seed(2)
+    state = torch.random.get_rng_state()
+    again = create_policy(config, catalog, window=5, seed=3)
+    other = create_policy(config, catalog, window=5, seed=4)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert first.model.config.model_type == "qwen3"
+    assert first.model.config.vocab_size == 2 + 3 + 3 + 4
+    assert first.model.config.max_position_embeddings == 1 + 5 * 3
+    assert not first.model.training
+    weights = [p.model.get_input_embeddings().weight for p in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_vocabulary_of_a_given_model_is_extended(tmp_path: Path, name: str) -> None:
+    folder = _saved(tmp_path / "model", name, 9)
+    kept = AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight
+    catalog = build_catalog(tiny.CODES, tiny.SIZES, first_token=9)
+    policy = create_policy(ModelConfig(path=folder), catalog, window=5, seed=0)
+    weight = policy.model.get_input_embeddings().weight
+    assert policy.model.config.vocab_size == len(weight) == 9 + 3 + 3 + 4
+    assert torch.equal(weight[:9], kept)
+    assert policy.model.get_output_embeddings().weight.shape == weight.shape
+    prompts = tiny.make_prompts(catalog, [[1, 2]], [[7]])
+    found = branch_logprobs(policy, prompts, prompts.targets, "full")
+    wanted = naive.branch_logprobs(
+        tiny.twin(policy.model), prompts, 0, prompts.targets[0, 0].tolist()
+    )
+    torch.testing.assert_close(found[0, 0], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_larger_vocabulary_is_left_as_it_is(tmp_path: Path) -> None:
+    folder = _saved(tmp_path / "model", "llama", 40)
+    policy = create_policy(ModelConfig(path=folder), tiny.tiny_catalog(), window=5, seed=0)
+    assert policy.model.get_input_embeddings().weight.shape[0] == 40
+
+
+def test_a_saved_policy_gives_the_same_log_probabilities(tmp_path: Path) -> None:
+    policy = tiny.tiny_policy("llama", tiny.tiny_catalog())
+    save_policy(policy, tmp_path / "policy")
+    again = load_policy(tmp_path / "policy")
+    prompts = tiny.make_prompts(policy.catalog, [[1, 2], [5]], [[7], [0]])
+    for space in ("full", "level", "trie"):
+        found = branch_logprobs(again, prompts, prompts.targets, space)
+        wanted = branch_logprobs(policy, prompts, prompts.targets, space)
+        assert torch.equal(found, wanted)
+    assert again.window == policy.window
+    assert not again.model.training
+    assert again.catalog.codes.tolist() == tiny.CODES.tolist()
+    assert {p.name for p in tmp_path.iterdir()} == {"policy"}
+
+
+def test_a_saved_policy_is_a_plain_hugging_face_folder(tmp_path: Path) -> None:
+    policy = tiny.tiny_policy("qwen3", tiny.tiny_catalog())
+    save_policy(policy, tmp_path / "policy")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    assert plain.config._attn_implementation == "sdpa"
+    assert not plain.generation_config.do_sample
+
+
+def test_a_vocabulary_smaller_than_the_catalogue_is_refused(tmp_path: Path) -> None:
+    policy = tiny.tiny_policy("llama", tiny.tiny_catalog())
+    save_policy(policy, tmp_path / "policy")
+    larger = build_catalog(tiny.CODES, (3, 3, 9))
+    for file in (tmp_path / "policy" / "catalog").iterdir():
+        file.unlink()
+    larger.save(tmp_path / "policy" / "catalog")
+    with pytest.raises(RecastError, match=r"policy has 12 tokens, its catalogue needs 17: use "):
+        load_policy(tmp_path / "policy")
+
+
+def test_a_context_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
+    folder = _saved(tmp_path / "model", "gpt2", 12)
+    with pytest.raises(RecastError, match=r"context of 640 tokens, a window of 214 items needs 643"):
+        create_policy(ModelConfig(path=folder), tiny.tiny_catalog(), window=214, seed=0)
+    create_policy(ModelConfig(path=folder), tiny.tiny_catalog(), window=213, seed=0)
+
+
+def test_a_folder_without_a_policy_or_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecastError, match=r"holds no policy \(recast.json\): make one with"):
+        load_policy(tmp_path)
+    with pytest.raises(RecastError, match=r"holds no model \(config.json\): give a Hugging Face"):
+        create_policy(ModelConfig(path=str(tmp_path)), tiny.tiny_catalog(), window=5, seed=0)
+
+
+def test_saving_never_writes_over_another_policy(tmp_path: Path) -> None:
+    policy = tiny.tiny_policy("llama", tiny.tiny_catalog())
+    save_policy(policy, tmp_path / "policy")
+    with pytest.raises(RecastError, match="already holds something"):
+        save_policy(policy, tmp_path / "policy")

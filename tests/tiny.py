@@ -1,0 +1,168 @@
+"""Tiny catalogues, models and prompts that the tests of the core share."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+
+from recast.items.catalog import Catalog, build_catalog
+from recast.policy.load import Policy
+from recast.policy.packed import ATTENTION
+from recast.types import Prompts, RolloutGroups
+
+CODES = torch.tensor(
+    [[0, 0, 1], [0, 0, 2], [0, 1, 0], [1, 2, 2], [1, 2, 0], [2, 0, 1], [2, 1, 1], [2, 1, 3]]
+)
+SIZES = (3, 3, 4)
+ARCHITECTURES = ("qwen3", "llama", "gpt2", "mistral", "gemma3")
+
+
+def tiny_catalog() -> Catalog:
+    """Eight items on three levels."""
+    return build_catalog(CODES, SIZES)
+
+
+def random_catalog(num_items: int, sizes: tuple[int, ...], seed: int = 0) -> Catalog:
+    """At most `num_items` items with distinct random codes."""
+    draw = torch.Generator().manual_seed(seed)
+    codes = torch.stack([torch.randint(0, n, (num_items,), generator=draw) for n in sizes], dim=1)
+    return build_catalog(torch.unique(codes, dim=0), sizes)
+
+
+def tiny_config(name: str, vocab_size: int) -> PretrainedConfig:
+    """A small model with random weights large enough that attention is far from uniform.
+
+    Dropout rates are not zero, so that a test notices when they are left on.
+    """
+    common = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 640,
+        "initializer_range": 0.15,
+        "attention_dropout": 0.1,
+        "bos_token_id": 1,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+    }
+    if name == "qwen3":
+        return Qwen3Config(**common, head_dim=8, tie_word_embeddings=True)
+    if name == "llama":
+        return LlamaConfig(**common, tie_word_embeddings=False)
+    if name == "mistral":
+        return MistralConfig(**common, head_dim=8, sliding_window=4)
+    if name == "gemma3":
+        layers = ["sliding_attention", "full_attention"]
+        return Gemma3TextConfig(
+            **common, head_dim=8, sliding_window=5, layer_types=layers, query_pre_attn_scalar=8
+        )
+    return GPT2Config(
+        vocab_size=vocab_size,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=640,
+        initializer_range=0.15,
+        bos_token_id=1,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+
+
+def tiny_policy(name: str, catalog: Catalog, dtype: torch.dtype = torch.float32) -> Policy:
+    """A policy in evaluation mode; the same weights on every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        config = tiny_config(name, catalog.vocab_size)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+    return Policy(model=model.to(dtype).eval(), catalog=catalog, window=20)
+
+
+def twin(model: PreTrainedModel, attention: str = "sdpa") -> PreTrainedModel:
+    """The same weights in transformers' own attention."""
+    config = copy.deepcopy(model.config)
+    with torch.random.fork_rng(devices=[]):
+        other = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    other.load_state_dict(model.state_dict())
+    assert other.config._attn_implementation == attention
+    return other.to(model.dtype).eval()
+
+
+def make_prompts(
+    catalog: Catalog,
+    histories: list[list[int]],
+    targets: list[list[int]],
+    seen: list[list[int]] | None = None,
+    first_row: int = 0,
+) -> Prompts:
+    """Prompts from item lists; ragged lists are padded with -1 on the right."""
+    history, target = _padded(histories), _padded(targets)
+    bos = torch.full((len(histories), 1), catalog.bos_token)
+    return Prompts(
+        tokens=torch.cat([bos, catalog.tokens(history).flatten(1)], dim=1),
+        lengths=1 + catalog.num_levels * (history >= 0).sum(1),
+        targets=catalog.tokens(target),
+        target_items=target,
+        history=history,
+        seen=torch.empty(len(histories), 0, dtype=torch.long) if seen is None else _padded(seen),
+        row_ids=torch.arange(len(histories)) + first_row,
+    )
+
+
+def make_groups(
+    tokens: list[list[list[int]]],
+    targets: list[list[list[int]]],
+    target_items: list[list[int]] | None = None,
+    items: list[list[int]] | None = None,
+    exists: list[list[bool]] | None = None,
+    seed: int = 0,
+) -> RolloutGroups:
+    """Groups by hand; log-probabilities are numbers that a test can recognise."""
+    rollouts, wanted = torch.tensor(tokens), torch.tensor(targets)
+    num_prompts, group_size, num_levels = rollouts.shape
+    mask = torch.ones_like(rollouts, dtype=torch.bool)
+    if exists is not None:
+        mask &= torch.tensor(exists)[..., None]
+    ids = torch.arange(wanted.shape[1]).expand(num_prompts, -1) + 100
+    return RolloutGroups(
+        prompts=Prompts(
+            tokens=torch.ones(num_prompts, 1, dtype=torch.long),
+            lengths=torch.ones(num_prompts, dtype=torch.long),
+            targets=wanted,
+            target_items=ids.clone() if target_items is None else torch.tensor(target_items),
+            history=torch.empty(num_prompts, 0, dtype=torch.long),
+            seen=torch.empty(num_prompts, 0, dtype=torch.long),
+            row_ids=torch.arange(num_prompts),
+        ),
+        tokens=rollouts,
+        items=torch.arange(num_prompts * group_size).view(num_prompts, group_size)
+        if items is None
+        else torch.tensor(items),
+        rollout_logprobs=-1.0 - torch.arange(rollouts.numel()).view(rollouts.shape) / 100,
+        target_logprobs=-5.0 - torch.arange(wanted.numel()).view(wanted.shape) / 100,
+        loss_mask=mask,
+        policy_version=0,
+        seed=seed,
+        step=0,
+    )
+
+
+def _padded(rows: list[list[int]]) -> Tensor:
+    width = max(len(row) for row in rows)
+    flat = [row + [-1] * (width - len(row)) for row in rows]
+    return torch.tensor(flat, dtype=torch.long).view(len(rows), width)
