@@ -98,9 +98,9 @@ def twin(model: PreTrainedModel, attention: str = "sdpa") -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     with torch.random.fork_rng(devices=[]):
         other = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    other.load_state_dict(model.state_dict())
+    other.to(model.dtype).load_state_dict(model.state_dict())
     assert other.config._attn_implementation == attention
-    return other.to(model.dtype).eval()
+    return other.eval()
 
 
 def make_prompts(

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from polars.exceptions import ComputeError
+from safetensors import SafetensorError
+
 from recast.types import RecastError
 
 
@@ -21,27 +24,47 @@ def refuse_existing(folder: str | Path) -> Path:
 
 @contextmanager
 def staged_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` if the block ends well, and vanishes if not."""
+    """A temporary folder that becomes `folder` if the block ends well, and vanishes if not.
+
+    Raises `RecastError` when the block cannot write (a full disk, no permission).
+    """
     path = refuse_existing(folder)
     stage = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        stage.mkdir(parents=True)
-        yield stage
-        if path.exists():
-            path.rmdir()
-        stage.rename(path)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    with _writing(path):
+        try:
+            stage.mkdir(parents=True)
+            yield stage
+            if path.exists():
+                path.rmdir()
+            stage.rename(path)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 @contextmanager
 def staged_file(file: str | Path) -> Iterator[Path]:
-    """A temporary path that becomes `file`, replacing it, if the block ends well."""
+    """A temporary path that becomes `file`, replacing it, if the block ends well.
+
+    Raises `RecastError` when the block cannot write (a full disk, no permission).
+    """
     path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
     stage = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with _writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield stage
+            stage.replace(path)
+        finally:
+            stage.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        yield stage
-        stage.replace(path)
-    finally:
-        stage.unlink(missing_ok=True)
+        yield
+    except (OSError, SafetensorError, ComputeError) as error:
+        # A full disk reaches us as any of these, by the library that was writing.
+        reason = getattr(error, "strerror", None) or error
+        raise RecastError(
+            f"{path} cannot be written ({reason}): free some space or choose another output"
+        ) from error

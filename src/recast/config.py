@@ -93,11 +93,13 @@ class ModelConfig:
 
     path: str | None = None
     """Hugging Face folder to start from; the shape below is then its own, not this one."""
-    hidden_size: int = 128
+    hidden_size: int = 96
     num_layers: int = 2
-    num_heads: int = 4
-    num_kv_heads: int = 4
-    intermediate_size: int = 256
+    num_heads: int = 3
+    num_kv_heads: int = 3
+    intermediate_size: int = 192
+    initializer_range: float = 0.05
+    """Standard deviation of the random weights; 0.02 suits models a hundred times larger."""
     tie_embeddings: bool = True
 
 
@@ -112,17 +114,19 @@ class SFTConfig:
     output: str
     """Folder to create."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    window: int = 20
+    window: int = 12
     """Items per training window; a prompt holds the latest `window - 1` of a history."""
     epochs: int = 20
     """Passes over all windows, at most: validation NDCG@10 stops it earlier."""
-    batch_windows: int = 64
+    batch_windows: int = 32
     lr: float = 2e-3
     """Peak learning rate; linear warm-up over 5 % of the steps, then cosine to zero."""
-    weight_decay: float = 0.1
-    dropout: float = 0.2
+    weight_decay: float = 0.01
+    backwards_frac: float = 0.0
+    """Share of the training windows read backwards: where co-occurrence says more than order."""
+    dropout: float = 0.1
     """On the token embeddings, in SFT only."""
-    patience: int = 3
+    patience: int = 5
     """Validations without a better NDCG@10 before training stops."""
     valid_rows: int = 2000
     """Validation rows (a seeded sample) used for early stopping."""
@@ -212,6 +216,7 @@ class EvaluateConfig:
         require(
             self.beam_width >= 10, "beam_width", self.beam_width, "metrics at 10 need 10 or more"
         )
+        require(self.invalid_rows >= 1, "invalid_rows", self.invalid_rows, "give 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +229,14 @@ class QuickstartConfig:
     """Seed of SFT and RL; the data and the semantic IDs do not depend on it."""
     interactions: str = "movielens-100k"
     """`movielens-100k` (fetched from PyPI) or the path of GroupLens' ml-100k.zip."""
+    epochs: int = 20
+    """Epochs of SFT."""
+    steps: int = 150
+    """Steps of every RL run."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "give 1 or more")
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -191,13 +191,11 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
     """`recast evaluate`: write `eval.json`, `rows.parquet` and `config.yaml` for a whole split.
 
     Returns the means; `eval.json` adds their 95 % intervals over users and what they cover. Raises
-    `RecastError` when data and policy do not belong together or the split has no row.
+    `RecastError` when data and policy do not belong together or `output` holds something.
     """
     interactions, policy = load_data(config.data), load_policy(config.policy)
     check_catalog(interactions, policy.catalog)
     rows = interactions.rows(config.split)
-    if not len(rows):
-        raise RecastError(f"{config.data} has no row to rank in {config.split}: give more data")
     with staged_folder(config.output) as stage:
         few = rows[next(_batches(policy, interactions, rows, config.beam_width))[:32]]
         choose_threads(

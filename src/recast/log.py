@@ -66,26 +66,27 @@ class RunLog:
         config: dict[str, Any],
         *,
         parent: RunLog | None = None,
-        data_hash: str | None = None,
         silent: bool = False,
     ) -> None:
         self.folder = refuse_existing(folder)
         own = Console(quiet=silent, highlight=False, markup=False, soft_wrap=True)
         self.console: Console = parent.console if parent else own
         self._config = config
-        self._data_hash = data_hash
         self._began = time.monotonic()
         self._hinted = False
         self._rollouts: list[pl.DataFrame] = []
 
     def __enter__(self) -> RunLog:
-        self.folder.mkdir(parents=True, exist_ok=True)
         settings = yaml.safe_dump(self._config, sort_keys=False)
-        (self.folder / "config.yaml").write_text(settings, encoding="utf-8")
-        described = json.dumps(environment(self._data_hash), indent=2)
-        (self.folder / "env.json").write_text(described + "\n", encoding="utf-8")
-        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(self.folder / "tb"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            (self.folder / "config.yaml").write_text(settings, encoding="utf-8")
+            self.environment()
+            self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(self.folder / "tb"))
+        except OSError:
+            shutil.rmtree(self.folder)
+            raise
         return self
 
     def __exit__(
@@ -102,6 +103,11 @@ class RunLog:
             shutil.rmtree(self.folder)
         else:
             self._write_rollouts()
+
+    def environment(self, data_hash: str | None = None) -> None:
+        """Write `env.json`; call it again once the hash of the data is known."""
+        described = json.dumps(environment(data_hash), indent=2)
+        (self.folder / "env.json").write_text(described + "\n", encoding="utf-8")
 
     def say(self, text: str) -> None:
         """One line for the person at the screen."""
@@ -250,8 +256,8 @@ def rollout_table(
     """
     num_prompts, group_size = groups.items.shape
     repaired = (signal.groups.tokens != groups.tokens).any(-1)
-    count = groups.loss_mask.sum(-1).clamp(min=1)
-    advantages = signal.advantages.expand(groups.tokens.shape)
+    learned = signal.groups.loss_mask
+    advantages = signal.advantages.expand(groups.tokens.shape) * learned
     columns = {
         "row_id": groups.prompts.row_ids.repeat_interleave(group_size),
         "rank": torch.arange(group_size).repeat(num_prompts),
@@ -259,7 +265,7 @@ def rollout_table(
         "tokens": groups.tokens.flatten(0, 1),
         "logprob": (groups.rollout_logprobs * groups.loss_mask).sum(-1),
         "reward": rewards,
-        "advantage": (advantages * groups.loss_mask).sum(-1) / count,
+        "advantage": advantages.sum(-1) / learned.sum(-1).clamp(min=1),
         "keep": signal.keep,
         "repaired": repaired,
     }

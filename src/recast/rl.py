@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recast.actor import Actor, update
 from recast.config import RLConfig
-from recast.data.folder import load_data
+from recast.data.folder import data_hash, load_data
 from recast.draws import uniforms
 from recast.evaluate import sample_rows, validate
 from recast.log import RunLog
@@ -61,6 +61,7 @@ def train_rl(config: RLConfig, log: RunLog | None = None) -> Metrics:
     started, rollouts = time.process_time(), 0
     rollouts, cpu_s = 0, 0.0
     with RunLog(config.output, asdict(config), parent=log) as run:
+        run.environment(data_hash(config.data))
         valid = validate(policy, interactions, valid_rows)
         run.metrics(0, valid, stage=config.method)
         with run.stage(method.label, total=config.steps) as stage:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from recast.config import SFTConfig
-from recast.data.folder import load_data
+from recast.data.folder import data_hash, load_data
 from recast.draws import uniforms
 from recast.evaluate import sample_rows, validate
 from recast.items.catalog import load_catalog
@@ -37,7 +37,7 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
     check_catalog(interactions, catalog)
     policy = create_policy(config.model, catalog, config.window, config.seed)
     torch.manual_seed(config.seed)  # dropout is the only draw that is not counter-based
-    windows = user_windows(interactions, config.window, config.seed, epoch=0)
+    windows = user_windows(interactions, config, epoch=0)
     if not len(windows):
         raise RecastError(f"{config.data} has no user with 2 training events: give more data")
     threads = choose_threads(
@@ -51,11 +51,12 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
     valid_rows = sample_rows(interactions, "valid", config.valid_rows)
     best, waited, cpu_s = {"valid/ndcg@10": -math.inf}, 0, 0.0
     with RunLog(config.output, asdict(config), parent=log) as run:
+        run.environment(data_hash(config.data))
         run.say(f"{len(windows)} windows of {config.window} items, torch threads: {threads}")
         with run.stage("SFT", total=config.epochs) as stage:
             for epoch in range(config.epochs):
                 started = time.process_time()
-                windows = user_windows(interactions, config.window, config.seed, epoch)
+                windows = user_windows(interactions, config, epoch)
                 loss = train_epoch(policy, windows, optimizer, schedule, config)
                 cpu_s += time.process_time() - started
                 metrics = {"sft/loss": loss} | validate(policy, interactions, valid_rows)
@@ -93,14 +94,14 @@ def train_epoch(
     return float(torch.stack(losses).mean())
 
 
-def user_windows(
-    interactions: Interactions, window: int, seed: int, epoch: int
-) -> Int[Tensor, "N window"]:
+def user_windows(interactions: Interactions, config: SFTConfig, epoch: int) -> Int[Tensor, "N W"]:
     """Every user's training events cut into windows of items, shuffled; -1 pads on the right.
 
     Each epoch cuts at new offsets and reorders the events that share user and time: their order
-    is unknown, so any of them is as true as another. Windows of a single item are dropped.
+    is unknown, so any of them is as true as another. A part of the windows is read backwards.
+    Windows of a single item are dropped.
     """
+    window, seed = config.window, config.seed
     chosen = (interactions.splits == SPLITS.index("train")).nonzero()[:, 0]
     tie_break = uniforms(seed, epoch, chosen, "order", 1)[:, 0]
     order = tie_break.argsort()
@@ -117,7 +118,11 @@ def user_windows(
     windows = items.new_full((int(row[-1]) + 1 if len(row) else 0, window), -1)
     windows[row, column] = items
     windows = windows[windows[:, 1] >= 0]
-    return windows[uniforms(seed, epoch, torch.arange(len(windows)), "shuffle", 1)[:, 0].argsort()]
+    number = torch.arange(len(windows))
+    backwards = uniforms(seed, epoch, number, "backwards", 1) < config.backwards_frac
+    mirrored = ((windows >= 0).sum(1, keepdim=True) - 1 - torch.arange(window)) % window
+    windows = torch.where(backwards, windows.gather(1, mirrored), windows)
+    return windows[uniforms(seed, epoch, number, "shuffle", 1)[:, 0].argsort()]
 
 
 def window_loss(policy: Policy, windows: Int[Tensor, "N W"], dropout: float) -> Float[Tensor, ""]:

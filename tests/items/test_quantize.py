@@ -12,7 +12,7 @@ from recast.types import RecastError
 
 
 def column(*values: float) -> torch.Tensor:
-    return torch.tensor(values)[:, None]
+    return torch.tensor(values, dtype=torch.float32)[:, None]
 
 
 def test_residual_kmeans_by_hand() -> None:

@@ -20,9 +20,7 @@ def prompts() -> Prompts:
 
 
 @pytest.mark.parametrize("space", ["full", "level", "trie"])
-def test_every_unseen_item_scores_as_in_the_naive_computation(
-    prompts: Prompts, space: str
-) -> None:
+def test_every_unseen_item_scores_as_in_the_naive_computation(prompts: Prompts, space: str) -> None:
     policy = tiny.tiny_policy("qwen3", tiny.tiny_catalog(), torch.float64)
     plain = tiny.twin(policy.model)
     for row in range(3):
@@ -42,7 +40,9 @@ def test_trie_probabilities_of_all_unseen_items_sum_to_one(prompts: Prompts) -> 
         items = [i for i in range(8) if i not in seen]
         one = tiny.make_prompts(policy.catalog, [seen], [[items[0]]], [seen])
         with torch.no_grad():
-            found = branch_logprobs(policy, one, policy.catalog.tokens(torch.tensor([items])), "trie")
+            found = branch_logprobs(
+                policy, one, policy.catalog.tokens(torch.tensor([items])), "trie"
+            )
         assert float(found.sum(-1).exp().sum()) == pytest.approx(1, abs=1e-12), row
 
 

@@ -103,7 +103,9 @@ def test_a_vocabulary_smaller_than_the_catalogue_is_refused(tmp_path: Path) -> N
 
 def test_a_context_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
     folder = _saved(tmp_path / "model", "gpt2", 12)
-    with pytest.raises(RecastError, match=r"context of 640 tokens, a window of 214 items needs 643"):
+    with pytest.raises(
+        RecastError, match=r"context of 640 tokens, a window of 214 items needs 643"
+    ):
         create_policy(ModelConfig(path=folder), tiny.tiny_catalog(), window=214, seed=0)
     create_policy(ModelConfig(path=folder), tiny.tiny_catalog(), window=213, seed=0)
 

@@ -7,6 +7,7 @@ counts, cuts), `config.yaml`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,12 @@ def save_data(
     facts: dict[str, Any],
 ) -> None:
     """Write the folder `config.output`; `events` has `user`, `item`, `time`, `split`."""
-    try:
-        with staged_folder(config.output) as stage:
-            events.write_parquet(stage / "interactions.parquet")
-            users.write_parquet(stage / "users.parquet")
-            items.write_parquet(stage / "items.parquet")
-            (stage / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
-            (stage / "config.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
-    except OSError as error:
-        raise RecastError(
-            f"{config.output} cannot be written ({error.strerror or error}): free some space or "
-            "choose another output"
-        ) from error
+    with staged_folder(config.output) as stage:
+        events.write_parquet(stage / "interactions.parquet")
+        users.write_parquet(stage / "users.parquet")
+        items.write_parquet(stage / "items.parquet")
+        (stage / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (stage / "config.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
 
 
 def load_data(folder: str | Path) -> Interactions:
@@ -86,6 +81,13 @@ def load_facts(folder: str | Path) -> dict[str, Any]:
             )
     facts: dict[str, Any] = json.loads((Path(folder) / "data.json").read_text())
     return facts
+
+
+def data_hash(folder: str | Path) -> str:
+    """Sha256 of the events, for the record of a run that used them."""
+    load_facts(folder)
+    with (Path(folder) / "interactions.parquet").open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def describe(folder: str | Path) -> str:

@@ -19,14 +19,16 @@ _WHEEL = "recbole==1.2.1"
 _SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 _MEMBER = "recbole/dataset_example/ml-100k"
 
-# The 19 flags at the end of a line of u.item, in order (README of GroupLens' ml-100k.zip).
+# The columns of u.data and u.item (README of GroupLens' ml-100k.zip); a genre's column is a flag.
 # fmt: off
-_GENRES = (
+_GENRES = [
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary",
     "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi",
     "Thriller", "War", "Western",
-)
+]
 # fmt: on
+_DATA = ["user", "item", "rating", "time"]
+_ITEM = ["item_id", "title", "release_date", "video_date", "url", *_GENRES]
 
 # How the sources write "no value"; the packaged copy misspells it.
 _PLACEHOLDERS = ["unknown", "unkonwn"]
@@ -55,22 +57,20 @@ def read_zip(file: str) -> tuple[pl.DataFrame, pl.DataFrame, list[Path]]:
             data, item = (archive.read(f"ml-100k/{name}") for name in ("u.data", "u.item"))
         events = _table(data, "\t", has_header=False)
         items = _table(item.decode("latin-1").encode(), "|", has_header=False)
-        if events.width != 4 or items.width != 5 + len(_GENRES):
+        if events.width != len(_DATA) or items.width != len(_ITEM):
             raise KeyError("u.data has not 4 columns or u.item not 24")
     except (KeyError, OSError, zipfile.BadZipFile, pl.exceptions.PolarsError) as error:
         reason = error.args[0] if isinstance(error, KeyError) else error
         raise RecastError(
             f"{file} is not MovieLens-100K ({reason}): give GroupLens' ml-100k.zip"
         ) from error
-    flags = [
-        pl.when(pl.col(f"column_{6 + i}") == "1").then(pl.lit(genre))
-        for i, genre in enumerate(_GENRES)
-        if genre not in _PLACEHOLDERS
-    ]
-    text = join_text(_real("column_2"), *flags)  # the title ends in the year already
+    events.columns, items.columns = _DATA, _ITEM
+    genres = [g for g in _GENRES if g not in _PLACEHOLDERS]
+    flags = [pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in genres]
+    text = join_text(_real("title"), *flags)  # the title ends in the year already
     return (
-        _events(events.select(user="column_1", item="column_2", time="column_4"), file),
-        check_items(items.select(item_id="column_1", text=text), file, "item id"),
+        _events(events.select("user", "item", "time"), file),
+        check_items(items.select("item_id", text=text), file, "item id"),
         [Path(file)],
     )
 

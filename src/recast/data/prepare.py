@@ -54,7 +54,7 @@ def prepare(config: PrepareConfig) -> Interactions:
     starts = np.searchsorted(events["user"].to_numpy(), events["user"].to_numpy())
     facts: dict[str, Any] = {
         "source": config.interactions,
-        "sha256": {file.name: _sha256(file) for file in files},
+        "sha256": [_sha256(file) for file in files],
         "split_name": SPLIT_NAME,
         "cuts": cuts._asdict(),
         "exclude_seen": exclude_seen,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,6 +65,11 @@ def _collisions(codes: Tensor) -> dict[str, Any]:
         "colliding_items": int(sizes[sizes > 1].sum()),
         "largest_group": int(sizes.max()),
     }
+
+
+def describe(folder: str | Path) -> str:
+    """The card in the folder of a catalogue, for the screen."""
+    return format_card(json.loads((Path(folder) / "card.json").read_text()))
 
 
 def format_card(card: dict[str, Any]) -> str:

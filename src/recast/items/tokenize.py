@@ -11,7 +11,6 @@ import json
 from dataclasses import replace
 
 import yaml
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from recast.items.catalog import Catalog, build_catalog
 from recast.items.collisions import resolve_extra_level, resolve_nearest_free
 from recast.items.embed import collaborative_embeddings, embed_texts, mix
 from recast.items.quantize import choose_shape, rq_kmeans
-from recast.types import Interactions, RecastError
+from recast.types import Interactions
 
 
 def tokenize(config: TokenizeConfig) -> Catalog:
@@ -59,16 +58,11 @@ def tokenize(config: TokenizeConfig) -> Catalog:
         empty_texts=sum(not text.strip() for text in texts),
     )
     vectors = parts | {f"centroids.{level}": book for level, book in enumerate(centroids)}
-    try:
-        with staged_folder(config.output) as stage:
-            catalog.write(stage)
-            (stage / "card.json").write_text(json.dumps(card, indent=2) + "\n")
-            (stage / "config.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
-            save_file(vectors, stage / "embeddings.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise RecastError(
-            f"{config.output} cannot be written ({error}): free some space or choose another output"
-        ) from error
+    with staged_folder(config.output) as stage:
+        catalog.write(stage)
+        (stage / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+        (stage / "config.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
+        save_file(vectors, stage / "embeddings.safetensors")
     return catalog
 
 

@@ -25,9 +25,9 @@ class Trie:
     `codes=([0, 1], [2, 0, 5])  children=([0, 2], [0, 1, 3], [0, 1, 2, 3])  items=[1, 0, 2]`.
     """
 
-    codes: tuple[Int[Tensor, " nodes"], ...]
+    codes: tuple[Int[Tensor, " _nodes"], ...]
     """Last code of every node, for levels 1..L."""
-    children: tuple[Int[Tensor, " nodes_plus_one"], ...]
+    children: tuple[Int[Tensor, " _nodes"], ...]
     """For levels 0..L-1: node n's children are `children[l][n]` up to `children[l][n + 1]` of the
     next level. For level L, the same range within `items`: the items that share the SID."""
     items: Int[Tensor, " I"]

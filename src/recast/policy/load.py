@@ -88,6 +88,7 @@ def _qwen3(config: ModelConfig, catalog: Catalog, window: int) -> Qwen3Config:
         head_dim=config.hidden_size // config.num_heads,
         intermediate_size=config.intermediate_size,
         max_position_embeddings=1 + window * catalog.num_levels,
+        initializer_range=config.initializer_range,
         tie_word_embeddings=config.tie_embeddings,
         bos_token_id=catalog.bos_token,
         pad_token_id=catalog.pad_token,

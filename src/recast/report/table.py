@@ -57,9 +57,11 @@ def markdown(results: Results) -> str:
 def caption(results: Results) -> list[str]:
     """What the numbers are, one sentence per line."""
     seeds = ", ".join(map(str, results["training_seeds"]))
+    plural = "s" * (len(results["training_seeds"]) > 1)
     lines = [
         f"{results['split']} split ({results['split_name']}): {results['rows']:,} rows of "
-        f"{results['users']:,} users; item level unless it says SID. Training seed {seeds}.",
+        f"{results['users']:,} users; item level unless it says SID. "
+        f"Training seed{plural} {seeds}.",
         f"95 % intervals and two-sided paired p-values resample users, not rows "
         f"({results['draws']:,} draws, seed {results['seed']}); they do not cover training seeds. "
         f"With one target per row HR@k is Recall@k and Pass@k.",

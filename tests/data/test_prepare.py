@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+import yaml
+
+from recast.config import PrepareConfig
+from recast.data.folder import describe, load_data, load_facts, load_items
+from recast.data.history import history
+from recast.data.prepare import prepare
+from recast.types import SPLITS, RecastError
+
+# Two users take turns, one event per time 0..19, over 20 items: no repeats.
+TURNS = [("ab"[t % 2], f"i{t:02}", t) for t in range(20)]
+ITEMS = [(f"i{t:02}", f"title {t}") for t in range(20)]
+
+
+def write(folder: Path, rows: list[tuple[Any, ...]], name: str = "events.csv", **more: Any) -> Any:
+    """Settings for `PrepareConfig`: the rows written to a file, an output beside it."""
+    columns = ["user", "item", "time"]
+    pl.DataFrame(rows, schema=columns, orient="row").write_csv(folder / name)
+    return {"output": str(folder / "out"), "interactions": str(folder / name), **more}
+
+
+def write_items(folder: Path, rows: list[tuple[str, str]]) -> dict[str, Any]:
+    frame = pl.DataFrame(rows, schema=["item", "title"], orient="row")
+    frame.write_csv(folder / "items.csv")
+    return {"items": str(folder / "items.csv"), "text": ["title"]}
+
+
+def test_the_whole_walk_by_hand(tmp_path: Path) -> None:
+    settings = write(tmp_path, TURNS, rl_frac=0.25, **write_items(tmp_path, ITEMS))
+    data = prepare(PrepareConfig(**settings))
+    assert data.users.tolist() == [0] * 10 + [1] * 10
+    assert data.times.tolist() == [*range(0, 20, 2), *range(1, 20, 2)]
+    assert data.items.tolist() == data.times.tolist()
+    assert data.starts.tolist() == [0] * 10 + [10] * 10
+    # Training: times 0 to 15, of which rl takes those from position 12 on.
+    assert data.splits.tolist() == [0] * 6 + [1, 1, 2, 3] + [0] * 6 + [1, 1, 2, 3]
+    assert (data.num_users, data.num_items, data.exclude_seen) == (2, 20, True)
+    assert data.split_name == "global time 80/10/10"
+    facts = load_facts(tmp_path / "out")
+    files = [tmp_path / "events.csv", tmp_path / "items.csv"]
+    assert facts == {
+        "source": str(files[0]),
+        "sha256": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files],
+        "split_name": "global time 80/10/10",
+        "cuts": {"rl": 12, "valid": 16, "test": 18},
+        "exclude_seen": True,
+        "seed": 0,
+        "events": 20,
+        "users": 2,
+        "items": 20,
+        "splits": {
+            "train": {"events": 12, "rows": 10, "users": 2},
+            "rl": {"events": 4, "rows": 4, "users": 2},
+            "valid": {"events": 2, "rows": 2, "users": 2},
+            "test": {"events": 2, "rows": 2, "users": 2},
+        },
+        "new_test_users": 0,
+        "empty_texts": 0,
+        "items_without_row": 0,
+        "dropped_repeats": 0,
+        "dropped_k_core": 0,
+    }
+    assert load_items(tmp_path / "out").rows() == ITEMS
+    users = pl.read_parquet(tmp_path / "out" / "users.parquet")
+    assert users["user_id"].to_list() == ["a", "b"]
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert config["rl_frac"] == 0.25
+    assert "warning" not in describe(tmp_path / "out")
+
+
+def test_nothing_leaks(tmp_path: Path) -> None:
+    """Splits follow one another in time; a history holds what came before its row, no more."""
+    draws = torch.Generator().manual_seed(0)
+    raw = torch.randint(0, 400, (3_000, 3), generator=draws) % torch.tensor([40, 90, 400])
+    data = prepare(PrepareConfig(**write(tmp_path, [tuple(r) for r in raw.tolist()])))
+    assert not data.exclude_seen
+    spans = [data.times[data.splits == s] for s in range(len(SPLITS))]
+    for earlier, later in pairwise(spans):
+        assert earlier.max() < later.min()
+    uses_test_period = 0
+    for row in data.rows("test").tolist():
+        before = range(int(data.starts[row]), row)
+        assert all(data.users[e] == data.users[row] for e in before)
+        assert all(data.times[e] <= data.times[row] for e in before)
+        expected = [int(data.items[e]) for e in before]
+        found = history(data, torch.tensor([row]), len(expected) + 1)[0].tolist()
+        assert found == [*expected, -1]
+        # Complete: every earlier event of the user is there, test-period ones included.
+        own = (data.users == data.users[row]) & (data.times < data.times[row])
+        assert len(expected) >= int(own.sum())
+        uses_test_period += any(data.splits[e] == SPLITS.index("test") for e in before)
+    assert uses_test_period > 100
+
+
+def test_the_order_of_the_rows_in_the_file_has_no_influence(tmp_path: Path) -> None:
+    rows = [(str(e % 7), str(e % 11), e // 15) for e in range(600)]
+    frame = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
+    written = []
+    for name, seed in (("one", None), ("two", 1), ("three", 2)):
+        (tmp_path / name).mkdir()
+        some = frame if seed is None else frame.sample(fraction=1, shuffle=True, seed=seed)
+        prepare(PrepareConfig(**write(tmp_path / name, some.rows())))
+        written.append(pl.read_parquet(tmp_path / name / "out" / "interactions.parquet"))
+    assert written[0].equals(written[1])
+    assert written[0].equals(written[2])
+    prepare(PrepareConfig(**write(tmp_path, rows, seed=1)))
+    other = pl.read_parquet(tmp_path / "out" / "interactions.parquet")
+    assert not other.equals(written[0])
+    assert other.select("user", "time", "split").equals(written[0].select("user", "time", "split"))
+
+
+def test_repeats_decide_exclude_seen_unless_it_is_set(tmp_path: Path) -> None:
+    rows = [*TURNS, ("a", "i00", 7)]
+    data = prepare(PrepareConfig(**write(tmp_path, rows)))
+    assert not data.exclude_seen
+    assert len(data.items) == 21
+    settings = write(tmp_path, rows, exclude_seen=True) | {"output": str(tmp_path / "other")}
+    data = prepare(PrepareConfig(**settings))
+    assert data.exclude_seen
+    assert data.times.tolist() == [*range(0, 20, 2), *range(1, 20, 2)]
+    assert "repeats of a user's item, dropped: 1" in describe(tmp_path / "other")
+
+
+def test_k_core_shrinks_the_catalogue_and_k_1_keeps_everything(tmp_path: Path) -> None:
+    rows = [("abc"[t % 3], f"i{t % 5}", t) for t in range(30)] + [("d", "i0", 5), ("a", "rare", 6)]
+    items = write_items(tmp_path, [("i0", "zero"), ("none", "never bought")])
+    prepare(PrepareConfig(**write(tmp_path, rows, **items)))
+    expected = [("i0", "zero"), *((f"i{k}", "") for k in range(1, 5))]
+    kept = load_items(tmp_path / "out").rows()
+    assert kept == [*expected, ("none", "never bought"), ("rare", "")]
+    text = describe(tmp_path / "out")
+    assert "warning: items of the events without a row in the items file: 5" in text
+    assert "warning: items without text: 5" in text
+    settings = write(tmp_path, rows, k_core=2, **items) | {"output": str(tmp_path / "core")}
+    data = prepare(PrepareConfig(**settings))
+    assert load_items(tmp_path / "core").rows() == expected
+    assert (data.num_users, data.num_items, len(data.items)) == (3, 5, 30)
+    assert load_facts(tmp_path / "core")["dropped_k_core"] == 2
+
+
+def test_times_that_are_not_whole_become_ranks(tmp_path: Path) -> None:
+    data = prepare(PrepareConfig(**write(tmp_path, [(u, i, t / 4) for u, i, t in TURNS])))
+    assert data.times.tolist() == [*range(0, 20, 2), *range(1, 20, 2)]
+    assert load_facts(tmp_path / "out")["cuts"]["test"] == 4.5
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "message"),
+    [
+        ([("a", i, t) for _, i, t in TURNS], {}, "holds the one user 'a': give events of two"),
+        (TURNS, {"k_core": 2}, "holds no user after the filter k_core 2: give a lower k_core"),
+        (
+            [*TURNS, ("a", "i01", 21), ("a", "i01", 22)],
+            {"k_core": 11},
+            "holds no user after the filter k_core 11",
+        ),
+        ([(u, i, 5) for u, i, _ in TURNS], {}, "the split 'train' gets none of the 20 events"),
+        (
+            [*TURNS[:18], ("c", "i18", 18), ("d", "i19", 19)],
+            {},
+            "the split 'test' has 2 events but none with an earlier event of the same user: give",
+        ),
+    ],
+)
+def test_data_too_small(
+    tmp_path: Path, rows: list[Any], more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecastError) as caught:
+        prepare(PrepareConfig(**write(tmp_path, rows, **more)))
+    assert message in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["events.csv"]
+
+
+def test_an_output_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    settings = write(tmp_path, TURNS)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("")
+    with pytest.raises(RecastError, match="out already holds something"):
+        prepare(PrepareConfig(**settings))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
+    """A limit on the size of files makes every write fail in the middle, as a full disk does."""
+    settings = write(tmp_path, TURNS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(RecastError, match=r"out cannot be written \(.*\): free some space"):
+            prepare(PrepareConfig(**settings))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in tmp_path.iterdir()] == ["events.csv"]
+
+
+def test_folders_that_are_no_data(tmp_path: Path) -> None:
+    for load in (load_data, load_items, describe):
+        with pytest.raises(RecastError, match=r"is no data folder .*: make one with `recast prep"):
+            load(tmp_path / "none")
+    prepare(PrepareConfig(**write(tmp_path, TURNS)))
+    facts = tmp_path / "out" / "data.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"events": 21}))
+    with pytest.raises(RecastError, match=r"holds 20 events, data\.json says 21: make it again"):
+        load_data(tmp_path / "out")
+    (tmp_path / "out" / "items.parquet").unlink()
+    with pytest.raises(RecastError, match=r"no items\.parquet"):
+        load_items(tmp_path / "out")

@@ -1,0 +1,57 @@
+"""`import recast` is quick and light, and its names are where it says they are."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import recast
+
+
+def in_a_fresh_process(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_import_is_fast_and_pulls_no_torch() -> None:
+    code = (
+        "import json, sys, time; began = time.perf_counter(); import recast, recast.cli\n"
+        "print(json.dumps([time.perf_counter() - began, sorted(sys.modules)]))"
+    )
+    seconds, modules = zip(*(json.loads(in_a_fresh_process(code)) for _ in range(3)), strict=True)
+    assert min(seconds) < 0.5
+    assert not {"torch", "numpy", "polars", "transformers", "jsonargparse", "rich"} & set(
+        modules[0]
+    )
+
+
+@pytest.mark.parametrize("name", recast.__all__)
+def test_every_exported_name_is_found_in_its_home(name: str) -> None:
+    value = getattr(recast, name)
+    assert value.__name__ == name
+    assert value.__module__ == recast._HOMES[name]
+
+
+def test_the_list_for_type_checkers_is_the_list_of_the_run_time() -> None:
+    tree = ast.parse(Path(recast.__file__).read_text())
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    listed = {
+        node.names[0].asname: node.module for node in block.body if isinstance(node, ast.ImportFrom)
+    }
+    assert listed == recast._HOMES
+
+
+def test_dir_lists_the_exports() -> None:
+    listed = in_a_fresh_process("import recast; print(*dir(recast))").split()
+    assert {*recast.__all__, "__version__"} <= set(listed)
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'recast' has no attribute 'train_lr'"):
+        _ = recast.train_lr
