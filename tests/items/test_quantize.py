@@ -92,12 +92,13 @@ def test_one_item_one_code() -> None:
 
 
 def test_shape_follows_the_catalogue() -> None:
-    # 1,682: root 41.01 -> 64. Two levels: root of 8 * 1,682 = 116 -> 128.
-    assert choose_shape(1682) == (3, 64)
+    # 8 * 1,682 = 13,456: cube root 23.8 -> 32, square root 116 -> 128.
+    assert choose_shape(1682) == (3, 32)
     assert choose_shape(1682, num_levels=2) == (2, 128)
     assert choose_shape(64) == (3, 8)
     assert choose_shape(65) == (3, 16)
-    assert choose_shape(10**9) == (3, 8192)
+    assert choose_shape(10**9) == (3, 2048)
+    assert choose_shape(10**11) == (3, 8192)
 
 
 @given(st.integers(1, 5000), st.one_of(st.none(), st.integers(2, 5)))

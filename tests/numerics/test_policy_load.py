@@ -8,7 +8,7 @@ import naive
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, Llama4TextConfig
 
 from recast.config import ModelConfig
 from recast.items.catalog import build_catalog
@@ -115,6 +115,24 @@ def test_a_folder_without_a_policy_or_a_model_is_refused(tmp_path: Path) -> None
         load_policy(tmp_path)
     with pytest.raises(RecastError, match=r"holds no model \(config.json\): give a Hugging Face"):
         create_policy(ModelConfig(path=str(tmp_path)), tiny.tiny_catalog(), window=5, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "llama4"])
+def test_a_model_that_would_ignore_the_layout_is_refused(tmp_path: Path, kind: str) -> None:
+    common = {"vocab_size": 12, "hidden_size": 32, "num_attention_heads": 4, "bos_token_id": 1}
+    if kind == "bloom":
+        config = BloomConfig(**common, n_layer=2, pad_token_id=0, eos_token_id=None)
+    else:
+        config = Llama4TextConfig(
+            **common, num_hidden_layers=1, intermediate_size=48, intermediate_size_mlp=48,
+            head_dim=8, num_key_value_heads=2, num_local_experts=2, pad_token_id=0,
+            eos_token_id=None,
+        )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    with pytest.raises(RecastError, match=r"model is a \w+, whose attention .* such as Qwen3"):
+        create_policy(
+            ModelConfig(path=str(tmp_path / "model")), tiny.tiny_catalog(), window=5, seed=0
+        )
 
 
 def test_saving_never_writes_over_another_policy(tmp_path: Path) -> None:

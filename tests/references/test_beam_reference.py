@@ -100,7 +100,7 @@ def test_paths_that_do_not_exist_are_padded_and_masked() -> None:
 
 
 def test_unconstrained_beams_are_the_best_sequences_of_the_whole_vocabulary() -> None:
-    """Width 100 of 11 * 11 prefixes keeps all that matter here: compare the best with brute force."""
+    """A beam as wide as all pairs of tokens is brute force."""
     catalog = tiny.random_catalog(4, (3, 3), seed=1)
     policy = tiny.tiny_policy("qwen3", catalog)
     prompts = tiny.make_prompts(catalog, [[0, 1]], [[2]])

@@ -229,7 +229,7 @@ def test_any_batch_equals_the_definition_and_no_input_is_touched(
 @given(order=st.permutations(range(4)))
 def test_a_group_without_ties_may_be_permuted(order: list[int]) -> None:
     rollouts = [[1, 2, 3], [1, 2, 9], [1, 9, 9], [7, 7, 7]]
-    for group, negative in ((rollouts, [1, 2, 9]), (rollouts[1:] + [[1, 2, 8]], None)):
+    for group, negative in ((rollouts, [1, 2, 9]), ([*rollouts[1:], [1, 2, 8]], None)):
         signal = _recast(tiny.make_groups([[group[i] for i in order]], TARGET))
         kept = {tuple(signal.groups.tokens[0, i].tolist()): w for i, w in _kept(signal).items()}
         assert kept[1, 2, 3] == 1.0

@@ -24,15 +24,15 @@ _POINTS_PER_CENTROID = 256  # faiss' own default: k-means trains on at most so m
 def choose_shape(num_items: int, num_levels: int | None = None) -> tuple[int, int]:
     """Levels (3 unless given) and codebook size for a catalogue.
 
-    The size is the smallest power of two with size ** 2 >= items (so that two levels tell most
-    items apart) and size ** levels >= 8 * items (so that a collision finds a free code nearby), at
-    most 8192 and at most the items.
+    The size is the smallest power of two with size ** levels >= 8 * items (so that a collision
+    finds a free code nearby), at most 8192 and at most the items. No larger than that: every
+    code then has more events to be learnt from (docs/log.md).
 
     >>> [choose_shape(n) for n in (3, 64, 1_682, 100_000, 1_000_000)]
-    [(3, 2), (3, 8), (3, 64), (3, 512), (3, 1024)]
+    [(3, 2), (3, 8), (3, 32), (3, 128), (3, 256)]
     """
     levels = 3 if num_levels is None else num_levels
-    wanted = max(num_items**0.5, (8 * num_items) ** (1 / levels))
+    wanted = (8 * num_items) ** (1 / levels)
     # 1e-9: the cube root of 512 is 8, not 8.000000000000002.
     size = 2 ** math.ceil(math.log2(wanted) - 1e-9)
     return levels, min(size, 8192, 2 ** int(math.log2(num_items)))

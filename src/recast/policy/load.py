@@ -34,7 +34,8 @@ class Policy:
 def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int) -> Policy:
     """A Qwen3 with random weights, or the model of `config.path` with the SID tokens added.
 
-    Raises `RecastError` when the context of a given model is shorter than a window.
+    Raises `RecastError` when the context of a given model is shorter than a window, or when its
+    attention cannot be replaced by the packed one.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -113,6 +114,14 @@ def _load_model(path: Path) -> PreTrainedModel:
 
 
 def _fitting(model: PreTrainedModel, catalog: Catalog, window: int, name: str) -> Policy:
+    # Other models would run without the layout, that is, with wrong numbers and no error.
+    layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    known = layers <= {"full_attention", "sliding_attention"}
+    if not (known and model._supports_attention_backend):
+        raise RecastError(
+            f"{name} is a {type(model).__name__}, whose attention the packed forward cannot "
+            "replace: choose a model of plain or sliding-window attention, such as Qwen3 or Llama"
+        )
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < catalog.vocab_size:
         raise RecastError(
