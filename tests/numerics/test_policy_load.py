@@ -47,8 +47,10 @@ def test_a_new_policy_has_the_asked_shape_and_depends_on_the_seed_alone() -> Non
 def test_the_vocabulary_of_a_given_model_is_extended(tmp_path: Path, name: str) -> None:
     folder = _saved(tmp_path / "model", name, 9)
     kept = AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight
-    catalog = build_catalog(tiny.CODES, tiny.SIZES, first_token=9)
-    policy = create_policy(ModelConfig(path=folder), catalog, window=5, seed=0)
+    policy = create_policy(ModelConfig(path=folder), tiny.tiny_catalog(), window=5, seed=0)
+    catalog = policy.catalog
+    assert (catalog.first_token, catalog.bos_token, catalog.pad_token) == (9, 1, 1)
+    assert catalog.codes.tolist() == tiny.CODES.tolist()
     weight = policy.model.get_input_embeddings().weight
     assert policy.model.config.vocab_size == len(weight) == 9 + 3 + 3 + 4
     assert torch.equal(weight[:9], kept)
@@ -61,10 +63,27 @@ def test_the_vocabulary_of_a_given_model_is_extended(tmp_path: Path, name: str) 
     torch.testing.assert_close(found[0, 0], wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_a_larger_vocabulary_is_left_as_it_is(tmp_path: Path) -> None:
-    folder = _saved(tmp_path / "model", "llama", 40)
-    policy = create_policy(ModelConfig(path=folder), tiny.tiny_catalog(), window=5, seed=0)
-    assert policy.model.get_input_embeddings().weight.shape[0] == 40
+def test_a_policy_of_the_same_semantic_ids_keeps_its_vocabulary(tmp_path: Path) -> None:
+    first = tiny.tiny_policy("llama", tiny.tiny_catalog())
+    save_policy(first, tmp_path / "policy")
+    config = ModelConfig(path=str(tmp_path / "policy"))
+    again = create_policy(config, tiny.tiny_catalog(), window=5, seed=0)
+    assert again.catalog.vocab_size == first.catalog.vocab_size
+    weights = [p.model.get_input_embeddings().weight for p in (first, again)]
+    assert torch.equal(*weights)
+    other = build_catalog(tiny.CODES.flip(0), tiny.SIZES)
+    with pytest.raises(RecastError, match="policy writes other semantic IDs than this catalogue"):
+        create_policy(config, other, window=5, seed=0)
+
+
+def test_a_model_without_a_token_to_begin_with_is_refused(tmp_path: Path) -> None:
+    config = tiny.tiny_config("llama", 9)
+    config.bos_token_id = 40
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    with pytest.raises(RecastError, match="has bos_token_id 40 of 9 tokens: name one of them"):
+        create_policy(
+            ModelConfig(path=str(tmp_path / "model")), tiny.tiny_catalog(), window=5, seed=0
+        )
 
 
 def test_a_saved_policy_gives_the_same_log_probabilities(tmp_path: Path) -> None:

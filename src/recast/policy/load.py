@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ class Policy:
 def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int) -> Policy:
     """A Qwen3 with random weights, or the model of `config.path` with the SID tokens added.
 
+    Added tokens come behind the model's own vocabulary, so the policy's catalogue may differ from
+    `catalog` in its token numbers, never in its codes.
+
     Raises `RecastError` when the context of a given model is shorter than a window, or when its
     attention cannot be replaced by the packed one.
     """
@@ -42,9 +45,7 @@ def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int)
         if config.path is None:
             model = _from_config(_qwen3(config, catalog, window))
         else:
-            model = _load_model(Path(config.path))
-            if model.config.vocab_size < catalog.vocab_size:
-                model.resize_token_embeddings(catalog.vocab_size)
+            model, catalog = _with_sid_tokens(Path(config.path), catalog)
     return _fitting(model, catalog, window, config.path or "the model")
 
 
@@ -111,6 +112,24 @@ def _load_model(path: Path) -> PreTrainedModel:
         local_files_only=True,
         dtype="auto",
     )
+
+
+def _with_sid_tokens(path: Path, catalog: Catalog) -> tuple[PreTrainedModel, Catalog]:
+    """The model with rows for the SID tokens behind its own vocabulary, and the catalogue that
+    knows them; a policy of the same semantic IDs has both already."""
+    if (path / "recast.json").is_file():
+        policy = load_policy(path)
+        if not torch.equal(policy.catalog.codes, catalog.codes):
+            raise RecastError(f"{path} writes other semantic IDs than this catalogue: use its own")
+        return policy.model, policy.catalog
+    model = _load_model(path)
+    settings, rows = model.config, model.get_input_embeddings().weight.shape[0]
+    bos = settings.eos_token_id if settings.bos_token_id is None else settings.bos_token_id
+    if not (isinstance(bos, int) and bos < rows):
+        raise RecastError(f"{path} has bos_token_id {bos!r} of {rows} tokens: name one of them")
+    catalog = replace(catalog, first_token=rows, bos_token=bos, pad_token=bos)
+    model.resize_token_embeddings(catalog.vocab_size)
+    return model, catalog
 
 
 def _fitting(model: PreTrainedModel, catalog: Catalog, window: int, name: str) -> Policy:

@@ -4,7 +4,8 @@ ReCast (arXiv 2604.22169, section 3.1): r = |P & T| / |P| with the sets P of a r
 T of its targets, 0 where either is empty. OpenOneRec-RL (arXiv 2512.24762): 1 if the target is hit.
 
 Differs from the paper: ReCast's printed formula could not be recovered; this form meets all that
-its text says of it. With one SID per rollout and one target all readings are the same 0 or 1.
+its text says of it. With one SID per rollout, one target and no SID that items share, all
+readings are the same 0 or 1.
 """
 
 from __future__ import annotations

@@ -1,0 +1,28 @@
+"""One small walk, data to SFT, that the tests of this folder start from and never write into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_walk import sft_config, write_events
+
+from recast.config import PrepareConfig, TokenizeConfig
+from recast.data.prepare import prepare
+from recast.items.tokenize import tokenize
+from recast.sft import train_sft
+
+
+@pytest.fixture(scope="session")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `events.csv`, `data`, `catalog` and `sft`, a half-trained policy."""
+    folder = tmp_path_factory.mktemp("walk")
+    write_events(folder / "events.csv")
+    prepare(PrepareConfig(interactions=str(folder / "events.csv"), output=str(folder / "data")))
+    tokenize(
+        TokenizeConfig(
+            data=str(folder / "data"), output=str(folder / "catalog"), collaborative_weight=1.0
+        )
+    )
+    train_sft(sft_config(folder, folder / "sft"))
+    return folder

@@ -1,0 +1,181 @@
+"""Training windows and their loss, by hand and against slow code."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from recast.config import SFTConfig
+from recast.sft import cosine, user_windows, window_loss
+from recast.types import SPLITS, Interactions
+
+
+def config(**changes: object) -> SFTConfig:
+    return SFTConfig(**({"data": "d", "catalog": "c", "output": "o", "window": 3} | changes))
+
+
+def events_of(
+    lengths: list[int], times: list[int] | None = None, split_of: list[str] | None = None
+) -> Interactions:
+    """Event e is item e, so that a window says which events it holds."""
+    count, length = sum(lengths), torch.tensor(lengths)
+    users = torch.arange(len(lengths)).repeat_interleave(length)
+    splits = ["train"] * count if split_of is None else split_of
+    return Interactions(
+        users=users,
+        items=torch.arange(count),
+        times=torch.arange(count) if times is None else torch.tensor(times),
+        starts=torch.searchsorted(users, users),
+        splits=torch.tensor([SPLITS.index(name) for name in splits], dtype=torch.long),
+        num_users=len(lengths),
+        num_items=max(count, 1),
+        exclude_seen=True,
+        split_name="by hand",
+    )
+
+
+def rows_of(windows: Tensor) -> list[list[int]]:
+    """The windows without padding, in the order of their first item."""
+    return sorted([item for item in row if item >= 0] for row in windows.tolist())
+
+
+# Seven events in windows of three: the first window is cut short by the offset 0, 1 or 2, and a
+# window of one item (6 alone at the end, 0 alone at the beginning) is dropped.
+CUTS = [
+    [[0, 1, 2], [3, 4, 5]],
+    [[0, 1], [2, 3, 4], [5, 6]],
+    [[1, 2, 3], [4, 5, 6]],
+]
+
+
+def test_the_windows_of_one_user() -> None:
+    events = events_of([7])
+    found = [rows_of(user_windows(events, config(), epoch)) for epoch in range(30)]
+    assert all(windows in CUTS for windows in found)
+    assert all(cut in found for cut in CUTS)
+
+
+def test_other_splits_never_appear() -> None:
+    late = ["rl", "valid", "test"]
+    events = events_of([6, 7], split_of=["train"] * 3 + late + ["train"] * 4 + late)
+    for epoch in range(10):
+        windows = user_windows(events, config(), epoch)
+        assert set(windows.flatten().tolist()) <= {-1, 0, 1, 2, 6, 7, 8, 9}
+    other = events.items.where(events.splits == 0, (events.items + 1) % 13)
+    changed = user_windows(replace(events, items=other), config(), 9)
+    assert torch.equal(changed, windows)
+
+
+def test_users_of_one_event_make_no_window() -> None:
+    assert user_windows(events_of([1, 1, 1]), config(), 0).shape == (0, 3)
+    assert user_windows(events_of([2], split_of=["rl", "test"]), config(), 0).shape == (0, 3)
+
+
+def test_backwards_mirrors_every_window() -> None:
+    events = events_of([7, 5, 2])
+    for epoch in range(5):
+        forward = user_windows(events, config(), epoch)
+        mirrored = user_windows(events, config(backwards_frac=1.0), epoch)
+        assert [[i for i in row if i >= 0][::-1] for row in forward.tolist()] == [
+            [i for i in row if i >= 0] for row in mirrored.tolist()
+        ]
+        assert torch.equal(forward >= 0, mirrored >= 0)
+
+
+def test_a_part_is_read_backwards() -> None:
+    events = events_of([4] * 1000)
+    windows = user_windows(events, config(window=4, backwards_frac=0.3), 0)
+    backwards = (windows[:, 1] < windows[:, 0]).double().mean().item()
+    assert backwards == pytest.approx(0.3, abs=0.06)  # 4 standard errors of about 900 windows
+
+
+def test_seed_and_epoch_decide() -> None:
+    events = events_of([9] * 20, times=[0] * 180)
+    first = user_windows(events, config(), 0)
+    assert torch.equal(first, user_windows(events, config(), 0))
+    assert rows_of(first) != rows_of(user_windows(events, config(), 1))
+    assert rows_of(first) != rows_of(user_windows(events, config(seed=1), 0))
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_every_event_once(data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+    times = [t for n in lengths for t in sorted(data.draw(st.lists(st.integers(0, 3), min_size=n,
+                                                                    max_size=n)))]  # fmt: skip
+    window, epoch = data.draw(st.integers(2, 5)), data.draw(st.integers(0, 3))
+    events = events_of(lengths, times)
+    windows = user_windows(events, config(window=window, backwards_frac=0.0), epoch)
+    assert windows.shape[1] == window
+    known = windows >= 0
+    assert (known[:, :-1] | ~known[:, 1:]).all()  # padding on the right
+    assert known.sum(1).ge(2).all()
+    found = rows_of(windows)
+    used = [event for row in found for event in row]
+    assert len(used) == len(set(used))
+    for row in found:
+        assert len({int(events.users[event]) for event in row}) == 1
+    for user in range(len(lengths)):
+        mine = [row for row in found if events.users[row[0]] == user]
+        mine.sort(key=lambda row: (times[row[0]], times[row[-1]]))
+        # Order is free within one time only.
+        for row in mine:
+            assert all(times[a] <= times[b] for a, b in pairwise(row))
+        # Dropped: at most one event before the first full cut and one after the last.
+        missing = lengths[user] - sum(map(len, mine))
+        assert missing <= min(2, lengths[user])
+        # Only the first and the last window of a user may be short.
+        assert sum(len(row) < window for row in mine) <= 2
+
+
+def test_order_is_free_within_one_time_only() -> None:
+    events = events_of([6], times=[0, 0, 0, 5, 5, 9])
+    orders = set()
+    for epoch in range(200):
+        row = user_windows(events, config(window=20, seed=3), epoch)
+        if row.shape[0] == 1 and (row >= 0).sum() == 6:  # not cut in two
+            orders.add(tuple(row[0, :6].tolist()))
+    assert {(sorted(o[:3]) == [0, 1, 2], sorted(o[3:5]) == [3, 4], o[5]) for o in orders} == {
+        (True, True, 5)
+    }
+    assert len(orders) == 12  # 3! * 2!, each of them seen in 150 draws or so
+
+
+def slow_loss(model: torch.nn.Module, catalog: object, windows: Tensor) -> float:
+    """One forward per token, on its own prefix, without padding."""
+    losses = []
+    for row in windows:
+        tokens = [t for item in row[row >= 0] for t in catalog.tokens(item[None])[0].tolist()]  # type: ignore[attr-defined]
+        for place, token in enumerate(tokens):
+            prefix = torch.tensor([[catalog.bos_token, *tokens[:place]]])  # type: ignore[attr-defined]
+            logits = model(input_ids=prefix).logits[0, -1]
+            losses.append(-logits.double().log_softmax(0)[token])
+    return float(torch.stack(losses).mean())
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_every_token() -> None:
+    catalog = tiny.tiny_catalog()
+    policy = tiny.tiny_policy("qwen3", catalog)
+    windows = torch.tensor([[0, 5, 2, -1, -1], [7, 1, 3, 4, -1], [6, 2, -1, -1, -1]])
+    found = window_loss(policy, windows, 0.0).item()
+    assert found == pytest.approx(slow_loss(tiny.twin(policy.model), catalog, windows), rel=1e-5)
+    assert window_loss(policy, windows, 0.0).item() == found
+    torch.manual_seed(0)
+    dropped = [window_loss(policy, windows, 0.3).item() for _ in range(2)]
+    assert len({*dropped, found}) == 3
+
+
+def test_the_rate_never_rises_again() -> None:
+    """An epoch may hold a window or two more than the first one, on which the plan is built."""
+    factors = [cosine(step, 40) for step in range(60)]
+    assert factors[:2] == [0.5, 1.0]
+    assert factors == [*factors[:2], *sorted(factors[2:], reverse=True)]
+    assert factors[40:] == [0.0] * 20
