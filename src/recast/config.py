@@ -17,6 +17,10 @@ def require(condition: bool, name: str, value: object, remedy: str) -> None:
         raise RecastError(f"{name} is {value!r}: {remedy}")
 
 
+def _require_threads(threads: int | None) -> None:
+    require(threads is None or threads >= 1, "threads", threads, "give 1 or more, or leave it out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """`recast prepare`: interactions in, a data folder out."""
@@ -136,9 +140,13 @@ class SFTConfig:
 
     def __post_init__(self) -> None:
         require(self.window >= 2, "window", self.window, "give 2 items or more")
-        require(self.epochs >= 1, "epochs", self.epochs, "give 1 or more")
+        for name in ("epochs", "batch_windows", "patience", "valid_rows"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "give 1 or more")
         require(self.lr > 0, "lr", self.lr, "give a positive rate")
+        share = self.backwards_frac
+        require(0 <= share <= 1, "backwards_frac", share, "give a share from 0 to 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "give a rate from 0 up to 1")
+        _require_threads(self.threads)
 
 
 LogprobSpace = Literal["full", "level", "trie"]
@@ -189,9 +197,11 @@ class RLConfig:
             self.group_size,
             "a group needs 2 rollouts or more to contrast",
         )
-        for name in ("prompts_per_step", "steps", "updates_per_rollout", "eval_every"):
+        counts = ("prompts_per_step", "steps", "updates_per_rollout", "eval_every", "valid_rows")
+        for name in counts:
             require(getattr(self, name) >= 1, name, getattr(self, name), "give 1 or more")
         require(self.lr is None or self.lr > 0, "lr", self.lr, "give a positive rate")
+        _require_threads(self.threads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +227,7 @@ class EvaluateConfig:
             self.beam_width >= 10, "beam_width", self.beam_width, "metrics at 10 need 10 or more"
         )
         require(self.invalid_rows >= 1, "invalid_rows", self.invalid_rows, "give 1 or more")
+        _require_threads(self.threads)
 
 
 @dataclass(frozen=True, kw_only=True)

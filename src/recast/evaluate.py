@@ -194,7 +194,7 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
     `RecastError` when data and policy do not belong together or `output` holds something.
     """
     interactions, policy = load_data(config.data), load_policy(config.policy)
-    check_catalog(interactions, policy.catalog)
+    check_catalog(config.data, policy.catalog)
     rows = interactions.rows(config.split)
     with staged_folder(config.output) as stage:
         few = rows[next(_batches(policy, interactions, rows, config.beam_width))[:32]]

@@ -41,7 +41,7 @@ def train_rl(config: RLConfig, log: RunLog | None = None) -> Metrics:
     """
     method = resolve(config)
     interactions, policy = load_data(config.data), load_policy(config.policy)
-    check_catalog(interactions, policy.catalog)
+    check_catalog(config.data, policy.catalog)
     batches = prompt_batches(interactions, config)
     disable_dropout(policy.model)
     actor = Actor(
@@ -58,12 +58,11 @@ def train_rl(config: RLConfig, log: RunLog | None = None) -> Metrics:
     valid_rows = sample_rows(interactions, "valid", config.valid_rows)
     first = build_prompts(interactions, policy.catalog, batches[0], policy.window)
     choose_threads(lambda: beam_search(policy, first, config.group_size), config.threads)
-    started, rollouts = time.process_time(), 0
-    rollouts, cpu_s = 0, 0.0
+    rollouts, optimizer_steps, cpu_s = 0, 0, 0.0
     with RunLog(config.output, asdict(config), parent=log) as run:
         run.environment(data_hash(config.data))
         valid = validate(policy, interactions, valid_rows)
-        run.metrics(0, valid, stage=config.method)
+        run.metrics(0, valid, stage=method.label)
         with run.stage(method.label, total=config.steps) as stage:
             for step, rows in enumerate(batches):
                 started = time.process_time()
@@ -76,14 +75,15 @@ def train_rl(config: RLConfig, log: RunLog | None = None) -> Metrics:
                 metrics = group_metrics(groups, rewards, signal) | update(actor, signal)
                 cpu_s += time.process_time() - started
                 rollouts += int(groups.exists.sum())
+                optimizer_steps += config.updates_per_rollout * ("actor/grad_norm" in metrics)
                 run.rollouts(step + 1, groups, rewards, signal)
                 if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
                     valid = validate(policy, interactions, valid_rows)
                     metrics |= valid
                 stage.advance(metrics, step=step + 1)
         save_policy(policy, Path(config.output) / "policy")
-    cost = {"rollouts": float(rollouts), "cpu_s": cpu_s, "optimizer_steps": float(config.steps)}
-    return valid | cost
+    counts = {"rollouts": float(rollouts), "optimizer_steps": float(optimizer_steps)}
+    return valid | counts | {"cpu_s": cpu_s}
 
 
 def resolve(config: RLConfig) -> Method:

@@ -34,7 +34,7 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
     Writes the policy to `config.output`/policy. Returns the best validation metrics and the cost.
     """
     interactions, catalog = load_data(config.data), load_catalog(config.catalog)
-    check_catalog(interactions, catalog)
+    check_catalog(config.data, catalog)
     policy = create_policy(config.model, catalog, config.window, config.seed)
     torch.manual_seed(config.seed)  # dropout is the only draw that is not counter-based
     windows = user_windows(interactions, config, epoch=0)
@@ -146,4 +146,6 @@ def cosine(step: int, steps: int, warmup_frac: float = 0.05) -> float:
     warmup = max(round(steps * warmup_frac), 1)
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+    # An epoch may hold a few windows more than the first one, from which `steps` was counted.
+    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return 0.5 * (1 + math.cos(math.pi * done))

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import transformers
 from small_walk import sft_config, write_events
 
 from recast.config import PrepareConfig, TokenizeConfig
 from recast.data.prepare import prepare
 from recast.items.tokenize import tokenize
 from recast.sft import train_sft
+
+# The command line does so by an environment variable, which comes too late once it is imported.
+transformers.utils.logging.disable_progress_bar()
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,7 @@ from recast import cli
 from recast.config import ModelConfig, RLConfig, SFTConfig
 
 NUM_USERS, NUM_ITEMS = 60, 48
-MODEL = ModelConfig(
-    hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2, intermediate_size=64
-)
+MODEL = ModelConfig(hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2, intermediate_size=64)
 MODEL_FLAGS = [f"--model.{name}={value}" for name, value in vars(MODEL).items() if value]
 
 
@@ -40,7 +38,7 @@ def write_events(file: Path) -> None:
 
 
 def sft_config(walk: Path, output: Path, **changes: Any) -> SFTConfig:
-    settings = {"model": MODEL, "window": 8, "epochs": 4, "lr": 1e-2, "threads": 1} | changes
+    settings = {"model": MODEL, "window": 8, "epochs": 10, "lr": 1e-2, "threads": 1} | changes
     data, catalog = str(walk / "data"), str(walk / "catalog")
     return SFTConfig(**({"data": data, "catalog": catalog} | settings), output=str(output))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from recast.data.folder import load_items
 from recast.data.history import history, seen
 from recast.items.catalog import Catalog
 from recast.types import Interactions, Prompts, RecastError
@@ -30,10 +33,17 @@ def build_prompts(
     )
 
 
-def check_catalog(interactions: Interactions, catalog: Catalog) -> None:
-    """Raise `RecastError` unless every item of the data is in the catalogue."""
-    if interactions.num_items != catalog.num_items:
+def check_catalog(data: str | Path, catalog: Catalog) -> None:
+    """Raise `RecastError` unless the data folder and the catalogue hold the same items."""
+    ids = load_items(data)["item_id"].to_list()
+    remedy = "make the catalogue from this data with `recast tokenize`"
+    if len(ids) != catalog.num_items:
         raise RecastError(
-            f"the data has {interactions.num_items} items, the catalogue {catalog.num_items}: a "
-            "target would be missing; make the catalogue from this data with `recast tokenize`"
+            f"the data has {len(ids)} items, the catalogue {catalog.num_items}: a target would be "
+            f"missing; {remedy}"
         )
+    for index, (own, other) in enumerate(zip(ids, catalog.item_ids, strict=True)):
+        if own != other:
+            raise RecastError(
+                f"item {index} is {own!r} in the data, {other!r} in the catalogue: {remedy}"
+            )

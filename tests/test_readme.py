@@ -1,0 +1,62 @@
+"""What the README tells a newcomer to type exists and is accepted."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import recast
+from recast import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SHELL = [
+    line.strip()
+    for line in README.replace("\\\n", " ").splitlines()
+    if re.match(r"    (recast|make) ", line)
+]
+
+
+def test_the_two_commands_are_chores_of_the_makefile() -> None:
+    chores = [line.split()[1] for line in SHELL if line.startswith("make ")]
+    assert chores == ["quickstart", "test"]
+    makefile = (ROOT / "Makefile").read_text()
+    for chore in chores:
+        assert re.search(rf"^{chore}: ", makefile, re.MULTILINE)
+    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("recast ")])
+def test_a_command_is_accepted(line: str) -> None:
+    _, verb, *args = shlex.split(line)
+    assert cli.configure(verb, args).output
+
+
+def test_the_five_lines_of_python_are_accepted() -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code is not None
+    names = {name: getattr(recast, name) for name in recast.__all__}
+    calls = [node.value for node in ast.parse(code[1]).body if isinstance(node, ast.Expr)]
+    assert len(calls) == 5
+    for call in calls:
+        assert isinstance(call, ast.Call)
+        assert isinstance(call.func, ast.Name)
+        assert callable(getattr(recast, call.func.id))
+        config = eval(ast.unparse(call.args[0]), names)
+        assert config.output.startswith("runs/")
+
+
+def test_every_link_of_the_docs_leads_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_tree_names_files_that_exist() -> None:
+    tree = README.split("src/recast/\n", 1)[1].split("tests/", 1)[0]
+    for name in re.findall(r"\b(\w+\.py|\w+/)", tree):
+        assert (ROOT / "src" / "recast" / name).exists(), name
