@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     # Each stage has its own progress; the loaders' bars would only break its lines.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what matters there we raise
     debug = "--debug" in args
     try:
         run([arg for arg in args if arg != "--debug"])

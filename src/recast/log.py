@@ -138,7 +138,8 @@ class RunLog:
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
         all_zero = metrics.get("group/all_zero_frac", 0.0)
-        if all_zero > 0.8 and not self._hinted:
+        repaired = metrics.get("group/repaired_frac", 0.0) > 0
+        if all_zero > 0.8 and not repaired and not self._hinted:
             self._hinted = True
             self.say(
                 f"hint: {all_zero:.0%} of the groups hold no hit, so their rollouts alone teach "

@@ -62,8 +62,9 @@ def train_rl(config: RLConfig, log: RunLog | None = None) -> Metrics:
     with RunLog(config.output, asdict(config), parent=log) as run:
         run.environment(data_hash(config.data))
         valid = validate(policy, interactions, valid_rows)
-        run.metrics(0, valid, stage=method.label)
-        with run.stage(method.label, total=config.steps) as stage:
+        name = f"{method.label}, {method.sampler} rollouts" if method.sampler else method.label
+        run.metrics(0, valid, stage=name)
+        with run.stage(name, total=config.steps) as stage:
             for step, rows in enumerate(batches):
                 started = time.process_time()
                 prompts = build_prompts(interactions, policy.catalog, rows, policy.window)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from recast.checkpoint import staged_folder
@@ -105,13 +107,29 @@ def _from_config(config: Any) -> PreTrainedModel:
 def _load_model(path: Path) -> PreTrainedModel:
     if not (path / "config.json").is_file():
         raise RecastError(f"{path} holds no model (config.json): give a Hugging Face folder")
-    return AutoModelForCausalLM.from_pretrained(
-        path,
-        config=AutoConfig.from_pretrained(path, local_files_only=True),
-        attn_implementation=ATTENTION,
-        local_files_only=True,
-        dtype="auto",
-    )
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=AutoConfig.from_pretrained(path, local_files_only=True),
+            attn_implementation=ATTENTION,
+            local_files_only=True,
+            dtype="auto",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, StrictDataclassError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise RecastError(
+            f"{path} does not load ({reason}): give a whole Hugging Face folder with safetensors"
+        ) from error
+    # transformers would fill these with random numbers and go on.
+    wrong = sorted(found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]})
+    if wrong:
+        raise RecastError(
+            f"{path}: {len(wrong)} of its weights are missing or do not fit its config.json, "
+            f"{wrong[0]} first: use the folder as it was saved"
+        )
+    return model
 
 
 def _with_sid_tokens(path: Path, catalog: Catalog) -> tuple[PreTrainedModel, Catalog]:
