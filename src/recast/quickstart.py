@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from recast.baselines import Scorer, popularity, tune_item_knn
 from recast.checkpoint import staged_file
 from recast.compare import compare
@@ -120,6 +122,7 @@ def quickstart(config: QuickstartConfig) -> str:
             log,
         )
         cost = {"sft": sft}
+        threads = None  # measured by the first run and kept, so that CPU seconds compare
         for method, sampler in runs:
             name = run_name(method, sampler)
             cost[name] = train_rl(
@@ -132,15 +135,19 @@ def quickstart(config: QuickstartConfig) -> str:
                     steps=config.steps,
                     lr=RL_LR[method],
                     seed=config.seed,
+                    threads=threads,
                 ),
                 log,
             )
+            threads = torch.get_num_threads()
         with log.stage(
             "evaluate", total=len(cost), estimate_s=ESTIMATES_S["evaluate"] * len(cost)
         ) as stage:
             for name, metrics in cost.items():
                 folder = out / ("sft" if name == "sft" else f"rl/{name}") / "policy"
-                ranks[name], extras[name] = rank_on_test(data, folder, out / "eval" / name, metrics)
+                ranks[name], extras[name] = rank_on_test(
+                    data, folder, out / "eval" / name, metrics, threads
+                )
                 stage.advance()
         results = {
             sampler: tabulate(interactions, ranks, extras, sampler, config.seed)
@@ -178,9 +185,13 @@ def rank_baselines(
     return ranks, {"popularity": {}, "item_knn": {"cpu_s": cpu_s}}
 
 
-def rank_on_test(data: str, policy: Path, folder: Path, cost: Metrics) -> tuple[Ranks, Metrics]:
+def rank_on_test(
+    data: str, policy: Path, folder: Path, cost: Metrics, threads: int | None
+) -> tuple[Ranks, Metrics]:
     """Evaluate a policy on the test rows; its ranks, and what it cost to make."""
-    found = evaluate_policy(EvaluateConfig(data=data, policy=str(policy), output=str(folder)))
+    found = evaluate_policy(
+        EvaluateConfig(data=data, policy=str(policy), output=str(folder), threads=threads)
+    )
     extras = {key: cost[key] for key in ("rollouts", "cpu_s", "optimizer_steps")}
     return read_ranks(folder / "rows.parquet"), extras | {"invalid_frac": found["invalid_frac"]}
 

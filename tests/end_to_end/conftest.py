@@ -13,8 +13,9 @@ from recast.data.prepare import prepare
 from recast.items.tokenize import tokenize
 from recast.sft import train_sft
 
-# The command line does so by an environment variable, which comes too late once it is imported.
+# The command line does so by environment variables, which come too late once it is imported.
 transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,17 @@ def rl_config(walk: Path, output: Path, **changes: Any) -> RLConfig:
     return RLConfig(**settings, output=str(output))
 
 
+def sft_args(walk: Path, output: Path, *more: str) -> list[object]:
+    args = ["sft", "--data", walk / "data", "--catalog", walk / "catalog", "--output", output]
+    return [*args, "--window=8", "--threads=1", "--epochs=2", *MODEL_FLAGS, *more]
+
+
+def rl_args(walk: Path, output: Path, *more: str, policy: Path | None = None) -> list[object]:
+    folder = policy or walk / "sft" / "policy"
+    args = ["rl", "--data", walk / "data", "--policy", folder, "--output", output, "--threads=1"]
+    return [*args, "--steps=3", "--group_size=4", "--prompts_per_step=4", *more]
+
+
 def weights(run: Path) -> dict[str, Tensor]:
     return load_file(run / "policy" / "model.safetensors")
 

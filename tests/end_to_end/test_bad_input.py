@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_walk import MODEL_FLAGS, failure, metric_lines
+from small_walk import failure, metric_lines, rl_args, sft_args
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch import Tensor
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from recast import sft
-from recast.methods import METHODS
-from recast.types import Metrics, RolloutGroups, Signal
-
 Fail = Callable[..., str]
+
+STAGES = {
+    "openonerec_rl": "GRPO, sample rollouts",
+    "recast": "ReCast, sample rollouts",
+    "sft_continued": "SFT continued",
+}
 
 
 @pytest.fixture
 def fail(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fail:
-    """Run a verb that must end with exit code 2 and leave no file; returns its line.
-
-    `{walk}` in the arguments is not replaced: they are paths already.
-    """
+    """Run a verb that must end with exit code 2 and leave no new file; returns its line."""
 
     def run(*args: object) -> str:
         before = sorted(tmp_path.rglob("*"))
@@ -42,17 +38,6 @@ def fail(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fail:
         return line
 
     return run
-
-
-def sft_args(walk: Path, output: Path, *more: str) -> list[object]:
-    args = ["sft", "--data", walk / "data", "--catalog", walk / "catalog", "--output", output]
-    return [*args, "--window=8", "--threads=1", "--epochs=2", *MODEL_FLAGS, *more]
-
-
-def rl_args(walk: Path, output: Path, *more: str, policy: Path | None = None) -> list[object]:
-    folder = policy or walk / "sft" / "policy"
-    args = ["rl", "--data", walk / "data", "--policy", folder, "--output", output, "--threads=1"]
-    return [*args, "--steps=3", "--group_size=4", "--prompts_per_step=4", *more]
 
 
 def copy_of(folder: Path, to: Path) -> Path:
@@ -170,14 +155,26 @@ def test_a_vocabulary_that_does_not_fit(walk: Path, tmp_path: Path, fail: Fail) 
     assert "sid.json names 2 levels" in fail(*args)
 
 
-@pytest.mark.parametrize("change", [{"vocab_size": 25}, {"num_hidden_layers": 2}])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"vocab_size": 25}, ": 1 of its weights are missing or do not fit its config.json, "),
+        ({"intermediate_size": 32}, ": 3 of its weights are missing or do not fit its config.json"),
+        (
+            {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2},
+            ": 11 of its weights are missing or do not fit its config.json, model.layers.1.",
+        ),
+        ({"num_hidden_layers": 2}, " does not load (Class validation error"),
+        ({"model_type": "none"}, " does not load ("),
+    ],
+)
 def test_weights_that_do_not_fit_the_config(
-    walk: Path, tmp_path: Path, fail: Fail, change: dict[str, int]
+    walk: Path, tmp_path: Path, fail: Fail, change: dict[str, int], reason: str
 ) -> None:
     policy = copy_of(walk / "sft" / "policy", tmp_path / "policy")
     edited(policy, "config.json", **change)
     line = fail(*rl_args(walk, tmp_path / "run", policy=policy))
-    assert line.startswith(f"{policy}: its weights do not fit its config.json (")
+    assert line.startswith(f"{policy}{reason}")
 
 
 def test_weights_that_are_cut_short(walk: Path, tmp_path: Path, fail: Fail) -> None:
@@ -185,7 +182,10 @@ def test_weights_that_are_cut_short(walk: Path, tmp_path: Path, fail: Fail) -> N
     file = policy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     line = fail(*rl_args(walk, tmp_path / "run", policy=policy))
-    assert line.startswith(f"{policy}: ")
+    assert line.startswith(f"{policy} does not load (Error while deserializing header")
+    file.unlink()
+    line = fail(*rl_args(walk, tmp_path / "run", policy=policy))
+    assert line.startswith(f"{policy} does not load (Error no file named model.safetensors")
 
 
 def test_an_output_that_holds_a_run(walk: Path, tmp_path: Path, fail: Fail) -> None:
@@ -259,13 +259,16 @@ def test_no_training_window(walk: Path, tmp_path: Path, fail: Fail) -> None:
     )
 
 
-def test_too_few_events_for_a_training_window(tmp_path: Path, fail: Fail) -> None:
-    rows = [(user, item, 10 * item + user) for item in range(2) for user in range(9)]
+def test_too_short_histories(tmp_path: Path, fail: Fail) -> None:
+    """Nobody has two training events: the first 14 of 20 events are of 14 users."""
+    rows = [(turn % 14, turn, turn) for turn in range(20)]
     events = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
     events.write_csv(tmp_path / "events.csv")
     args = ["--interactions", tmp_path / "events.csv", "--output", tmp_path / "data"]
-    line = fail("prepare", *args)
-    assert line.endswith("none with an earlier event of the same user: give longer histories")
+    assert fail("prepare", *args) == (
+        "the split 'train' has 14 events but none with an earlier event of the same user: give "
+        "longer histories"
+    )
 
 
 def test_sft_that_diverges(walk: Path, tmp_path: Path, fail: Fail) -> None:
@@ -275,7 +278,7 @@ def test_sft_that_diverges(walk: Path, tmp_path: Path, fail: Fail) -> None:
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", STAGES)
 def test_rl_that_diverges(
     walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
@@ -285,67 +288,9 @@ def test_rl_that_diverges(
     line, code = failure(capsys, *map(str, rl_args(walk, run, *more)))
     assert code == 2
     assert line.endswith(
-        f" is nan at step 2 of {METHODS[method].label}: the run has diverged, start it again with "
+        f" is nan at step 2 of {STAGES[method]}: the run has diverged, start it again with "
         "a lower lr"
     )
     assert [entry["step"] for entry in metric_lines(run)] == [0, 1]
     assert not (run / "policy").exists()
     assert not list(run.rglob("*.partial"))
-
-
-def interrupt() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-def test_an_interrupted_rl_run(
-    walk: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """In its third step: two steps of metrics and rollouts are on disk, no policy."""
-    method = METHODS["recast"]
-
-    def interrupting(groups: RolloutGroups, rewards: Tensor) -> Signal:
-        if groups.step == 2:
-            interrupt()
-        return method.signal(groups, rewards)
-
-    monkeypatch.setitem(METHODS, "recast", replace(method, signal=interrupting))
-    run = tmp_path / "run"
-    assert failure(capsys, *map(str, rl_args(walk, run))) == ("interrupted", 130)
-    assert [line["step"] for line in metric_lines(run)] == [0, 1, 2]
-    (file,) = (run / "rollouts").iterdir()
-    assert file.name == "step-000002.parquet"
-    assert pl.read_parquet(file)["step"].to_list() == [1] * 16 + [2] * 16
-    assert not (run / "policy").exists()
-    assert not list(tmp_path.rglob("*.partial"))
-
-
-@pytest.mark.parametrize("epoch", [0, 1])
-def test_an_interrupted_sft_run(
-    walk: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    epoch: int,
-) -> None:
-    """In its first epoch nothing is left, later the metrics are."""
-    calls: list[Metrics] = []
-    validate = sft.validate
-
-    def interrupting(*args: object) -> Metrics:
-        if len(calls) == epoch:
-            interrupt()
-        calls.append(validate(*args))  # type: ignore[arg-type]
-        return calls[-1]
-
-    monkeypatch.setattr(sft, "validate", interrupting)
-    run = tmp_path / "run"
-    assert failure(capsys, *map(str, sft_args(walk, run))) == ("interrupted", 130)
-    if epoch == 0:
-        assert list(tmp_path.iterdir()) == []
-    else:
-        assert len(metric_lines(run)) == 1
-        assert not (run / "policy").exists()
-    assert not list(tmp_path.rglob("*.partial"))

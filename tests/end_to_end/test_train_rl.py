@@ -1,4 +1,4 @@
-"""Post-training on the small walk: every method by every sampler, the same prompts, and it learns."""
+"""Post-training on the small walk: every method by every sampler, on the same prompts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def test_what_a_run_reports(walk: Path, runs: Runs) -> None:
     for (method, sampler), (folder, result) in runs.items():
         lines = metric_lines(folder)
         assert [line["step"] for line in lines] == [0, 1, 2, 3]
-        assert {line["stage"] for line in lines} == {METHODS[method].label}
+        label = METHODS[method].label
+        stage = f"{label}, {sampler} rollouts" if sampler else label
+        assert {line["stage"] for line in lines} == {stage}
         assert {key: lines[0][key] for key in start} == start
         assert ["valid/ndcg@10" in line for line in lines] == [True, False, True, True]
         assert {key: lines[-1][key] for key in start} == {key: result[key] for key in start}

@@ -17,16 +17,30 @@ def choose_threads(work: Callable[[], object], wanted: int | None, repeats: int 
     be chosen: threads that wait for each other spin, and as soon as another process wants a core a
     step can take ten times as long. Returns the count.
     """
-    most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if wanted is None:
-        seconds = {}
-        for count in sorted({1, most}):
-            torch.set_num_threads(count)
-            work()  # warm-up: the first call starts the threads
-            seconds[count] = median(_timed(work) for _ in range(repeats))
-        wanted = most if seconds[most] < 2 / 3 * seconds[1] else 1
+        wanted = _faster(work, _usable_cores(), repeats)
     torch.set_num_threads(wanted)
     return wanted
+
+
+def _faster(work: Callable[[], object], most: int, repeats: int) -> int:
+    if most == 1:
+        return 1
+    torch.set_num_threads(1)
+    work()  # warm-up
+    single = median(_timed(work) for _ in range(repeats))
+    torch.set_num_threads(most)
+    # On busy cores a call can take a hundred times as long. The first one, which also starts the
+    # threads, then settles it: more of them would cost the run minutes.
+    if _timed(work) > 10 * single:
+        return 1
+    return most if median(_timed(work) for _ in range(repeats)) < 2 / 3 * single else 1
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _timed(work: Callable[[], object]) -> float:
