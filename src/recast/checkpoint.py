@@ -28,7 +28,7 @@ def staged_folder(folder: str | Path) -> Iterator[Path]:
 
     Raises `RecastError` when the block cannot write (a full disk, no permission).
     """
-    path = refuse_existing(folder)
+    path = refuse_existing(folder).absolute()
     stage = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with _writing(path):
         try:

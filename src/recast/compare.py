@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recast.evaluate import PRIMARY, Ranks, row_metrics
+from recast.ranks import PRIMARY, Ranks, row_metrics
 from recast.resample import DRAWS, user_intervals, user_p_values
 from recast.types import RecastError
 

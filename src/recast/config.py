@@ -17,8 +17,10 @@ def require(condition: bool, name: str, value: object, remedy: str) -> None:
         raise RecastError(f"{name} is {value!r}: {remedy}")
 
 
-def _require_threads(threads: int | None) -> None:
-    require(threads is None or threads >= 1, "threads", threads, "give 1 or more, or leave it out")
+def _at_least(config: object, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value >= least, name, value, f"give {least} or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,7 @@ class PrepareConfig:
     """Seed of the order of events that share user and time."""
 
     def __post_init__(self) -> None:
+        _at_least(self, 0, "seed")
         require(self.k_core >= 1, "k_core", self.k_core, "give 1 (keep everything) or more")
         require(0 < self.rl_frac < 1, "rl_frac", self.rl_frac, "give a part between 0 and 1")
 
@@ -79,16 +82,11 @@ class TokenizeConfig:
     """Seed of k-means."""
 
     def __post_init__(self) -> None:
-        weight, levels, size = self.collaborative_weight, self.num_levels, self.codebook_size
-        require(0 <= weight <= 1, "collaborative_weight", weight, "give a share from 0 to 1")
-        require(
-            self.collaborative_dim >= 1,
-            "collaborative_dim",
-            self.collaborative_dim,
-            "give 1 or more",
-        )
-        require(levels is None or levels >= 1, "num_levels", levels, "give 1 or more")
-        require(size is None or size >= 2, "codebook_size", size, "give 2 or more")
+        share = self.collaborative_weight
+        require(0 <= share <= 1, "collaborative_weight", share, "give a share from 0 to 1")
+        _at_least(self, 0, "seed")
+        _at_least(self, 1, "collaborative_dim", "num_levels")
+        _at_least(self, 2, "codebook_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +99,18 @@ class ModelConfig:
     num_layers: int = 2
     num_heads: int = 3
     num_kv_heads: int = 3
+    head_dim: int = 32
     intermediate_size: int = 192
     initializer_range: float = 0.05
     """Standard deviation of the random weights; 0.02 suits models a hundred times larger."""
     tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "hidden_size", "num_layers", "num_heads", "num_kv_heads")
+        _at_least(self, 1, "intermediate_size", "head_dim")
+        heads, shared = self.num_heads, self.num_kv_heads
+        require(heads % shared == 0, "num_kv_heads", shared, f"give a divisor of num_heads {heads}")
+        require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "give an even number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +145,13 @@ class SFTConfig:
     """Torch threads; unset: measured."""
 
     def __post_init__(self) -> None:
-        require(self.window >= 2, "window", self.window, "give 2 items or more")
-        for name in ("epochs", "batch_windows", "patience", "valid_rows"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "give 1 or more")
+        _at_least(self, 0, "weight_decay", "seed")
+        _at_least(self, 1, "epochs", "batch_windows", "patience", "valid_rows", "threads")
+        _at_least(self, 2, "window")
         require(self.lr > 0, "lr", self.lr, "give a positive rate")
         share = self.backwards_frac
         require(0 <= share <= 1, "backwards_frac", share, "give a share from 0 to 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "give a rate from 0 up to 1")
-        _require_threads(self.threads)
 
 
 LogprobSpace = Literal["full", "level", "trie"]
@@ -191,17 +196,14 @@ class RLConfig:
     """Torch threads; unset: measured."""
 
     def __post_init__(self) -> None:
-        require(
-            self.group_size >= 2,
-            "group_size",
-            self.group_size,
-            "a group needs 2 rollouts or more to contrast",
-        )
-        counts = ("prompts_per_step", "steps", "updates_per_rollout", "eval_every", "valid_rows")
-        for name in counts:
-            require(getattr(self, name) >= 1, name, getattr(self, name), "give 1 or more")
+        need = "a group needs 2 rollouts or more to contrast"
+        require(self.group_size >= 2, "group_size", self.group_size, need)
+        _at_least(self, 0, "warmup_steps", "kl_coef", "seed")
+        _at_least(self, 1, "prompts_per_step", "steps", "updates_per_rollout", "threads")
+        _at_least(self, 1, "micro_batch_tokens", "eval_every", "valid_rows")
         require(self.lr is None or self.lr > 0, "lr", self.lr, "give a positive rate")
-        _require_threads(self.threads)
+        norm = self.max_grad_norm
+        require(norm > 0, "max_grad_norm", norm, "give a positive norm, inf for none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +225,10 @@ class EvaluateConfig:
     """Torch threads; unset: measured."""
 
     def __post_init__(self) -> None:
-        require(
-            self.beam_width >= 10, "beam_width", self.beam_width, "metrics at 10 need 10 or more"
-        )
-        require(self.invalid_rows >= 1, "invalid_rows", self.invalid_rows, "give 1 or more")
-        _require_threads(self.threads)
+        _at_least(self, 0, "seed")
+        _at_least(self, 1, "invalid_rows", "threads")
+        need = "metrics at 10 need 10 or more"
+        require(self.beam_width >= 10, "beam_width", self.beam_width, need)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,8 +247,8 @@ class QuickstartConfig:
     """Steps of every RL run."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "give 1 or more")
+        _at_least(self, 0, "seed")
+        _at_least(self, 1, "epochs", "steps")
 
 
 def as_dict(config: Any) -> dict[str, Any]:

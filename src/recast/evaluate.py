@@ -1,28 +1,20 @@
-"""Evaluation: a way to rank in, the target's place per row and metrics out.
+"""Evaluation: a way to rank in, the target's place in the whole catalogue out, row by row.
 
-Item level comes first: an item is what a person is shown. The semantic-ID (SID) level, which a
-policy decodes, stands beside it; the two are equal where every item has its own SID. Every method,
-policy or baseline, passes through the same metrics, candidates and rows. With `exclude_seen` the
-items of a row's own history are no candidates.
+Every method, policy or baseline, passes through the same metrics, candidates and rows. With
+`exclude_seen` the items of a row's own history are no candidates.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
-import numpy as np
-import polars as pl
 import torch
-import yaml
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from recast.baselines import Scorer
-from recast.checkpoint import staged_file, staged_folder
+from recast.checkpoint import refuse_existing
 from recast.config import EvaluateConfig
 from recast.data.folder import load_data
 from recast.data.history import seen
@@ -31,67 +23,12 @@ from recast.items.catalog import Catalog
 from recast.policy.load import Policy, load_policy
 from recast.policy.prompts import build_prompts, check_catalog
 from recast.policy.threads import choose_threads
-from recast.resample import DRAWS, user_intervals
+from recast.ranks import Ranks, row_metrics, write_evaluation
 from recast.rollout.beam import beam_search
 from recast.types import Interactions, Metrics, RecastError, RolloutGroups
 
-HR_AT = (1, 5, 10, 32)
-NDCG_AT = (5, 10)
-PRIMARY = "item/ndcg@10"
-
 _CELLS = 2**24  # scores, or logits, held at a time
 _MAX_BATCH = 256
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ranks:
-    """Where each row's one target stands; all metrics follow from it.
-
-    Example: a beam lists the SIDs a, b, c; a is shared by 2 items, b and c by 1. A row whose target
-    is b has `sid_rank=2, items_before=2, num_sharing=1`, one whose target has SID a
-    `sid_rank=1, items_before=0, num_sharing=2`.
-    """
-
-    row_ids: Int[Tensor, " N"]
-    users: Int[Tensor, " N"]
-    sid_rank: Int[Tensor, " N"]
-    """Place of the target's SID among distinct SIDs, from 1; 0 = not in the list."""
-    items_before: Int[Tensor, " N"]
-    """Candidate items listed before the target and those it ties with."""
-    num_sharing: Int[Tensor, " N"]
-    """Candidate items the method cannot tell apart from the target, the target included: those
-    that share its SID for a policy, 1 for a scorer of items."""
-
-
-def row_metrics(ranks: Ranks) -> dict[str, Float[Tensor, " N"]]:
-    """HR@k and NDCG@k of every row, at item and at SID level; with one target, Pass@k and Recall@k
-    are HR@k.
-
-    At item level a target that ties with m - 1 others gets the expectation over their random
-    order: HR@k = clip((k - items_before) / m, 0, 1), NDCG@k = the mean of [p <= k] / log2(p + 1)
-    over the places p = items_before + 1 .. items_before + m. A target that is not listed gets 0,
-    so a list shorter than k is scored as it is.
-
-    >>> third = dict(sid_rank=torch.tensor([3]), items_before=torch.tensor([2]))
-    >>> one = torch.tensor([1])
-    >>> metrics = row_metrics(Ranks(row_ids=one, users=one, num_sharing=one, **third))
-    >>> round(metrics["item/ndcg@5"].item(), 6), metrics["item/hr@1"].item()
-    (0.5, 0.0)
-    """
-    places = torch.arange(1, max(NDCG_AT) + 1, dtype=torch.float64)
-    gain = torch.nn.functional.pad((1 / torch.log2(places + 1)).cumsum(0), (1, 0))
-    found = ranks.sid_rank > 0
-    metrics = {}
-    for level, before, sharing in (
-        ("item", ranks.items_before, ranks.num_sharing),
-        ("sid", (ranks.sid_rank - 1).clamp(min=0), torch.ones_like(ranks.sid_rank)),
-    ):
-        for k in HR_AT:
-            metrics[f"{level}/hr@{k}"] = ((k - before) / sharing.double()).clamp(0, 1) * found
-        for k in NDCG_AT:
-            inside = gain[(before + sharing).clamp(max=k)] - gain[before.clamp(max=k)]
-            metrics[f"{level}/ndcg@{k}"] = inside / sharing * found
-    return metrics
 
 
 def rank_scores(
@@ -188,63 +125,29 @@ def validate(policy: Policy, interactions: Interactions, rows: Int[Tensor, " N"]
 
 
 def evaluate_policy(config: EvaluateConfig) -> Metrics:
-    """`recast evaluate`: write `eval.json`, `rows.parquet` and `config.yaml` for a whole split.
+    """`recast evaluate`: rank a whole split, write `eval.json` and `rows.parquet`.
 
-    Returns the means; `eval.json` adds their 95 % intervals over users and what they cover. Raises
-    `RecastError` when data and policy do not belong together or `output` holds something.
+    Returns the means; `eval.json` adds their 95 % intervals over users, what they cover and the
+    settings. Raises `RecastError` when data and policy do not belong together or the split has no
+    row.
     """
+    refuse_existing(config.output)
     interactions, policy = load_data(config.data), load_policy(config.policy)
     check_catalog(config.data, policy.catalog)
     rows = interactions.rows(config.split)
-    with staged_folder(config.output) as stage:
-        few = rows[next(_batches(policy, interactions, rows, config.beam_width))[:32]]
-        choose_threads(
-            lambda: rank_policy(policy, interactions, few, config.beam_width), config.threads
-        )
-        ranks = rank_policy(policy, interactions, rows, config.beam_width)
-        write_ranks(ranks, stage / "rows.parquet")
-        values = row_metrics(ranks)
-        mean, low, high = user_intervals(
-            torch.stack(list(values.values()), 1).numpy(), ranks.users.numpy(), seed=config.seed
-        )
-        unconstrained = sample_rows(interactions, config.split, config.invalid_rows)
-        facts: dict[str, Any] = {
-            "split": config.split,
-            "split_name": interactions.split_name,
-            "rows": len(rows),
-            "users": len(ranks.users.unique()),
-            "resampled": "users",
-            "draws": DRAWS,
-            "seed": config.seed,
-            "beam_width": config.beam_width,
-            "invalid_rows": len(unconstrained),
-            "invalid_frac": invalid_frac(policy, interactions, unconstrained, config.beam_width),
-            "metrics": {
-                name: {"value": float(mean[i]), "low": float(low[i]), "high": float(high[i])}
-                for i, name in enumerate(values)
-            },
-        }
-        (stage / "eval.json").write_text(json.dumps(facts, indent=2) + "\n")
-        (stage / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-    means = dict(zip(values, mean.tolist(), strict=True))
-    return means | {name: float(facts[name]) for name in ("invalid_frac", "rows", "users")}
-
-
-_COLUMNS = {"row_ids": "row_id", "users": "user"}
-
-
-def write_ranks(ranks: Ranks, file: str | Path) -> None:
-    """One row per evaluated row: row_id, user, sid_rank, items_before, num_sharing."""
-    columns = {_COLUMNS.get(f.name, f.name): getattr(ranks, f.name).numpy() for f in fields(Ranks)}
-    with staged_file(file) as stage:
-        pl.DataFrame(columns).write_parquet(stage)
-
-
-def read_ranks(file: str | Path) -> Ranks:
-    """What `write_ranks` wrote."""
-    table = pl.read_parquet(file)
-    columns = {f.name: table[_COLUMNS.get(f.name, f.name)].to_numpy() for f in fields(Ranks)}
-    return Ranks(**{name: torch.from_numpy(np.array(column)) for name, column in columns.items()})
+    if not len(rows):
+        raise RecastError(f"{config.data} has no row to rank in {config.split}: give more data")
+    few = rows[next(_batches(policy, interactions, rows, config.beam_width))[:32]]
+    choose_threads(
+        lambda: rank_policy(policy, interactions, few, config.beam_width), config.threads
+    )
+    ranks = rank_policy(policy, interactions, rows, config.beam_width)
+    unconstrained = sample_rows(interactions, config.split, config.invalid_rows)
+    invalid = invalid_frac(policy, interactions, unconstrained, config.beam_width)
+    facts = asdict(config) | {"split_name": interactions.split_name, "invalid_frac": invalid}
+    means = write_evaluation(ranks, config.output, facts, config.seed)
+    counts = {"rows": float(len(rows)), "users": float(len(ranks.users.unique()))}
+    return means | {"invalid_frac": invalid} | counts
 
 
 def _precedes(

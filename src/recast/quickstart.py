@@ -29,21 +29,13 @@ from recast.config import (
 from recast.data.folder import data_hash
 from recast.data.folder import describe as describe_data
 from recast.data.prepare import prepare
-from recast.evaluate import (
-    PRIMARY,
-    Ranks,
-    evaluate_policy,
-    rank_scores,
-    read_ranks,
-    row_metrics,
-    sample_rows,
-    write_ranks,
-)
+from recast.evaluate import evaluate_policy, rank_scores, sample_rows
 from recast.items.card import describe as describe_catalog
 from recast.items.catalog import Catalog
 from recast.items.tokenize import tokenize
 from recast.log import RunLog
 from recast.methods import METHODS
+from recast.ranks import PRIMARY, Ranks, read_ranks, row_metrics, write_evaluation
 from recast.report.table import plain
 from recast.rl import train_rl
 from recast.sft import train_sft
@@ -69,12 +61,12 @@ RL_LR = {"sft_continued": 1e-5, "openonerec_rl": 3e-5, "recast": 1e-5}
 """Each method's best of 1e-5, 3e-5 and 1e-4 on the validation rows (docs/log.md)."""
 
 ESTIMATES_S = {
-    "data": 15.0,
+    "data": 5.0,
     "items": 15.0,
     "baselines": 15.0,
-    "sft": 6.0,
-    "rl": 0.25,
-    "evaluate": 20.0,
+    "sft": 9.0,
+    "rl": 0.15,
+    "evaluate": 13.0,
 }
 """Seconds on 2 idle cores: per epoch of SFT, per step of RL, per evaluated policy."""
 
@@ -181,7 +173,8 @@ def rank_baselines(
     ranks = {}
     for name, scorer in (("popularity", popularity(interactions)), ("item_knn", knn)):
         ranks[name] = rank_scores(scorer, interactions, catalog, test)
-        write_ranks(ranks[name], folder / name / "rows.parquet")
+        facts = {"split": "test", "split_name": interactions.split_name}
+        write_evaluation(ranks[name], folder / name, facts)
     return ranks, {"popularity": {}, "item_knn": {"cpu_s": cpu_s}}
 
 
@@ -193,7 +186,7 @@ def rank_on_test(
         EvaluateConfig(data=data, policy=str(policy), output=str(folder), threads=threads)
     )
     extras = {key: cost[key] for key in ("rollouts", "cpu_s", "optimizer_steps")}
-    return read_ranks(folder / "rows.parquet"), extras | {"invalid_frac": found["invalid_frac"]}
+    return read_ranks(folder), extras | {"invalid_frac": found["invalid_frac"]}
 
 
 def tabulate(

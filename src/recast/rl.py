@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from recast.actor import Actor, update
+from recast.checkpoint import refuse_existing
 from recast.config import RLConfig
 from recast.data.folder import data_hash, load_data
 from recast.draws import uniforms
@@ -36,9 +37,10 @@ def train_rl(config: RLConfig, log: RunLog | None = None) -> Metrics:
     """Post-train `config.policy` with `config.method` and write the result to `output`/policy.
 
     All methods see the same prompts in the same order and make the same number of optimizer
-    steps. Returns the last validation metrics, the number of rollouts and optimizer
-    steps, and the CPU seconds without validation.
+    steps. Returns the last validation metrics, the number of rollouts and optimizer steps, and the
+    CPU seconds without validation.
     """
+    refuse_existing(config.output)
     method = resolve(config)
     interactions, policy = load_data(config.data), load_policy(config.policy)
     check_catalog(config.data, policy.catalog)
@@ -107,18 +109,22 @@ def resolve(config: RLConfig) -> Method:
 
 
 def prompt_batches(interactions: Interactions, config: RLConfig) -> Int[Tensor, "steps B"]:
-    """Row ids of the prompts of every step: seeded, without repeats until all rows were used."""
-    rows = interactions.rows("rl")
-    if not len(rows):
+    """Row ids of the prompts of every step, seeded; a row comes again only in a later pass.
+
+    A pass leaves out the rows that do not fill a step, other ones each time.
+    """
+    rows, size = interactions.rows("rl"), config.prompts_per_step
+    if len(rows) < size:
         raise RecastError(
-            f"{config.data} has no row in the rl slice: prepare with a larger rl_frac"
+            f"prompts_per_step is {size}: {config.data} has {len(rows)} rows in the rl slice; "
+            "give fewer, or prepare with a larger rl_frac"
         )
-    needed = config.steps * config.prompts_per_step
+    per_pass = len(rows) // size
     passes = [
-        rows[uniforms(config.seed, epoch, rows, "prompts", 1)[:, 0].argsort()]
-        for epoch in range(-(-needed // len(rows)))
+        rows[uniforms(config.seed, epoch, rows, "prompts", 1)[:, 0].argsort()[: per_pass * size]]
+        for epoch in range(-(-config.steps // per_pass))
     ]
-    return torch.cat(passes)[:needed].view(config.steps, config.prompts_per_step)
+    return torch.cat(passes).view(-1, size)[: config.steps]
 
 
 def roll_out(

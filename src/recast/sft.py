@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from recast.checkpoint import refuse_existing
 from recast.config import SFTConfig
 from recast.data.folder import data_hash, load_data
 from recast.draws import uniforms
@@ -33,6 +34,7 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
 
     Writes the policy to `config.output`/policy. Returns the best validation metrics and the cost.
     """
+    refuse_existing(config.output)
     interactions, catalog = load_data(config.data), load_catalog(config.catalog)
     check_catalog(config.data, catalog)
     policy = create_policy(config.model, catalog, config.window, config.seed)
@@ -97,9 +99,9 @@ def train_epoch(
 def user_windows(interactions: Interactions, config: SFTConfig, epoch: int) -> Int[Tensor, "N W"]:
     """Every user's training events cut into windows of items, shuffled; -1 pads on the right.
 
-    Each epoch cuts at new offsets and reorders the events that share user and time: their order
-    is unknown, so any of them is as true as another. A part of the windows is read backwards.
-    Windows of a single item are dropped.
+    Each epoch cuts at new offsets, except users who fit one window, and reorders the events that
+    share user and time: their order is unknown, so any of them is as true as another. A part of
+    the windows is read backwards. Windows of a single item are dropped.
     """
     window, seed = config.window, config.seed
     chosen = (interactions.splits == SPLITS.index("train")).nonzero()[:, 0]
@@ -110,7 +112,8 @@ def user_windows(interactions: Interactions, config: SFTConfig, epoch: int) -> I
     users, items = interactions.users[chosen[order]], interactions.items[chosen[order]]
     index = torch.arange(len(users))
     first = torch.searchsorted(users, users)  # sorted: the first event of the same user
-    shift = (uniforms(seed, epoch, users, "offset", 1)[:, 0] * window).long()
+    count = torch.searchsorted(users, users, right=True) - first
+    shift = (uniforms(seed, epoch, users, "offset", 1)[:, 0] * window).long() * (count > window)
     place = index - first + shift
     starts = (place % window == 0) | (index == first)
     row = starts.long().cumsum(0) - 1

@@ -58,7 +58,7 @@ def copy_of(folder: Path, to: Path) -> Path:
             "--method=grpo",
             "method is 'grpo': choose one of openonerec_rl, recast, sft_continued",
         ),
-        ("--threads=0", "threads is 0: give 1 or more, or leave it out"),
+        ("--threads=0", "threads is 0: give 1 or more"),
         ("--valid_rows=0", "valid_rows is 0: give 1 or more"),
     ],
 )
@@ -69,7 +69,7 @@ def test_settings_of_rl(walk: Path, tmp_path: Path, fail: Fail, more: str, line:
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        ("--threads=-1", "threads is -1: give 1 or more, or leave it out"),
+        ("--threads=-1", "threads is -1: give 1 or more"),
         ("--batch_windows=0", "batch_windows is 0: give 1 or more"),
         ("--patience=0", "patience is 0: give 1 or more"),
         ("--backwards_frac=2", "backwards_frac is 2.0: give a share from 0 to 1"),

@@ -20,7 +20,7 @@ from small_walk import failure, metric_lines
 
 from recast import cli
 from recast.data.folder import load_data
-from recast.evaluate import read_ranks, row_metrics
+from recast.ranks import read_ranks, row_metrics
 
 NUM_USERS, NUM_ITEMS, NUM_EVENTS = 40, 60, 30
 METHODS = ["Popularity", "item-kNN", "SFT", "SFT continued", "GRPO", "ReCast"]
@@ -178,7 +178,7 @@ def test_all_methods_ranked_the_same_rows(run: Run) -> None:
         "recast": "ReCast",
     }
     for name in names:
-        ranks = read_ranks(run.out / "eval" / name / "rows.parquet")
+        ranks = read_ranks(run.out / "eval" / name)
         assert ranks.row_ids.equal(rows)
         label = labels[name.removesuffix("_beam")]
         table = run.results["beam" if name.endswith("_beam") else "sample"]["methods"][label]

@@ -14,10 +14,11 @@ from small_walk import metric_lines, rl_config, same, weights
 from recast.config import RLConfig, as_dict
 from recast.data.folder import load_data
 from recast.draws import uniforms
-from recast.evaluate import rank_policy, row_metrics, sample_rows, validate
+from recast.evaluate import rank_policy, sample_rows, validate
 from recast.methods import METHODS
 from recast.policy.load import load_policy
 from recast.policy.prompts import build_prompts
+from recast.ranks import row_metrics
 from recast.rl import SAMPLERS, prompt_batches, resolve, train_rl
 from recast.types import Metrics, RecastError
 
@@ -42,16 +43,20 @@ def rollouts_of(run: Path) -> pl.DataFrame:
     return pl.read_parquet(run / "rollouts" / "*.parquet")
 
 
-def test_batches_use_all_rows_before_they_repeat_one(walk: Path, tmp_path: Path) -> None:
+def test_a_row_comes_once_in_a_pass(walk: Path, tmp_path: Path) -> None:
     data = load_data(walk / "data")
     rows = data.rows("rl")
     config = rl_config(walk, tmp_path, steps=40, prompts_per_step=8)
     batches = prompt_batches(data, config)
     assert batches.shape == (40, 8)
-    flat = batches.flatten()
-    for start in range(0, len(flat) - len(rows) + 1, len(rows)):
-        assert flat[start : start + len(rows)].sort().values.equal(rows.sort().values)
-    assert not flat[: len(rows)].equal(flat[len(rows) : 2 * len(rows)])
+    per_pass = len(rows) // 8
+    for start in range(0, 40 - per_pass + 1, per_pass):
+        used = batches[start : start + per_pass].flatten()
+        assert len(used.unique()) == len(used) == 8 * per_pass
+        assert torch.isin(used, rows).all()
+    assert not batches[:per_pass].equal(batches[per_pass : 2 * per_pass])
+    with pytest.raises(RecastError, match=r"prompts_per_step is 500: .* rows in the rl slice"):
+        prompt_batches(data, replace(config, prompts_per_step=500))
     # Neither the method nor the number of steps moves a prompt; the seed does.
     assert prompt_batches(data, replace(config, steps=3, method="openonerec_rl")).equal(batches[:3])
     assert not prompt_batches(data, replace(config, seed=1)).equal(batches)

@@ -15,9 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from recast.baselines import popularity
 from recast.config import as_dict
 from recast.data.folder import data_hash, load_data
-from recast.evaluate import PRIMARY, rank_scores, row_metrics, sample_rows, validate
+from recast.evaluate import rank_scores, sample_rows, validate
 from recast.items.catalog import load_catalog
 from recast.policy.load import load_policy
+from recast.ranks import PRIMARY, row_metrics
 from recast.sft import train_sft, user_windows
 
 

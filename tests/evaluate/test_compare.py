@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recast.compare import compare
-from recast.evaluate import Ranks, row_metrics
+from recast.ranks import Ranks, row_metrics
 from recast.resample import user_intervals, user_p_values
 from recast.types import RecastError
 

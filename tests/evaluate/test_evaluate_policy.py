@@ -7,21 +7,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-import yaml
 
 from recast.config import EvaluateConfig, ModelConfig, PrepareConfig
 from recast.data.folder import load_data
 from recast.data.prepare import prepare
-from recast.evaluate import (
-    evaluate_policy,
-    invalid_frac,
-    rank_policy,
-    read_ranks,
-    row_metrics,
-    sample_rows,
-)
+from recast.evaluate import evaluate_policy, invalid_frac, rank_policy, sample_rows
 from recast.items.catalog import build_catalog
 from recast.policy.load import Policy, create_policy, load_policy, save_policy
+from recast.ranks import read_ranks, row_metrics
 from recast.types import RecastError
 
 
@@ -59,19 +52,17 @@ def test_what_is_written_is_what_was_ranked(run: EvaluateConfig) -> None:
     means = evaluate_policy(run)
     folder = Path(run.output)
     assert sorted(file.name for file in folder.iterdir()) == [
-        "config.yaml",
         "eval.json",
         "rows.parquet",
     ]
-    assert yaml.safe_load((folder / "config.yaml").read_text()) == asdict(run)
     data, policy = load_data(run.data), load_policy(run.policy)
     rows = data.rows("test")
-    ranks, again = read_ranks(folder / "rows.parquet"), rank_policy(policy, data, rows, 10)
+    ranks, again = read_ranks(folder), rank_policy(policy, data, rows, 10)
     assert torch.equal(ranks.row_ids, rows)
     assert torch.equal(ranks.sid_rank, again.sid_rank)
     facts = json.loads((folder / "eval.json").read_text())
     metrics = facts.pop("metrics")
-    assert facts == {
+    assert facts == asdict(run) | {
         "split": "test",
         "split_name": data.split_name,
         "rows": len(rows),

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recast.evaluate import HR_AT, NDCG_AT, Ranks, read_ranks, row_metrics, write_ranks
+from recast.ranks import HR_AT, NDCG_AT, Ranks, read_ranks, row_metrics, write_evaluation
 
 
 def ranks_of(*places: tuple[int, int, int]) -> Ranks:
@@ -79,7 +79,7 @@ def test_item_level_is_the_mean_over_every_order_of_the_tie(before: int, sharing
 
 def test_ranks_survive_the_disk(tmp_path: Path) -> None:
     ranks = ranks_of((3, 2, 1), (0, 32, 4))
-    write_ranks(ranks, tmp_path / "deep" / "rows.parquet")
-    back = read_ranks(tmp_path / "deep" / "rows.parquet")
+    write_evaluation(ranks, tmp_path / "deep" / "eval", {"split": "test"})
+    back = read_ranks(tmp_path / "deep" / "eval")
     for name in Ranks.__slots__:
         assert torch.equal(getattr(back, name), getattr(ranks, name))

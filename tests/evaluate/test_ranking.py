@@ -13,13 +13,13 @@ from recast.evaluate import (
     invalid_frac,
     rank_policy,
     rank_scores,
-    row_metrics,
     sample_rows,
     validate,
 )
 from recast.items.catalog import Catalog, build_catalog
 from recast.policy.load import Policy
 from recast.policy.prompts import build_prompts
+from recast.ranks import row_metrics
 from recast.rollout.beam import beam_search
 from recast.types import Interactions, RecastError
 

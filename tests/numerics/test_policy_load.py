@@ -27,7 +27,9 @@ def _saved(folder: Path, name: str, vocab_size: int) -> str:
 def test_a_new_policy_has_the_asked_shape_and_depends_on_the_seed_alone() -> None:
     catalog = tiny.tiny_catalog()
     torch.manual_seed(1)
-    config = ModelConfig(hidden_size=32, num_heads=4, num_kv_heads=2, intermediate_size=48)
+    config = ModelConfig(
+        hidden_size=32, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48
+    )
     first = create_policy(config, catalog, window=5, seed=3)
     torch.manual_seed(2)
     state = torch.random.get_rng_state()

@@ -89,7 +89,7 @@ def _qwen3(config: ModelConfig, catalog: Catalog, window: int) -> Qwen3Config:
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
         num_key_value_heads=config.num_kv_heads,
-        head_dim=config.hidden_size // config.num_heads,
+        head_dim=config.head_dim,
         intermediate_size=config.intermediate_size,
         max_position_embeddings=1 + window * catalog.num_levels,
         initializer_range=config.initializer_range,
