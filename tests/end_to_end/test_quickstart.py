@@ -76,7 +76,7 @@ def test_the_plan_comes_first(run: Run) -> None:
     assert re.fullmatch(r"Plan: about [\d.]+ (s|min) in all", lines[0])
     planned = [re.split(r"  +", line.strip())[0] for line in lines[1:7]]
     assert planned == ["data", "items", "baselines", "sft", "rl, 5 runs", "evaluate, 6 policies"]
-    assert lines[7] == "data: about 15 s"
+    assert lines[7].startswith("data: about ")
     starts = [line.split(":")[0] for line in lines if re.search(r": (about|starts)", line)][1:]
     rl = [f"{name}, {how} rollouts" for how in ("sample", "beam") for name in ("GRPO", "ReCast")]
     assert starts == ["data", "items", "baselines", "SFT", "SFT continued", *rl, "evaluate"]
