@@ -6,7 +6,7 @@ Every field is read by the code; a value out of range is refused here, by name, 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from recast.types import RecastError
 
@@ -249,10 +249,3 @@ class QuickstartConfig:
     def __post_init__(self) -> None:
         _at_least(self, 0, "seed")
         _at_least(self, 1, "epochs", "steps")
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """A config as plain nested data, for `config.yaml`."""
-    from dataclasses import asdict
-
-    return asdict(config)

@@ -36,7 +36,7 @@ from recast.items.tokenize import tokenize
 from recast.log import RunLog
 from recast.methods import METHODS
 from recast.ranks import PRIMARY, Ranks, read_ranks, row_metrics, write_evaluation
-from recast.report.table import plain
+from recast.report.table import markdown, plain
 from recast.rl import train_rl
 from recast.sft import train_sft
 from recast.types import Interactions, Metrics
@@ -147,7 +147,10 @@ def quickstart(config: QuickstartConfig) -> str:
         }
         with staged_file(out / "results.json") as file:
             file.write_text(json.dumps(results, indent=2) + "\n")
-    titles = {sampler: f"Rollouts by {words}" for sampler, words in SAMPLERS.items()}
+        titles = {sampler: f"Rollouts by {words}" for sampler, words in SAMPLERS.items()}
+        with staged_file(out / "results.md") as file:
+            pages = [f"## {titles[name]}\n\n{markdown(results[name])}" for name in SAMPLERS]
+            file.write_text("\n".join(pages))
     return "\n".join(plain(results[sampler], title) for sampler, title in titles.items())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +11,7 @@ import torch
 import yaml
 from small_walk import metric_lines, rl_config, same, weights
 
-from recast.config import RLConfig, as_dict
+from recast.config import RLConfig
 from recast.data.folder import load_data
 from recast.draws import uniforms
 from recast.evaluate import rank_policy, sample_rows, validate
@@ -91,7 +91,7 @@ def test_what_a_run_reports(walk: Path, runs: Runs) -> None:
         assert exist == (0 if sampler is None else 3 * 8 * 6)
         assert result["cpu_s"] > 0
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        assert config == as_dict(rl_config(walk, folder, method=method, sampler=sampler))
+        assert config == asdict(rl_config(walk, folder, method=method, sampler=sampler))
         assert not same(weights(folder), weights(walk / "sft"))
 
 

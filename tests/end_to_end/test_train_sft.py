@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,6 @@ from small_walk import MODEL, metric_lines, same, sft_config, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recast.baselines import popularity
-from recast.config import as_dict
 from recast.data.folder import data_hash, load_data
 from recast.evaluate import rank_scores, sample_rows, validate
 from recast.items.catalog import load_catalog
@@ -43,7 +43,7 @@ def test_the_run_folder(walk: Path) -> None:
         "policy",
         "tb",
     ]
-    assert yaml.safe_load((run / "config.yaml").read_text()) == as_dict(sft_config(walk, run))
+    assert yaml.safe_load((run / "config.yaml").read_text()) == asdict(sft_config(walk, run))
     environment = json.loads((run / "env.json").read_text())
     assert environment["data_hash"] == data_hash(walk / "data")
     assert environment["torch_threads"] == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import yaml
 from torch import Tensor
 
 from recast.checkpoint import staged_folder
-from recast.config import PrepareConfig, as_dict
+from recast.config import PrepareConfig
 from recast.types import SPLITS, Interactions, RecastError
 
 _FILES = ("interactions.parquet", "users.parquet", "items.parquet", "data.json")
@@ -37,7 +38,7 @@ def save_data(
         users.write_parquet(stage / "users.parquet")
         items.write_parquet(stage / "items.parquet")
         (stage / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
-        (stage / "config.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
+        (stage / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
 
 
 def load_data(folder: str | Path) -> Interactions:

@@ -8,14 +8,14 @@ resolved `config.yaml`.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
 from recast.checkpoint import refuse_existing, staged_folder
-from recast.config import TokenizeConfig, as_dict
+from recast.config import TokenizeConfig
 from recast.data.folder import load_data, load_items
 from recast.items.card import sid_card
 from recast.items.catalog import Catalog, build_catalog
@@ -61,7 +61,7 @@ def tokenize(config: TokenizeConfig) -> Catalog:
     with staged_folder(config.output) as stage:
         catalog.write(stage)
         (stage / "card.json").write_text(json.dumps(card, indent=2) + "\n")
-        (stage / "config.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
+        (stage / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
         save_file(vectors, stage / "embeddings.safetensors")
     return catalog
 

@@ -28,10 +28,6 @@ class Policy:
     window: int
     """Items per training window: a prompt holds the latest `window - 1` items."""
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
 
 def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int) -> Policy:
     """A Qwen3 with random weights, or the model of `config.path` with the SID tokens added.
