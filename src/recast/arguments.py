@@ -1,4 +1,5 @@
-"""Arguments of a verb in, its config out: flags first, then `--config FILE.yaml`, then defaults.
+"""Arguments of a verb in, its config out: what comes later on the command line wins, a flag or a
+`--config FILE.yaml`; defaults fill the rest.
 
 jsonargparse does the parsing; this file adds what a person needs when it fails: the flag or the
 file and key, the value, and the nearest name or the wanted type.
@@ -42,9 +43,11 @@ def parse(name: str, config_type: type, summary: str, epilog: str, args: list[st
         _check_file(file, hints)
     try:
         values = parser.parse_args(_join_lists(args, hints))
-        settings = vars(parser.instantiate(values))
+        # as_dict: a namespace hides keys that are also names of its methods, such as `items`.
+        settings = parser.instantiate(values).as_dict()
     except argparse.ArgumentError as error:
         raise RecastError(_translate(str(error), name, args, files, hints)) from error
+    assert set(settings) - {"config"} <= set(hints), settings
     return config_type(**{key: settings[key] for key in settings if key in hints})
 
 
@@ -88,6 +91,8 @@ def _check_file(file: str, hints: dict[str, Any]) -> None:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecastError(f"{file}, line {line}: {error.problem}: write valid YAML") from error
+    except (yaml.YAMLError, ValueError) as error:  # a control character, an impossible date
+        raise RecastError(f"{file}: {error}: write valid YAML") from error
     if not isinstance(content, dict):
         raise RecastError(f"{file} holds no settings: write lines of the form `seed: 1`")
 
@@ -101,7 +106,13 @@ def _check_file(file: str, hints: dict[str, Any]) -> None:
                 remedy = nearest(path, siblings) or nearest(path, hints)
                 remedy = remedy or f"choose from {', '.join(siblings)}"
                 raise RecastError(f"{file} has the unknown key {path!r}: {remedy}")
-            if isinstance(value, dict):
+            hint = hints[path]
+            nested = is_dataclass(hint)
+            if value is None and NoneType not in get_args(hint):
+                raise RecastError(f"{file}: {path} is null: give {_wanted(hint)}")
+            if nested and not isinstance(value, dict):
+                raise RecastError(f"{file}: {path} is {value!r}: give {_wanted(hint)}")
+            if nested:
                 check(value, f"{path}.")
 
     check(content, "")
@@ -113,11 +124,14 @@ def _join_lists(args: list[str], hints: dict[str, Any]) -> list[str]:
     rest = list(args)
     while rest:
         arg = rest.pop(0)
-        if get_origin(hints.get(arg.removeprefix("--"))) is list:
-            words = list(takewhile(lambda word: not word.startswith("--"), rest))
-            del rest[: len(words)]
+        flag, equals, value = arg.partition("=")
+        if get_origin(hints.get(flag.removeprefix("--"))) is list:
+            words = [value] if equals else []
+            if not equals:
+                words = list(takewhile(lambda word: not word.startswith("--"), rest))
+                del rest[: len(words)]
             is_json = len(words) == 1 and words[0].startswith("[")
-            arg += "=" + (words[0] if is_json else json.dumps(words))
+            arg = f"{flag}={words[0] if is_json else json.dumps(words)}"
         joined.append(arg)
     return joined
 
@@ -154,5 +168,5 @@ def _wanted(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
     if get_origin(hint) is list:
-        return "a list"
+        return "a list, such as [title]"
     return " or ".join(map(_wanted, get_args(hint))) or "its own settings, one by one"

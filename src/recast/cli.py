@@ -1,13 +1,13 @@
 """The command line: a verb and its settings in, one stage run, one line per error out.
 
-Settings come from the verb's dataclass in `recast.config`, in this order of authority: flags,
-then `--config FILE.yaml`, then the defaults. Exit codes: 0 done, 2 bad input or surroundings
-(a setting, a file, a full disk), 1 a bug of ours, 130 interrupted.
+Settings come from the verb's dataclass in `recast.config`. Exit codes: 0 done, 2 bad input or
+surroundings (a setting, a file, a full disk), 1 a bug of ours, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import time
@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     # Each stage has its own progress; the loaders' bars would only break its lines.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what matters there we raise
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without UTF-8 still gets its lines
+        sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in args
     try:
         run([arg for arg in args if arg != "--debug"])
@@ -142,7 +144,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     from recast.types import RecastError
 
     text = str(error)
-    full = "choose another output or free some space; nothing half-written was left"
+    full = "choose another output or free some space"
     if isinstance(error, RecastError):
         return text, BAD_INPUT
     if "No space left on device" in text:  # polars and safetensors wrap it in their own errors

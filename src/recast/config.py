@@ -5,6 +5,7 @@ Every field is read by the code; a value out of range is refused here, by name, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,10 +18,15 @@ def require(condition: bool, name: str, value: object, remedy: str) -> None:
         raise RecastError(f"{name} is {value!r}: {remedy}")
 
 
+def _check_seed(seed: int) -> None:
+    require(0 <= seed < 2**31, "seed", seed, "give a whole number from 0 to 2147483647")
+
+
 def _at_least(config: object, least: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        require(value is None or value >= least, name, value, f"give {least} or more")
+        fits = value is None or least <= value < math.inf
+        require(fits, name, value, f"give {least} or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +57,7 @@ class PrepareConfig:
     """Seed of the order of events that share user and time."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "seed")
+        _check_seed(self.seed)
         require(self.k_core >= 1, "k_core", self.k_core, "give 1 (keep everything) or more")
         require(0 < self.rl_frac < 1, "rl_frac", self.rl_frac, "give a part between 0 and 1")
 
@@ -84,7 +90,7 @@ class TokenizeConfig:
     def __post_init__(self) -> None:
         share = self.collaborative_weight
         require(0 <= share <= 1, "collaborative_weight", share, "give a share from 0 to 1")
-        _at_least(self, 0, "seed")
+        _check_seed(self.seed)
         _at_least(self, 1, "collaborative_dim", "num_levels")
         _at_least(self, 2, "codebook_size")
 
@@ -108,6 +114,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "hidden_size", "num_layers", "num_heads", "num_kv_heads")
         _at_least(self, 1, "intermediate_size", "head_dim")
+        _at_least(self, 0, "initializer_range")
         heads, shared = self.num_heads, self.num_kv_heads
         require(heads % shared == 0, "num_kv_heads", shared, f"give a divisor of num_heads {heads}")
         require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "give an even number")
@@ -145,10 +152,11 @@ class SFTConfig:
     """Torch threads; unset: measured."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "weight_decay", "seed")
+        _check_seed(self.seed)
+        _at_least(self, 0, "weight_decay")
         _at_least(self, 1, "epochs", "batch_windows", "patience", "valid_rows", "threads")
         _at_least(self, 2, "window")
-        require(self.lr > 0, "lr", self.lr, "give a positive rate")
+        require(0 < self.lr < math.inf, "lr", self.lr, "give a positive rate")
         share = self.backwards_frac
         require(0 <= share <= 1, "backwards_frac", share, "give a share from 0 to 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "give a rate from 0 up to 1")
@@ -198,12 +206,14 @@ class RLConfig:
     def __post_init__(self) -> None:
         need = "a group needs 2 rollouts or more to contrast"
         require(self.group_size >= 2, "group_size", self.group_size, need)
-        _at_least(self, 0, "warmup_steps", "kl_coef", "seed")
+        _check_seed(self.seed)
+        _at_least(self, 0, "warmup_steps", "kl_coef")
         _at_least(self, 1, "prompts_per_step", "steps", "updates_per_rollout", "threads")
         _at_least(self, 1, "micro_batch_tokens", "eval_every", "valid_rows")
-        require(self.lr is None or self.lr > 0, "lr", self.lr, "give a positive rate")
+        fits = self.lr is None or 0 < self.lr < math.inf
+        require(fits, "lr", self.lr, "give a positive rate")
         norm = self.max_grad_norm
-        require(norm > 0, "max_grad_norm", norm, "give a positive norm, inf for none")
+        require(norm > 0, "max_grad_norm", norm, "give a positive norm, .inf for none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +235,7 @@ class EvaluateConfig:
     """Torch threads; unset: measured."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "seed")
+        _check_seed(self.seed)
         _at_least(self, 1, "invalid_rows", "threads")
         need = "metrics at 10 need 10 or more"
         require(self.beam_width >= 10, "beam_width", self.beam_width, need)
@@ -247,5 +257,5 @@ class QuickstartConfig:
     """Steps of every RL run."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "seed")
+        _check_seed(self.seed)
         _at_least(self, 1, "epochs", "steps")

@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -51,6 +51,13 @@ SHOWN = {
 """The metrics on screen and their short names, learnability first."""
 
 
+class _Screen(Console):
+    def on_broken_pipe(self) -> None:
+        """A reader that left (`| head`) silences the run; it does not end it."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 class RunLog:
     """Everything a run writes and says about itself.
 
@@ -69,7 +76,7 @@ class RunLog:
         silent: bool = False,
     ) -> None:
         self.folder = refuse_existing(folder)
-        own = Console(quiet=silent, highlight=False, markup=False, soft_wrap=True)
+        own = _Screen(quiet=silent, highlight=False, markup=False, soft_wrap=True)
         self.console: Console = parent.console if parent else own
         self._config = config
         self._began = time.monotonic()
@@ -85,7 +92,7 @@ class RunLog:
             self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
             self._board = SummaryWriter(str(self.folder / "tb"))
         except OSError:
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
             raise
         return self
 
@@ -100,7 +107,7 @@ class RunLog:
         self._board.close()
         ours = {"config.yaml", "env.json", "metrics.jsonl", "tb"}
         if error and nothing_yet and {entry.name for entry in self.folder.iterdir()} <= ours:
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
         else:
             self._write_rollouts()
 

@@ -135,7 +135,9 @@ def window_loss(policy: Policy, windows: Int[Tensor, "N W"], dropout: float) -> 
     tokens = catalog.tokens(windows).flatten(1)
     inputs = F.pad(tokens[:, :-1], (1, 0), value=catalog.bos_token)
     embedded = F.dropout(policy.model.get_input_embeddings()(inputs), dropout)
-    logits = policy.model(inputs_embeds=embedded, use_cache=False).logits
+    # Explicit, as in every packed call: some models count positions from elsewhere by themselves.
+    positions = torch.arange(inputs.shape[1], device=inputs.device).expand(len(inputs), -1)
+    logits = policy.model(inputs_embeds=embedded, position_ids=positions, use_cache=False).logits
     known = (windows >= 0).repeat_interleave(catalog.num_levels, dim=1)
     return F.cross_entropy(logits[known].float(), tokens[known])
 

@@ -126,7 +126,6 @@ def test_lists_null_and_choices() -> None:
             ["rl", "--data=d", "--policy=p", "--output=o", "--sampler", "beem"],
             "--sampler is 'beem': give sample or beam or null",
         ),
-        (["prepare", "--output=o", "--text=title"], "--text is 'title': give a list"),
         (["sft", *SFT, "--epochs", "0"], "epochs is 0: give 1 or more"),
         (
             ["rl", "--data=d", "--policy=p", "--output=o", "--group_size", "1"],
@@ -236,8 +235,7 @@ def stage(name: str) -> list[str]:
         ("no_permission", "out: Permission denied: choose a path you may use", 2),
         (
             "full_disk",
-            "the disk is full: choose another output or free some space; "
-            "nothing half-written was left",
+            "the disk is full: choose another output or free some space",
             2,
         ),
         ("interrupted", "interrupted", 130),
@@ -283,3 +281,31 @@ def test_the_module_runs_as_a_command() -> None:
     assert done.stderr == (
         "recast: error: recast prepare needs --output: give it as a flag or in --config FILE.yaml\n"
     )
+
+
+def test_items_and_text_reach_the_config() -> None:
+    args = ["--interactions", "e.csv", "--items", "i.csv", "--output", "o"]
+    for text in (["--text", "title", "genre"], ['--text=["title", "genre"]']):
+        config = cli.configure("prepare", [*args, *text])
+        assert (config.items, config.text) == ("i.csv", ["title", "genre"])
+    assert cli.configure("prepare", [*args, "--text=title"]).text == ["title"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted"),
+    [
+        ("window: null", "window is null: give a whole number"),
+        ("model: 5", "model is 5: give its own settings, one by one"),
+        ("text: title", "unknown key 'text'"),
+        ("lr: .inf", "lr is inf: give a positive rate"),
+        ("seed: 2147483648", "seed is 2147483648: give a whole number from 0 to 2147483647"),
+        ("window: 2020-13-45", "month must be in 1..12: write valid YAML"),
+    ],
+)
+def test_settings_that_a_file_cannot_have(
+    setting: str, wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, setting)
+    line, code = failure(capsys, "sft", "--config", file, *SFT)
+    assert wanted in line
+    assert code == cli.BAD_INPUT
