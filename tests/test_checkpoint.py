@@ -10,9 +10,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from polars.exceptions import ComputeError
 from safetensors.torch import save_file
 
-from recast.checkpoint import refuse_existing, staged_file, staged_folder
+from recast.checkpoint import reading, refuse_existing, staged_file, staged_folder
 from recast.types import RecastError
 
 Staged = Callable[[Path], AbstractContextManager[Path]]
@@ -149,3 +150,24 @@ def test_two_writers_end_with_one_whole_folder(tmp_path: Path) -> None:
         second()
     assert (tmp_path / "out" / "who").read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyError("users"), "no 'users'"),
+        (ValueError("two\nlines\x00" + "x" * 200), "two lines " + "x" * 137 + "..."),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), "No such file or directory"),
+        (ComputeError("first\n\nadvice"), "first"),
+        (IndexError(), "IndexError"),
+    ],
+)
+def test_what_is_damaged_is_named_on_one_line(error: Exception, reason: str) -> None:
+    with pytest.raises(RecastError) as caught, reading("a/b", "make it again"):
+        raise error
+    assert str(caught.value) == f"a/b is damaged ({reason}): make it again"
+
+
+def test_errors_that_have_a_remedy_pass_through_reading() -> None:
+    with pytest.raises(RecastError, match=r"^own: remedy$"), reading("a", "make it again"):
+        raise RecastError("own: remedy")

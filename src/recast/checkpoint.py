@@ -1,4 +1,7 @@
-"""Writing to disk so that nothing is ever half-written: a temporary name first, then a rename."""
+"""Writing to disk so that nothing is ever half-written: a temporary name first, then a rename.
+
+And reading it back: what was damaged since is an error that names the file.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from polars.exceptions import ComputeError
+from polars.exceptions import ComputeError, PolarsError
 from safetensors import SafetensorError
 
 from recast.types import RecastError
@@ -48,7 +51,8 @@ def staged_file(file: str | Path) -> Iterator[Path]:
     Raises `RecastError` when the block cannot write (a full disk, no permission).
     """
     path = Path(file)
-    stage = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Absolute: polars would take a leading ~ for the home folder, Python does not.
+    stage = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
     with _writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,3 +72,26 @@ def _writing(path: Path) -> Iterator[None]:
         raise RecastError(
             f"{path} cannot be written ({reason}): free some space or choose another output"
         ) from error
+
+
+@contextmanager
+def reading(path: str | Path, remedy: str) -> Iterator[None]:
+    """Around code that reads what Recast wrote; raises `RecastError` when it is damaged."""
+    try:
+        yield
+    except RecastError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, PolarsError) as error:
+        raise RecastError(f"{path} is damaged ({reason_of(error)}): {remedy}") from error
+
+
+def reason_of(error: Exception, length: int = 150) -> str:
+    """What another library complains about, on one line of at most `length` characters."""
+    text = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, KeyError):
+        text = f"no {text}"
+    if isinstance(error, PolarsError):
+        text = text.strip().partition("\n")[0]  # advice on polars' own arguments follows
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    text = text or type(error).__name__
+    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -81,7 +81,8 @@ def rank_scores(
 def rank_policy(
     policy: Policy, interactions: Interactions, rows: Int[Tensor, " N"], beam_width: int
 ) -> Ranks:
-    """Rank by constrained beam search: the list is the `beam_width` best SIDs."""
+    """Rank by constrained beam search: the list is the `beam_width` best SIDs, or all of them."""
+    beam_width = min(beam_width, policy.catalog.trie.num_leaves)
     places = torch.zeros(3, len(rows), dtype=torch.long)
     for index in _batches(policy, interactions, rows, beam_width):
         prompts = build_prompts(interactions, policy.catalog, rows[index], policy.window)
@@ -99,14 +100,15 @@ def rank_policy(
 def invalid_frac(
     policy: Policy, interactions: Interactions, rows: Int[Tensor, " N"], beam_width: int
 ) -> float:
-    """Share of unconstrained beams that spell no item of the catalogue."""
+    """Share of unconstrained beams, no more than there are SIDs, that spell no item."""
+    beam_width = min(beam_width, policy.catalog.trie.num_leaves)
     invalid = total = 0
     for index in _batches(policy, interactions, rows, beam_width):
         prompts = build_prompts(interactions, policy.catalog, rows[index], policy.window)
         groups = beam_search(policy, prompts, beam_width, constrained=False)
         invalid += int((groups.exists & (groups.items < 0)).sum())
         total += int(groups.exists.sum())
-    return invalid / total
+    return invalid / max(total, 1)
 
 
 def sample_rows(interactions: Interactions, split: str, count: int) -> Int[Tensor, " N"]:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.checkpoint import staged_folder
+from recast.checkpoint import reading, staged_folder
 from recast.resample import DRAWS, user_intervals
 from recast.types import Metrics
 
@@ -109,7 +109,12 @@ def write_evaluation(
 
 
 def read_ranks(folder: str | Path) -> Ranks:
-    """The ranks in a folder that `write_evaluation` wrote."""
-    table = pl.read_parquet(Path(folder) / "rows.parquet")
-    columns = {f.name: table[_COLUMNS.get(f.name, f.name)].to_numpy() for f in fields(Ranks)}
-    return Ranks(**{name: torch.from_numpy(np.array(column)) for name, column in columns.items()})
+    """The ranks in a folder that `write_evaluation` wrote; `RecastError` when it is damaged."""
+    file = Path(folder) / "rows.parquet"
+    with reading(file, "make it again with `recast evaluate`"):
+        table = pl.read_parquet(file.absolute(), glob=False)
+        columns = {f.name: table[_COLUMNS.get(f.name, f.name)] for f in fields(Ranks)}
+        for name, column in columns.items():
+            if not column.dtype.is_integer() or column.null_count():
+                raise ValueError(f"column {name!r} is not all whole numbers")
+        return Ranks(**{name: torch.from_numpy(np.array(c)) for name, c in columns.items()})

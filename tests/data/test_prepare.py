@@ -159,6 +159,11 @@ def test_times_that_are_not_whole_become_ranks(tmp_path: Path) -> None:
     ("rows", "more", "message"),
     [
         ([("a", i, t) for _, i, t in TURNS], {}, "holds the one user 'a': give events of two"),
+        (
+            [(u, "x", t) for u, _, t in TURNS],
+            {},
+            "holds the one item 'x': give events of two items",
+        ),
         (TURNS, {"k_core": 2}, "holds no user after the filter k_core 2: give a lower k_core"),
         (
             [*TURNS, ("a", "i01", 21), ("a", "i01", 22)],
@@ -216,3 +221,67 @@ def test_folders_that_are_no_data(tmp_path: Path) -> None:
     (tmp_path / "out" / "items.parquet").unlink()
     with pytest.raises(RecastError, match=r"no items\.parquet"):
         load_items(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "load", "message"),
+    [
+        ("data.json", "{", load_facts, "data.json is damaged (Expecting property name"),
+        ("data.json", "[]", load_data, "data.json is damaged (no JSON object)"),
+        ("data.json", "{}", load_data, "out is damaged (no 'events')"),
+        ("data.json", "{}", describe, "data.json is damaged (no 'source')"),
+        ("interactions.parquet", "no", load_data, "out is damaged ("),
+        ("items.parquet", "no", load_items, "out is damaged ("),
+    ],
+)
+def test_damaged_files(tmp_path: Path, name: str, content: str, load: Any, message: str) -> None:
+    prepare(PrepareConfig(**write(tmp_path, TURNS)))
+    (tmp_path / "out" / name).write_text(content)
+    with pytest.raises(RecastError) as caught:
+        load(tmp_path / "out")
+    assert message in str(caught.value)
+    assert str(caught.value).endswith("): make it again with `recast prepare`")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("interactions", pl.col("item") + 1, "column 'item' is not all numbers from 0 to 19"),
+        ("interactions", pl.col("user").reverse(), "column 'user' is not sorted"),
+        ("interactions", pl.col("split").cast(pl.String), "column 'split' holds String"),
+        ("interactions", pl.col("time").shift(), "interactions.parquet, row 0 has no time"),
+        ("items", pl.lit(None).alias("text"), "items.parquet, row 0 has no text"),
+        ("items", pl.lit(1).alias("text"), "items.parquet holds {'item_id': String, 'text': Int32"),
+        ("items", pl.all(), None),  # one row less
+    ],
+)
+def test_edited_tables(tmp_path: Path, name: str, change: pl.Expr, message: str | None) -> None:
+    prepare(PrepareConfig(**write(tmp_path, TURNS)))
+    file = tmp_path / "out" / f"{name}.parquet"
+    table = pl.read_parquet(file)
+    if message is None:
+        table, message = table[:19], "out is damaged (19 items, data.json says 20)"
+    else:
+        table = table.with_columns(change)
+    table.write_parquet(file)
+    with pytest.raises(RecastError) as caught:
+        (load_data if name == "interactions" else load_items)(tmp_path / "out")
+    assert message in str(caught.value)
+
+
+def test_brackets_and_a_tilde_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is a pattern: each file and folder is the one that is named."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("~") / "a[1]"
+    folder.mkdir(parents=True)
+    write(folder.absolute(), TURNS[:3], "q1.csv")
+    write(folder.absolute(), TURNS, "q[1].csv")
+    output, events = str(folder / "out"), str(folder / "q[1].csv")
+    data = prepare(PrepareConfig(interactions=events, output=output))
+    assert len(data.users) == 20
+    assert len(load_items(folder / "out")) == 20
+    assert sorted(p.name for p in (tmp_path / "~" / "a[1]").iterdir()) == [
+        "out",
+        "q1.csv",
+        "q[1].csv",
+    ]

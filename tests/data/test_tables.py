@@ -175,3 +175,31 @@ def test_csv_and_parquet_are_one_and_a_large_file_keeps_its_rows_in_order(tmp_pa
     assert large.equals(
         frame.select(pl.col("user").cast(pl.String), pl.col("item").cast(pl.String), "time")
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([["a"], ["b"]], "List(String)"),
+        ([b"a", b"b"], "Binary"),
+        ([dt.timedelta(1), dt.timedelta(2)], "Duration(time_unit='us')"),
+    ],
+)
+def test_text_that_is_none(tmp_path: Path, values: list[Any], kind: str) -> None:
+    pl.DataFrame({"item": ["x", "y"], "title": values}).write_parquet(tmp_path / "i.parquet")
+    items = {"items": str(tmp_path / "i.parquet"), "text": ["title"]}
+    with pytest.raises(RecastError) as caught:
+        read_tables(config(tmp_path, **items))
+    assert str(caught.value).endswith(f"column 'title' holds {kind}: give text or numbers")
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").mkdir()
+    with pytest.raises(RecastError, match=r"d.csv is a folder: give a .csv or .parquet file"):
+        read_tables(config(tmp_path, interactions=str(tmp_path / "d.csv")))
+
+
+def test_a_long_name_is_cut(tmp_path: Path) -> None:
+    with pytest.raises(RecastError) as caught:
+        read_tables(config(tmp_path, "\x01user" + "z" * 5000 + "\n1\n"))
+    assert str(caught.value).endswith(f"the nearest is '\\x01user{'z' * 52}...'")

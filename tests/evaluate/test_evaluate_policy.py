@@ -108,3 +108,23 @@ def test_a_policy_of_other_items_is_refused(run: EvaluateConfig, tmp_path: Path)
 def test_settings_out_of_range(run: EvaluateConfig, setting: dict, message: str) -> None:
     with pytest.raises(RecastError, match=message):
         replace(run, **setting)
+
+
+def test_a_beam_wider_than_the_catalogue(run: EvaluateConfig) -> None:
+    data, policy = load_data(run.data), load_policy(run.policy)
+    rows = data.rows("test")
+    all_items, wider = (rank_policy(policy, data, rows, width) for width in (30, 10**6))
+    assert torch.equal(all_items.sid_rank, wider.sid_rank)
+    assert torch.equal(all_items.items_before, wider.items_before)
+    assert bool((wider.sid_rank > 0).all())
+    few = rows[:2]
+    assert invalid_frac(policy, data, few, 10**6) == invalid_frac(policy, data, few, 30)
+    assert invalid_frac(policy, data, rows[:0], 10) == 0
+
+
+def test_damaged_ranks(tmp_path: Path) -> None:
+    with pytest.raises(RecastError, match=r"rows.parquet is damaged \(.*\): make it again with"):
+        read_ranks(tmp_path)
+    pl.DataFrame({"row_id": [0.5]}).write_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(RecastError, match=r"rows.parquet is damaged \("):
+        read_ranks(tmp_path)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from recast.items.card import entropy_bits, format_card, sid_card
+from recast.items.card import describe, entropy_bits, format_card, sid_card
+from recast.types import RecastError
 
 
 def test_entropy_by_hand() -> None:
@@ -72,3 +74,11 @@ def test_card_of_an_extra_level_moves_nothing() -> None:
     assert card["moved_items"] == 0
     assert card["entropy_bits"] == [0.0, 1.0]
     assert "warning" not in format_card(card)
+
+
+def test_a_damaged_card(tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_text('{"num_items": 3}')
+    with pytest.raises(
+        RecastError, match=r"card.json is damaged \(no 'codebook_sizes'\): make the"
+    ):
+        describe(tmp_path)

@@ -111,3 +111,47 @@ def test_bad_folders_are_refused(catalog: Catalog, tmp_path: Path) -> None:
     with pytest.raises(RecastError, match=r"row 0 has the codes \[0, 1, 2\]: sid.json names 2"):
         load_catalog(tmp_path)
     assert json.loads((tmp_path / "sid.json").read_text())["codebook_sizes"] == [4, 8]
+
+
+@pytest.mark.parametrize(
+    ("sid", "message"),
+    [
+        ("{", "catalog is damaged (Expecting property name"),
+        ("[]", "catalog is damaged (list indices must be integers"),
+        ('{"first_token": 2}', "catalog is damaged (no 'codebook_sizes')"),
+        ({"codebook_sizes": "48"}, "sid.json has codebook_sizes '48': no list of whole numbers"),
+        ({"first_token": 2.0}, "sid.json has first_token 2.0 and first_token 2.0"),
+        ({"bos_token": 2}, "sid.json has bos_token 2 and first_token 2"),
+        ({"pad_token": -1}, "sid.json has pad_token -1 and first_token 2"),
+        ({"other": 1}, "unexpected keyword argument 'other'"),
+    ],
+)
+def test_a_damaged_sid_json(catalog: Catalog, tmp_path: Path, sid: object, message: str) -> None:
+    catalog.save(tmp_path / "catalog")
+    file = tmp_path / "catalog" / "sid.json"
+    whole = json.loads(file.read_text())
+    file.write_text(sid if isinstance(sid, str) else json.dumps(whole | sid))
+    with pytest.raises(RecastError) as caught:
+        load_catalog(tmp_path / "catalog")
+    assert message in str(caught.value)
+    assert str(caught.value).endswith(
+        "use it as it was saved, or make it again with `recast tokenize`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (pl.lit(None, dtype=pl.String).alias("text"), "catalog.parquet has empty cells"),
+        (pl.lit(1).alias("codes"), r"is damaged \("),
+        (pl.lit([0, None], dtype=pl.List(pl.Int32)).alias("codes"), "parquet has empty cells"),
+        (pl.lit([0.5, 1.0]).alias("codes"), "has 4 rows of"),
+        (pl.col("text").alias("item_id").cast(pl.Binary), "has 4 rows of"),
+    ],
+)
+def test_an_edited_catalog(catalog: Catalog, tmp_path: Path, change: pl.Expr, message: str) -> None:
+    catalog.write(tmp_path)
+    file = tmp_path / "catalog.parquet"
+    pl.read_parquet(file).with_columns(change).write_parquet(file)
+    with pytest.raises(RecastError, match=message):
+        load_catalog(tmp_path)

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import BertModel
+from transformers import BertModel, T5Config, T5Model
 
-from recast.items.embed import collaborative_embeddings, embed_texts, mix
+from recast.items.embed import MINILM, collaborative_embeddings, embed_texts, mix
+from recast.policy.load import save_policy
 from recast.types import Interactions, RecastError
 
 Make = Callable[..., Interactions]
@@ -143,3 +147,34 @@ def test_mix_shares_the_variance(weight: float) -> None:
 def test_mix_leaves_a_constant_block_as_it_is() -> None:
     mixed = mix(torch.tensor([[0.0], [2.0]]), torch.full((2, 1), 7.0), 0.75)
     torch.testing.assert_close(mixed, torch.tensor([[0.0, 7.0], [1.0, 7.0]]))
+
+
+def test_what_is_no_encoder_is_refused(encoder: Path, tmp_path: Path) -> None:
+    for name in ("policy", "t5"):
+        shutil.copytree(encoder, tmp_path / name)
+    shape = {"vocab_size": 10, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    T5Model(T5Config(**shape)).save_pretrained(tmp_path / "t5")
+    with pytest.raises(
+        RecastError, match=r"is no encoder \(T5Model has a decoder\): give a folder"
+    ):
+        embed_texts(["red"], str(tmp_path / "t5"))
+    save_policy(tiny.tiny_policy("qwen3", tiny.tiny_catalog()), tmp_path / "p")
+    with pytest.raises(RecastError, match=r"is no encoder \(.*\): give a folder with a tokenizer"):
+        embed_texts(["red"], str(tmp_path / "p"))
+    (tmp_path / "policy" / "tokenizer.json").write_text("{}")
+    with pytest.raises(RecastError, match=r"policy does not load \(.*\): give a folder"):
+        embed_texts(["red"], str(tmp_path / "policy"))
+
+
+def test_a_damaged_cache_names_the_folder_to_delete(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECAST_CACHE", str(tmp_path))
+    name, sha256, member = MINILM
+    cached = tmp_path / f"{name.replace('==', '-')}-{sha256[:16]}" / member.replace("/", "+")
+    shutil.copytree(encoder, cached)
+    (cached / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(
+        RecastError, match=rf"minilm does not load \(.*\): delete {re.escape(str(cached))}, it"
+    ):
+        embed_texts(["red"], "minilm")

@@ -114,3 +114,8 @@ def test_bad_embeddings_are_refused() -> None:
         rq_kmeans(column(0, math.nan, math.inf), 1, 2, seed=0)
     with pytest.raises(RecastError, match="codebook_size is 5 for 4 items: give at most as many"):
         rq_kmeans(column(0, 1, 2, 3), 1, 5, seed=0)
+
+
+def test_the_largest_seed_is_taken() -> None:
+    codes = rq_kmeans(column(0, 1, 10, 11), 2, 2, seed=2**31 - 1)[0]
+    assert codes.shape == (4, 2)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import naive
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, BloomConfig, Llama4TextConfig
+from transformers import AutoModelForCausalLM, BloomConfig, GPTJConfig, Llama4TextConfig
 
 from recast.config import ModelConfig
 from recast.items.catalog import build_catalog
@@ -161,3 +162,42 @@ def test_saving_never_writes_over_another_policy(tmp_path: Path) -> None:
     save_policy(policy, tmp_path / "policy")
     with pytest.raises(RecastError, match="already holds something"):
         save_policy(policy, tmp_path / "policy")
+
+
+@pytest.mark.parametrize("window", ["1", "2.5", "true", '"8"', "", "[]"])
+def test_a_damaged_window_is_refused(tmp_path: Path, window: str) -> None:
+    (tmp_path / "recast.json").write_text(f'{{"window": {window}}}')
+    with pytest.raises(RecastError, match=r"recast.json is damaged \(.*\): use the folder as it"):
+        load_policy(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path: Path) -> None:
+    policy = tiny.tiny_policy("llama", tiny.tiny_catalog())
+    save_policy(policy, tmp_path / "policy")
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight[3, 0] = torch.inf
+    with pytest.raises(RecastError, match=r"embed_tokens.weight holds NaN or infinity: the run"):
+        save_policy(policy, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    policy.model.save_pretrained(tmp_path / "policy")
+    with pytest.raises(RecastError, match=r"policy: model.embed_tokens.weight holds NaN or inf"):
+        load_policy(tmp_path / "policy")
+
+
+@pytest.mark.parametrize(("key", "value"), [("n_head", 0), ("n_embd", "x"), ("n_layer", -1.5)])
+def test_a_broken_config_is_told_on_one_short_line(tmp_path: Path, key: str, value: object) -> None:
+    folder = Path(_saved(tmp_path / "model", "gpt2", 12))
+    content = json.loads((folder / "config.json").read_text()) | {key: value}
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(RecastError, match=r"model does not load \(.{1,200}\): give a whole"):
+        create_policy(ModelConfig(path=str(folder)), tiny.tiny_catalog(), window=5, seed=0)
+
+
+def test_a_model_that_chooses_its_attention_itself_is_refused(tmp_path: Path) -> None:
+    shape = {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4, "vocab_size": 12}
+    config = GPTJConfig(**shape, bos_token_id=1, eos_token_id=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    with pytest.raises(RecastError, match="whose attention the packed forward cannot replace"):
+        create_policy(
+            ModelConfig(path=str(tmp_path / "model")), tiny.tiny_catalog(), window=5, seed=0
+        )

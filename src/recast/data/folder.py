@@ -18,11 +18,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from recast.checkpoint import staged_folder
+from recast.checkpoint import reading, staged_folder
 from recast.config import PrepareConfig
 from recast.types import SPLITS, Interactions, RecastError
 
 _FILES = ("interactions.parquet", "users.parquet", "items.parquet", "data.json")
+_REMEDY = "make it again with `recast prepare`"
 
 
 def save_data(
@@ -42,14 +43,28 @@ def save_data(
 
 
 def load_data(folder: str | Path) -> Interactions:
-    """The events of a data folder; times that are not whole are replaced by their rank."""
+    """The events of a data folder; times that are not whole are replaced by their rank.
+
+    Raises `RecastError` when the folder is not whole or its files do not fit each other.
+    """
     facts = load_facts(folder)
-    events = pl.read_parquet(Path(folder) / "interactions.parquet")
+    with reading(folder, _REMEDY):
+        return _interactions(Path(folder), facts)
+
+
+def _interactions(folder: Path, facts: dict[str, Any]) -> Interactions:
+    events = _table(folder / "interactions.parquet")
     if len(events) != facts["events"]:
         raise RecastError(
-            f"{folder} holds {len(events)} events, data.json says {facts['events']}: "
-            "make it again with `recast prepare`"
+            f"{folder} holds {len(events)} events, data.json says {facts['events']}: {_REMEDY}"
         )
+    for name, count in (("user", facts["users"]), ("item", facts["items"])):
+        if not (events[name].dtype.is_integer() and events[name].is_between(0, count - 1).all()):
+            raise ValueError(f"column {name!r} is not all numbers from 0 to {count - 1}")
+    if not events["user"].is_sorted():
+        raise ValueError("column 'user' is not sorted")
+    if events["split"].dtype != pl.Enum(SPLITS):
+        raise ValueError(f"column 'split' holds {events['split'].dtype}")
     times = events["time"]
     if times.dtype == pl.Float64:
         times = times.rank("dense").cast(pl.Int64) - 1
@@ -69,8 +84,14 @@ def load_data(folder: str | Path) -> Interactions:
 
 def load_items(folder: str | Path) -> pl.DataFrame:
     """`item_id` and `text` of every item, by item index."""
-    load_facts(folder)
-    return pl.read_parquet(Path(folder) / "items.parquet")
+    facts = load_facts(folder)
+    with reading(folder, _REMEDY):
+        items = _table(Path(folder) / "items.parquet").select("item_id", "text")
+        if items.schema != {"item_id": pl.String, "text": pl.String}:
+            raise ValueError(f"items.parquet holds {dict(items.schema)}")
+        if len(items) != facts["items"]:
+            raise ValueError(f"{len(items)} items, data.json says {facts['items']}")
+    return items
 
 
 def load_facts(folder: str | Path) -> dict[str, Any]:
@@ -80,7 +101,10 @@ def load_facts(folder: str | Path) -> dict[str, Any]:
             raise RecastError(
                 f"{folder} is no data folder (no {name}): make one with `recast prepare`"
             )
-    facts: dict[str, Any] = json.loads((Path(folder) / "data.json").read_text())
+    with reading(Path(folder) / "data.json", _REMEDY):
+        facts = json.loads((Path(folder) / "data.json").read_text())
+        if not isinstance(facts, dict):
+            raise ValueError("no JSON object")
     return facts
 
 
@@ -94,6 +118,11 @@ def data_hash(folder: str | Path) -> str:
 def describe(folder: str | Path) -> str:
     """What a data folder holds, one fact per line, for the screen."""
     facts = load_facts(folder)
+    with reading(Path(folder) / "data.json", _REMEDY):
+        return _described(facts)
+
+
+def _described(facts: dict[str, Any]) -> str:
     lines = [
         f"{facts['source']}: {facts['events']:,} events, {facts['users']:,} users, "
         f"{facts['items']:,} items",
@@ -118,6 +147,14 @@ def describe(folder: str | Path) -> str:
         if facts[key]:
             lines.append(f"{words}: {facts[key]:,}")
     return "\n".join(lines)
+
+
+def _table(file: Path) -> pl.DataFrame:
+    table = pl.read_parquet(file.absolute(), glob=False)
+    for column in table:
+        if column.null_count():
+            raise ValueError(f"{file.name}, row {column.is_null().arg_max()} has no {column.name}")
+    return table
 
 
 def _tensor(column: pl.Series) -> Tensor:

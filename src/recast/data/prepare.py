@@ -37,14 +37,11 @@ def prepare(config: PrepareConfig) -> Interactions:
     if config.k_core > 1:
         events = k_core(events, config.k_core)
     users = sorted_ids(events["user"])
-    if len(users) < 2:
-        which = f"the one user {users[0]!r}" if len(users) else "no user"
-        lower = f" after the filter k_core {config.k_core}" if config.k_core > 1 else ""
-        remedy = "give a lower k_core" if lower else "give events of two users or more"
-        raise RecastError(f"{config.interactions} holds {which}{lower}: {remedy}")
+    _require_two(users, "user", config)
     with_events = events["item"].unique()
     ids = with_events if config.k_core > 1 else pl.concat([with_events, texts["item_id"]])
     items = sorted_ids(ids).alias("item_id").to_frame()
+    _require_two(items["item_id"], "item", config)
     without_row = len(items.join(texts, on="item_id", how="anti")) if config.items else 0
     items = items.join(texts, on="item_id", how="left", maintain_order="left")
     items = items.with_columns(pl.col("text").fill_null(""))
@@ -71,6 +68,14 @@ def prepare(config: PrepareConfig) -> Interactions:
     events = events.with_columns(split=pl.Series(splits).cast(pl.UInt8).cat.to(pl.Enum(SPLITS)))
     save_data(config, events, users.alias("user_id").to_frame(), items, facts)
     return load_data(config.output)
+
+
+def _require_two(ids: pl.Series, kind: str, config: PrepareConfig) -> None:
+    if len(ids) < 2:
+        which = f"the one {kind} {ids[0]!r}" if len(ids) else f"no {kind}"
+        lower = f" after the filter k_core {config.k_core}" if config.k_core > 1 else ""
+        remedy = "give a lower k_core" if lower else f"give events of two {kind}s or more"
+        raise RecastError(f"{config.interactions} holds {which}{lower}: {remedy}")
 
 
 def _read(config: PrepareConfig) -> tuple[pl.DataFrame, pl.DataFrame, list[Path]]:

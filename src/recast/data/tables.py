@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
+from recast.checkpoint import reason_of
 from recast.config import PrepareConfig
 from recast.types import RecastError
 
@@ -32,6 +33,12 @@ def read_tables(config: PrepareConfig) -> tuple[pl.DataFrame, pl.DataFrame, list
         return events, empty, [Path(config.interactions)]
     parts = {f"text {i}": column for i, column in enumerate(config.text)}
     raw = _read(config.items, {"item": config.item, **parts})
+    for name, column in parts.items():
+        kind = raw[name].dtype
+        if kind.is_nested() or kind in (pl.Binary, pl.Duration, pl.Object):
+            raise RecastError(
+                f"{config.items}, column {_named(column)} holds {kind}: give text or numbers"
+            )
     items = check_items(
         raw.select(item_id="item", text=join_text(*parts)), config.items, config.item
     )
@@ -56,14 +63,15 @@ def check_events(raw: pl.DataFrame, file: str, columns: dict[str, str]) -> pl.Da
     times = parse_times(raw["time"])
     if times is None:
         raise RecastError(
-            f"{file}, column {columns['time']!r} holds {raw['time'].dtype}: give numbers, dates or "
-            "ISO 8601 texts"
+            f"{file}, column {_named(columns['time'])} holds {raw['time'].dtype}: "
+            "give numbers, dates or ISO 8601 texts"
         )
     if times.null_count():
         row = int(times.is_null().arg_max() or 0)
         raise RecastError(
-            f"{file}, row {row + 1}, column {columns['time']!r}: {raw['time'][row]!r} is no time: "
-            "give a number, a date or an ISO 8601 text such as 2026-01-31T12:00:00"
+            f"{file}, row {row + 1}, column {_named(columns['time'])}: "
+            f"{_named(raw['time'][row])} is no time: give a number, a date or an "
+            "ISO 8601 text such as 2026-01-31T12:00:00"
         )
     ids = [_ids(raw[name], file, columns[name]) for name in ("user", "item")]
     return pl.DataFrame([*ids, times])
@@ -78,8 +86,8 @@ def check_items(items: pl.DataFrame, file: str, column: str) -> pl.DataFrame:
     if not first.all():
         row = int(first.not_().arg_max() or 0)
         raise RecastError(
-            f"{file}, row {row + 1}, column {column!r}: the item id {items['item_id'][row]!r} "
-            "appears more than once: keep one row per item"
+            f"{file}, row {row + 1}, column {_named(column)}: the item id "
+            f"{_named(items['item_id'][row])} appears more than once: keep one row per item"
         )
     return items
 
@@ -123,42 +131,56 @@ def _ids(ids: pl.Series, file: str, column: str) -> pl.Series:
     """Ids as text; integers and texts are ids, fractions are not."""
     if not (ids.dtype.is_integer() or ids.dtype in (pl.String, pl.Categorical, pl.Enum)):
         raise RecastError(
-            f"{file}, column {column!r} holds {ids.dtype}: give ids as integers or text"
+            f"{file}, column {_named(column)} holds {ids.dtype}: give ids as integers or text"
         )
     ids = ids.cast(pl.String)
     missing = ids.is_null() | (ids == "").fill_null(False)
     if missing.any():
         row = int(missing.arg_max() or 0)
         raise RecastError(
-            f"{file}, row {row + 1}, column {column!r} has no id: fill or drop the row"
+            f"{file}, row {row + 1}, column {_named(column)} has no id: fill or drop the row"
         )
     return ids
 
 
 def _read(file: str, columns: dict[str, str]) -> pl.DataFrame:
     """The named columns of a file, streamed; `columns` maps our names to the file's."""
-    path, suffix = Path(file), Path(file).suffix.lower()
+    # Absolute and without globs: polars would read a leading ~ and brackets as patterns.
+    path, suffix = Path(file).absolute(), Path(file).suffix.lower()
+    if path.is_dir():
+        raise RecastError(f"{file} is a folder: give a .csv or .parquet file")
     if not path.is_file():
         raise RecastError(f"{file}: no such file: check the path")
     if suffix not in (".csv", ".parquet"):
         raise RecastError(f"{file} ends in {suffix!r}: give a .csv or .parquet file")
     try:
         # Texts first, so that a value of the wrong kind can be named with its row.
-        scan = pl.scan_csv(path, infer_schema=False) if suffix == ".csv" else pl.scan_parquet(path)
+        scan = (
+            pl.scan_csv(path, infer_schema=False, glob=False)
+            if suffix == ".csv"
+            else pl.scan_parquet(path, glob=False)
+        )
         present = scan.collect_schema().names()
         for name, column in columns.items():
             if column not in present:
-                near = difflib.get_close_matches(column, present, n=1, cutoff=0)
+                near = difflib.get_close_matches(column, [p[:80] for p in present], n=1, cutoff=0)
                 raise RecastError(
-                    f"{file} has no column {column!r}: set {name.split()[0]} to one it has, "
-                    f"the nearest is {near[0]!r}"
+                    f"{file} has no column {_named(column)}: set {name.split()[0]} to one it has, "
+                    f"the nearest is {_named(near[0])}"
                 )
         chosen = scan.select(pl.col(column).alias(name) for name, column in columns.items())
         return chosen.collect(engine="streaming")
     except pl.exceptions.NoDataError as error:
         raise RecastError(f"{file} is empty: give a file with a header and rows") from error
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise RecastError(
-            f"{file} cannot be read ({reason}): give a UTF-8 CSV with a header, or Parquet"
+            f"{file} cannot be read ({reason_of(error)}): "
+            "give a UTF-8 CSV with a header, or Parquet"
         ) from error
+
+
+def _named(value: object) -> str:
+    """A name or value out of a file for a message; of a binary file it can be any length."""
+    if isinstance(value, str) and len(value) > 60:
+        value = f"{value[:57]}..."
+    return repr(value)

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from recast.checkpoint import reading
+
 
 def sid_card(
     codes_before: Int[Tensor, "I L"],
@@ -69,7 +71,9 @@ def _collisions(codes: Tensor) -> dict[str, Any]:
 
 def describe(folder: str | Path) -> str:
     """The card in the folder of a catalogue, for the screen."""
-    return format_card(json.loads((Path(folder) / "card.json").read_text()))
+    file = Path(folder) / "card.json"
+    with reading(file, "make the catalogue again with `recast tokenize`"):
+        return format_card(json.loads(file.read_text()))
 
 
 def format_card(card: dict[str, Any]) -> str:

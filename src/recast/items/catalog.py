@@ -8,15 +8,17 @@ knows that.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from recast.checkpoint import staged_folder
+from recast.checkpoint import reading, staged_folder
 from recast.items.trie import Trie, build_trie
 from recast.types import RecastError
 
@@ -167,14 +169,29 @@ def build_catalog(
 
 
 def load_catalog(folder: str | Path) -> Catalog:
-    """Read a catalogue written by `Catalog.save`; the trie is rebuilt, never stored."""
+    """Read a catalogue written by `Catalog.save`; the trie is rebuilt, never stored.
+
+    Raises `RecastError` when the folder holds none or it is damaged.
+    """
     folder = Path(folder)
     if not (folder / "sid.json").is_file():
         raise RecastError(
             f"{folder} holds no catalogue (sid.json): make one with `recast tokenize`"
         )
-    sid = json.loads((folder / "sid.json").read_text())
-    table = pl.read_parquet(folder / "catalog.parquet")
+    with reading(folder, "use it as it was saved, or make it again with `recast tokenize`"):
+        return _read_catalog(folder)
+
+
+def _read_catalog(folder: Path) -> Catalog:
+    sid = _read_sid(folder / "sid.json")
+    table = pl.read_parquet(folder.absolute() / "catalog.parquet", glob=False)
+    table = table.select("item_id", "codes", "text")
+    kinds = table.schema
+    whole = isinstance(kinds["codes"], pl.List) and kinds["codes"].inner.is_integer()
+    if table.is_empty() or not whole or {kinds["item_id"], kinds["text"]} != {pl.String}:
+        raise ValueError(f"catalog.parquet has {len(table)} rows of {dict(kinds)}")
+    if table.null_count().sum_horizontal()[0] or table["codes"].explode().null_count():
+        raise ValueError("catalog.parquet has empty cells")
     levels = len(sid["codebook_sizes"])
     uneven = (table["codes"].list.len() != levels).arg_true()
     if len(uneven):
@@ -182,11 +199,22 @@ def load_catalog(folder: str | Path) -> Catalog:
             f"{folder / 'catalog.parquet'} row {uneven[0]} has the codes "
             f"{table['codes'][uneven[0]].to_list()}: sid.json names {levels} levels"
         )
-    codes = torch.from_numpy(table["codes"].explode().to_numpy().copy()).view(-1, levels)
+    codes = table["codes"].explode().cast(pl.Int64).to_numpy(writable=True)
     return build_catalog(
-        codes,
+        torch.from_numpy(codes).view(-1, levels),
         tuple(sid.pop("codebook_sizes")),
         item_ids=table["item_id"].to_list(),
         texts=table["text"].to_list(),
         **sid,
     )
+
+
+def _read_sid(file: Path) -> dict[str, Any]:
+    sid = json.loads(file.read_text())
+    sizes, first = sid["codebook_sizes"], sid["first_token"]
+    if not (sizes and isinstance(sizes, list) and all(type(size) is int for size in sizes)):
+        raise ValueError(f"sid.json has codebook_sizes {sizes!r}: no list of whole numbers")
+    for name, below in (("first_token", math.inf), ("pad_token", first), ("bos_token", first)):
+        if not (type(sid[name]) is int and 0 <= sid[name] < below):
+            raise ValueError(f"sid.json has {name} {sid[name]!r} and first_token {first!r}")
+    return dict(sid)

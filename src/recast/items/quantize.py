@@ -61,7 +61,7 @@ def rq_kmeans(
     residual = embeddings.float().numpy().copy()
     codes, codebooks = [], []
     for level in range(num_levels):
-        centroids = _kmeans(residual, codebook_size, seed + level)
+        centroids = _kmeans(residual, codebook_size, (seed + level) % 2**31)  # faiss: int32
         if balance:
             centroids, assigned = _balanced(residual, centroids)
         else:

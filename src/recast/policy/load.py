@@ -12,11 +12,17 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from recast.checkpoint import staged_folder
+from recast.checkpoint import reading, reason_of, staged_folder
 from recast.config import ModelConfig
 from recast.items.catalog import Catalog, load_catalog
 from recast.policy.packed import ATTENTION
 from recast.types import RecastError
+
+# What transformers and safetensors raise for a config.json or weights that are broken.
+_LOADING = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RuntimeError),
+    *(StrictDataclassError, SafetensorError),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +54,11 @@ def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int)
 
 
 def save_policy(policy: Policy, folder: str | Path) -> None:
-    """A plain Hugging Face folder (safetensors) with the catalogue in `catalog/`."""
+    """A plain Hugging Face folder (safetensors) with the catalogue in `catalog/`.
+
+    Raises `RecastError` when a weight is not finite.
+    """
+    _require_finite(policy.model, "the policy")
     with staged_folder(folder) as stage:
         policy.model.save_pretrained(stage)
         # Foreign code that reads generation settings must not add sampling of its own.
@@ -65,7 +75,10 @@ def load_policy(folder: str | Path) -> Policy:
     path = Path(folder)
     if not (path / "recast.json").is_file():
         raise RecastError(f"{path} holds no policy (recast.json): make one with `recast sft`")
-    window = json.loads((path / "recast.json").read_text())["window"]
+    with reading(path / "recast.json", "use the folder as it was saved"):
+        window = json.loads((path / "recast.json").read_text())["window"]
+        if type(window) is not int or window < 2:
+            raise ValueError(f"window {window!r} is no whole number of 2 or more")
     return _fitting(_load_model(path), load_catalog(path / "catalog"), window, str(path))
 
 
@@ -113,10 +126,12 @@ def _load_model(path: Path) -> PreTrainedModel:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, StrictDataclassError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+    except _LOADING as error:
+        if ATTENTION in str(error):
+            raise _other_attention(str(path), "model") from error
         raise RecastError(
-            f"{path} does not load ({reason}): give a whole Hugging Face folder with safetensors"
+            f"{path} does not load ({reason_of(error, 200)}): "
+            "give a whole Hugging Face folder with safetensors"
         ) from error
     # transformers would fill these with random numbers and go on.
     wrong = sorted(found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]})
@@ -125,7 +140,23 @@ def _load_model(path: Path) -> PreTrainedModel:
             f"{path}: {len(wrong)} of its weights are missing or do not fit its config.json, "
             f"{wrong[0]} first: use the folder as it was saved"
         )
+    _require_finite(model, str(path))
     return model
+
+
+def _require_finite(model: PreTrainedModel, name: str) -> None:
+    for key, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise RecastError(
+                f"{name}: {key} holds NaN or infinity: the run diverged, use a lower lr"
+            )
+
+
+def _other_attention(name: str, kind: str) -> RecastError:
+    return RecastError(
+        f"{name} is a {kind}, whose attention the packed forward cannot "
+        "replace: choose a model of plain or sliding-window attention, such as Qwen3 or Llama"
+    )
 
 
 def _with_sid_tokens(path: Path, catalog: Catalog) -> tuple[PreTrainedModel, Catalog]:
@@ -139,7 +170,7 @@ def _with_sid_tokens(path: Path, catalog: Catalog) -> tuple[PreTrainedModel, Cat
     model = _load_model(path)
     settings, rows = model.config, model.get_input_embeddings().weight.shape[0]
     bos = settings.eos_token_id if settings.bos_token_id is None else settings.bos_token_id
-    if not (isinstance(bos, int) and bos < rows):
+    if not (isinstance(bos, int) and 0 <= bos < rows):
         raise RecastError(f"{path} has bos_token_id {bos!r} of {rows} tokens: name one of them")
     catalog = replace(catalog, first_token=rows, bos_token=bos, pad_token=bos)
     model.resize_token_embeddings(catalog.vocab_size)
@@ -151,10 +182,7 @@ def _fitting(model: PreTrainedModel, catalog: Catalog, window: int, name: str) -
     layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     known = layers <= {"full_attention", "sliding_attention"}
     if not (known and model._supports_attention_backend):
-        raise RecastError(
-            f"{name} is a {type(model).__name__}, whose attention the packed forward cannot "
-            "replace: choose a model of plain or sliding-window attention, such as Qwen3 or Llama"
-        )
+        raise _other_attention(name, type(model).__name__)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < catalog.vocab_size:
         raise RecastError(
