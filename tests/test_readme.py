@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,11 @@ def test_the_two_commands_are_chores_of_the_makefile() -> None:
 @pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("recast ")])
 def test_a_command_is_accepted(line: str) -> None:
     _, verb, *args = shlex.split(line)
-    assert cli.configure(verb, args).output
+    config = cli.configure(verb, args)
+    for flag, value in pairwise(args):
+        if flag.startswith("--"):
+            given = getattr(config, flag[2:])
+            assert value == given or value in given
 
 
 def test_the_five_lines_of_python_are_accepted() -> None:

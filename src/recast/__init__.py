@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from recast.evaluate import evaluate_policy as evaluate_policy
     from recast.items.catalog import load_catalog as load_catalog
     from recast.items.tokenize import tokenize as tokenize
+    from recast.methods import METHODS as METHODS
+    from recast.methods import Method as Method
     from recast.policy.load import load_policy as load_policy
     from recast.rl import train_rl as train_rl
     from recast.sft import train_sft as train_sft
@@ -54,6 +56,8 @@ _HOMES = {
     "load_catalog": "recast.items.catalog",
     "tokenize": "recast.items.tokenize",
     "load_policy": "recast.policy.load",
+    "METHODS": "recast.methods",
+    "Method": "recast.methods",
     "train_rl": "recast.rl",
     "train_sft": "recast.sft",
     "Prompts": "recast.types",

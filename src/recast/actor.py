@@ -160,10 +160,10 @@ def _step(actor: Actor, batches: list[Batch], references: list[Tensor | None]) -
     parameters = actor.policy.model.parameters()
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, actor.max_grad_norm)
     actor.optimizer.step()
-    return {
+    kl_metric = {} if actor.reference is None else {"actor/kl": float(sums[2]) / tokens}
+    return kl_metric | {
         "actor/policy_loss": float(sums[0]) / tokens,
         "actor/nll": float(sums[1]) / nll_tokens,
-        "actor/kl": float(sums[2]) / tokens,
         "actor/ratio_deviation": float(sums[3]) / tokens,
         "actor/grad_norm": float(grad_norm),
     }

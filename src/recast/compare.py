@@ -2,7 +2,7 @@
 
 Schema, all numbers unrounded:
 
-    {"split": "test", "split_name": "...", "rows": 9937, "users": 166,
+    {"split": "test", "split_name": "...", "rows": 9924, "users": 166,
      "resampled": "users", "draws": 10000, "seed": 0, "training_seeds": [0],
      "primary": "item/ndcg@10", "against": ["SFT", "GRPO"], "sid_equals_item": true,
      "methods": {

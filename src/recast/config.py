@@ -102,14 +102,21 @@ class ModelConfig:
     path: str | None = None
     """Hugging Face folder to start from; the shape below is then its own, not this one."""
     hidden_size: int = 96
+    """Width of the residual stream."""
     num_layers: int = 2
+    """Transformer blocks."""
     num_heads: int = 3
+    """Attention heads."""
     num_kv_heads: int = 3
+    """Heads of keys and values, a divisor of `num_heads`."""
     head_dim: int = 32
+    """Width of a head."""
     intermediate_size: int = 192
+    """Width inside the feed-forward blocks."""
     initializer_range: float = 0.05
     """Standard deviation of the random weights; 0.02 suits models a hundred times larger."""
     tie_embeddings: bool = True
+    """Use the token embeddings as the output layer too."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "hidden_size", "num_layers", "num_heads", "num_kv_heads")
@@ -136,9 +143,11 @@ class SFTConfig:
     epochs: int = 20
     """Passes over all windows, at most: validation NDCG@10 stops it earlier."""
     batch_windows: int = 32
+    """Windows per optimizer step."""
     lr: float = 2e-3
     """Peak learning rate; linear warm-up over 5 % of the steps, then cosine to zero."""
     weight_decay: float = 0.01
+    """AdamW's weight decay."""
     backwards_frac: float = 0.0
     """Share of the training windows read backwards: where co-occurrence says more than order."""
     dropout: float = 0.1
@@ -148,6 +157,7 @@ class SFTConfig:
     valid_rows: int = 2000
     """Validation rows (a seeded sample) used for early stopping."""
     seed: int = 0
+    """Seed of the weights, the windows and the dropout."""
     threads: int | None = None
     """Torch threads; unset: measured."""
 
@@ -184,22 +194,28 @@ class RLConfig:
     group_size: int = 16
     """Rollouts per prompt."""
     prompts_per_step: int = 32
+    """Prompts per rollout batch."""
     steps: int = 150
+    """Rollout batches."""
     lr: float | None = None
     """Learning rate, constant after `warmup_steps`; unset: the method's own."""
     warmup_steps: int = 10
     kl_coef: float | None = None
     """Weight of KL(policy || reference); unset: the method's own."""
     max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
     updates_per_rollout: int = 1
     """Optimizer steps on each rollout batch; 1 makes the ratio exactly 1."""
     logprob_space: LogprobSpace = "full"
+    """Log-probabilities over the whole vocabulary, the level's codes or the allowed children."""
     micro_batch_tokens: int = 65536
     """Distinct tokens per forward pass of the actor; smaller saves memory."""
     eval_every: int = 50
     """Steps between validations."""
     valid_rows: int = 2000
+    """Validation rows (a seeded sample) for the curve; they choose nothing."""
     seed: int = 0
+    """Seed of the prompts' order and of the rollouts."""
     threads: int | None = None
     """Torch threads; unset: measured."""
 
@@ -227,10 +243,13 @@ class EvaluateConfig:
     output: str
     """Folder to create."""
     split: Literal["valid", "test"] = "test"
+    """Whose rows are ranked."""
     beam_width: int = 32
+    """Beams per row; HR@32 needs 32."""
     invalid_rows: int = 1000
     """Rows decoded without the trie to measure the invalid rate."""
     seed: int = 0
+    """Seed of the resampling of users."""
     threads: int | None = None
     """Torch threads; unset: measured."""
 

@@ -140,13 +140,14 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
     if not len(rows):
         raise RecastError(f"{config.data} has no row to rank in {config.split}: give more data")
     few = rows[next(_batches(policy, interactions, rows, config.beam_width))[:32]]
-    choose_threads(
+    threads = choose_threads(
         lambda: rank_policy(policy, interactions, few, config.beam_width), config.threads
     )
     ranks = rank_policy(policy, interactions, rows, config.beam_width)
     unconstrained = sample_rows(interactions, config.split, config.invalid_rows)
     invalid = invalid_frac(policy, interactions, unconstrained, config.beam_width)
-    facts = asdict(config) | {"split_name": interactions.split_name, "invalid_frac": invalid}
+    facts = asdict(config) | {"threads": threads, "invalid_frac": invalid}
+    facts |= {"split_name": interactions.split_name}
     means = write_evaluation(ranks, config.output, facts, config.seed)
     counts = {"rows": float(len(rows)), "users": float(len(ranks.users.unique()))}
     return means | {"invalid_frac": invalid} | counts

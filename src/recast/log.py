@@ -64,7 +64,7 @@ class RunLog:
     Use as a context manager: entering creates the folder (`RecastError` if it holds something),
     leaving by an error before the first metric removes it again unless a stage wrote into it.
     `config` is the resolved settings as plain data. A run inside another one names it as `parent`
-    and speaks on its screen. `silent=True` prints nothing.
+    and speaks on its screen and in its `metrics.jsonl`. `silent=True` prints nothing.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class RunLog:
         self.folder = refuse_existing(folder)
         own = _Screen(quiet=silent, highlight=False, markup=False, soft_wrap=True)
         self.console: Console = parent.console if parent else own
+        self._parent = parent
         self._config = config
         self._began = time.monotonic()
         self._hinted = False
@@ -90,7 +91,7 @@ class RunLog:
             (self.folder / "config.yaml").write_text(settings, encoding="utf-8")
             self.environment()
             self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(self.folder / "tb"))
+            self._board: SummaryWriter | None = None  # made by the first point
         except OSError:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
@@ -104,7 +105,8 @@ class RunLog:
     ) -> None:
         nothing_yet = self._metrics.tell() == 0 and not self._rollouts
         self._metrics.close()
-        self._board.close()
+        if self._board:
+            self._board.close()
         ours = {"config.yaml", "env.json", "metrics.jsonl", "tb"}
         if error and nothing_yet and {entry.name for entry in self.folder.iterdir()} <= ours:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -140,8 +142,12 @@ class RunLog:
                 )
         seconds = round(time.monotonic() - self._began, 3)
         line = {"step": step, "stage": stage, "time_s": seconds, **metrics}
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
+        run: RunLog | None = self
+        while run:  # the run that this one is part of keeps a copy
+            run._metrics.write(json.dumps(line) + "\n")
+            run._metrics.flush()
+            run = run._parent
+        self._board = self._board or SummaryWriter(str(self.folder / "tb"))
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
         all_zero = metrics.get("group/all_zero_frac", 0.0)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from recast.baselines import Scorer, popularity, tune_item_knn
+from recast.baselines import Scorer, item_knn, popularity, tune_item_knn
 from recast.checkpoint import staged_file
 from recast.compare import compare
 from recast.config import (
@@ -35,6 +35,7 @@ from recast.items.catalog import Catalog
 from recast.items.tokenize import tokenize
 from recast.log import RunLog
 from recast.methods import METHODS
+from recast.policy.threads import choose_threads
 from recast.ranks import PRIMARY, Ranks, read_ranks, row_metrics, write_evaluation
 from recast.report.table import markdown, plain
 from recast.rl import train_rl
@@ -58,15 +59,15 @@ SFT_SETTINGS: dict[str, Any] = {"backwards_frac": 0.3}
 """Chosen on validation: on this data the order of events says little (docs/log.md)."""
 
 RL_LR = {"sft_continued": 1e-5, "openonerec_rl": 3e-5, "recast": 1e-5}
-"""Each method's best of 1e-5, 3e-5 and 1e-4 on the validation rows (docs/log.md)."""
+"""Each method's best on the validation rows of those tried, see docs/log.md."""
 
 ESTIMATES_S = {
     "data": 5.0,
     "items": 15.0,
-    "baselines": 15.0,
-    "sft": 9.0,
-    "rl": 0.15,
-    "evaluate": 13.0,
+    "baselines": 20.0,
+    "sft": 10.0,
+    "rl": 0.2,
+    "evaluate": 15.0,
 }
 """Seconds on 2 idle cores: per epoch of SFT, per step of RL, per evaluated policy."""
 
@@ -169,6 +170,7 @@ def rank_baselines(
     def quality(scorer: Scorer) -> float:
         return float(row_metrics(rank_scores(scorer, interactions, catalog, valid))[PRIMARY].mean())
 
+    choose_threads(lambda: quality(item_knn(interactions)), None)
     started = time.process_time()
     knn, settings, value = tune_item_knn(interactions, quality)
     cpu_s = time.process_time() - started

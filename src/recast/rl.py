@@ -34,7 +34,7 @@ SAMPLERS = {"sample": sample, "beam": beam_search}
 
 
 def train_rl(config: RLConfig, log: RunLog | None = None) -> Metrics:
-    """Post-train `config.policy` with `config.method` and write the result to `output`/policy.
+    """Post-train `config.policy` with `config.method`; its last state goes to `output`/policy.
 
     All methods see the same prompts in the same order and make the same number of optimizer
     steps. Returns the last validation metrics, the number of rollouts and optimizer steps, and the
@@ -59,9 +59,11 @@ def train_rl(config: RLConfig, log: RunLog | None = None) -> Metrics:
     )
     valid_rows = sample_rows(interactions, "valid", config.valid_rows)
     first = build_prompts(interactions, policy.catalog, batches[0], policy.window)
-    choose_threads(lambda: beam_search(policy, first, config.group_size), config.threads)
+    threads = choose_threads(lambda: beam_search(policy, first, config.group_size), config.threads)
+    resolved = asdict(config) | {"threads": threads}
+    resolved |= {name: getattr(method, name) for name in ("sampler", "lr", "kl_coef")}
     rollouts, optimizer_steps, cpu_s = 0, 0, 0.0
-    with RunLog(config.output, asdict(config), parent=log) as run:
+    with RunLog(config.output, resolved, parent=log) as run:
         run.environment(data_hash(config.data))
         valid = validate(policy, interactions, valid_rows)
         name = f"{method.label}, {method.sampler} rollouts" if method.sampler else method.label

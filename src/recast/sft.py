@@ -52,7 +52,7 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, total))
     valid_rows = sample_rows(interactions, "valid", config.valid_rows)
     best, waited, cpu_s = {"valid/ndcg@10": -math.inf}, 0, 0.0
-    with RunLog(config.output, asdict(config), parent=log) as run:
+    with RunLog(config.output, asdict(config) | {"threads": threads}, parent=log) as run:
         run.environment(data_hash(config.data))
         run.say(f"{len(windows)} windows of {config.window} items, torch threads: {threads}")
         with run.stage("SFT", total=config.epochs) as stage:

@@ -4,7 +4,8 @@ Legend, used in every shape of the package:
 
 B prompts in a batch | G rollouts per prompt (`group_size`) | K rollouts kept for the update |
 L tokens of an item (levels of its semantic ID) | P prompt tokens | T targets per prompt |
-H history items | S seen items | I catalogue items | E events | V vocabulary.
+H history items | S seen items | R SIDs that a response names | I catalogue items | E events |
+V vocabulary | N any number of rows. A file that needs more letters names them itself.
 
 Padding: `-1` in columns of items, the pad token in columns of tokens; always on the right.
 """
@@ -85,7 +86,7 @@ class Prompts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutGroups:
-    """G rollouts for each of B prompts, never torn apart; beams come most probable first.
+    """G rollouts for each of B prompts, never torn apart, most probable first.
 
     Example, G = 2 rollouts of L = 2 tokens for the prompt above, the second one a hit:
     `tokens=[[[2, 8], [3, 8]]]  items=[[4, 7]]  loss_mask=[[[True, True], [True, True]]]`.
@@ -103,8 +104,8 @@ class RolloutGroups:
     step: int
 
     @property
-    def predictions(self) -> Int[Tensor, "B G S L"]:
-        """The set of SIDs that each rollout names, -1 = none; S = 1, a rollout is one SID."""
+    def predictions(self) -> Int[Tensor, "B G R L"]:
+        """The set of SIDs that each rollout names, -1 = none; R = 1, a rollout is one SID."""
         return self.tokens.masked_fill(~self.exists[..., None], -1)[:, :, None]
 
     @property

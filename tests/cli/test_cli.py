@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +14,7 @@ import polars as pl
 import pytest
 
 from recast import cli
+from recast import config as config_module
 from recast.config import EvaluateConfig, PrepareConfig, RLConfig, SFTConfig
 from recast.methods import METHODS
 from recast.types import RecastError
@@ -57,6 +60,15 @@ def test_help_of_a_verb_explains_its_settings(
         cli.main([verb, "--help"])
     assert left.value.code == 0
     assert "--output OUTPUT       Folder to create." in capsys.readouterr().out
+
+
+def test_every_setting_has_a_docstring_for_the_help() -> None:
+    tree = ast.parse(Path(str(config_module.__file__)).read_text())
+    for node in tree.body:
+        fields = node.body if isinstance(node, ast.ClassDef) else []
+        for field, behind in pairwise([*fields, None]):
+            if isinstance(field, ast.AnnAssign):
+                assert isinstance(behind, ast.Expr), ast.unparse(field)
 
 
 def test_help_of_rl_lists_the_methods(capsys: pytest.CaptureFixture[str]) -> None:

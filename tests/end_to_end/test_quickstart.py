@@ -189,7 +189,7 @@ def test_all_methods_ranked_the_same_rows(run: Run) -> None:
 def test_the_folders(run: Run) -> None:
     names = ["catalog", "config.yaml", "data", "env.json", "eval", "metrics.jsonl", "results.json"]
     names += ["results.md"]
-    assert sorted(f.name for f in run.out.iterdir()) == [*names, "rl", "sft", "tb"]
+    assert sorted(f.name for f in run.out.iterdir()) == [*names, "rl", "sft"]
     assert sorted(f.name for f in (run.out / "rl").iterdir()) == sorted(RUNS)
     starts = []
     for name in RUNS:

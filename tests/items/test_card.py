@@ -50,8 +50,8 @@ def test_card_by_hand() -> None:
     assert card["max_entropy_bits"] == [2.0, 2.0]
     assert format_card(card).splitlines() == [
         "6 items as semantic IDs of 2 levels: 4 x 4 codes",
-        "collisions before: 50.0% (5 items share a SID, at most 3 one)",
-        "collisions after: 0.0% (0 items share a SID, at most 1 one)",
+        "collisions before: 50.0% (5 items share a SID, at most 3 the same)",
+        "collisions after: 0.0% (0 items share a SID, at most 1 the same)",
         "resolved by nearest_free: 3 items moved",
         "level 1: 3 of 4 codes used, entropy 1.46 of 2.00 bits, at most 3 items on one code",
         "level 2: 3 of 4 codes used, entropy 1.46 of 2.00 bits, at most 3 items on one code",

@@ -85,7 +85,8 @@ def format_card(card: dict[str, Any]) -> str:
         part = card[when]
         lines.append(
             f"collisions {when}: {part['collision_frac']:.1%} "
-            f"({part['colliding_items']:,} items share a SID, at most {part['largest_group']} one)"
+            f"({part['colliding_items']:,} items share a SID, "
+            f"at most {part['largest_group']} the same)"
         )
     lines.append(f"resolved by {card['resolve']}: {card['moved_items']:,} items moved")
     for level, size in enumerate(sizes):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+from transformers.utils import logging as hf_logging
 
 from recast.checkpoint import reading, reason_of, staged_folder
 from recast.config import ModelConfig
@@ -60,7 +63,8 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
     """
     _require_finite(policy.model, "the policy")
     with staged_folder(folder) as stage:
-        policy.model.save_pretrained(stage)
+        with _no_bars():
+            policy.model.save_pretrained(stage)
         # Foreign code that reads generation settings must not add sampling of its own.
         (stage / "generation_config.json").write_text('{"do_sample": false}\n')
         (stage / "recast.json").write_text(json.dumps({"window": policy.window}) + "\n")
@@ -113,19 +117,32 @@ def _from_config(config: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
 
 
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' progress bars out of the lines of a run."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
 def _load_model(path: Path) -> PreTrainedModel:
     if not (path / "config.json").is_file():
         raise RecastError(f"{path} holds no model (config.json): give a Hugging Face folder")
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=AutoConfig.from_pretrained(path, local_files_only=True),
-            attn_implementation=ATTENTION,
-            local_files_only=True,
-            dtype="auto",
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with _no_bars():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=AutoConfig.from_pretrained(path, local_files_only=True),
+                attn_implementation=ATTENTION,
+                local_files_only=True,
+                dtype="auto",
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except _LOADING as error:
         if ATTENTION in str(error):
             raise _other_attention(str(path), "model") from error

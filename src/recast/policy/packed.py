@@ -1,10 +1,12 @@
 """The packed forward: every prompt goes through the model once, however many branches it has.
 
-One row of a call is `[prompt without its last token | root | branches]`. The prompt is padded on
-the right, so plain causal attention is exact for its real tokens; the *root* is the prompt's last
-token, moved to a fixed column so that the first token's distribution sits in the same place for
-every row. A branch query attends to its prompt, to the root and to its own ancestors; its position
-continues from the prompt's length. No mask of prompt x prompt is ever built.
+A *branch* is one rollout or one target of the prompt. One row of a call is
+`[prompt without its last token | root | branches]`. The prompt is padded on the right, so plain
+causal attention is exact for its real tokens; the *root* is the prompt's last token, moved to a
+fixed column so that the first token's distribution sits in the same place for every row. A branch
+query attends to its prompt, to the root and to its own ancestors; its position continues from the
+prompt's length. No mask of prompt x prompt is ever built. Without a layout (SFT) a row is all
+prompt.
 
 The attention runs inside transformers' own models: `AttentionInterface` knows it as `ATTENTION`,
 and the `Layout` of a call reaches it as a keyword argument of `model(...)`.

@@ -28,9 +28,9 @@ def set_ratio(groups: RolloutGroups) -> Float[Tensor, "B G"]:
 
 
 def sid_set_ratio(
-    predictions: Int[Tensor, "B G S L"], targets: Int[Tensor, "B T L"]
+    predictions: Int[Tensor, "B G R L"], targets: Int[Tensor, "B T L"]
 ) -> Float[Tensor, "B G"]:
-    """|P & T| / |P| for sets of up to S SIDs per response, -1 = none; repeats count once.
+    """|P & T| / |P| for sets of up to R SIDs per response, -1 = none; repeats count once.
 
     >>> import torch
     >>> predictions = torch.tensor([[[[1, 2, 3], [4, 5, 8], [9, 9, 9]]]])

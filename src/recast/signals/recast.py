@@ -1,6 +1,7 @@
 """ReCast: repair an all-zero group, then contrast only its boundary (arXiv 2604.22169, section 3).
 
-    u_i = mean over p in P_i of max over t in T of phi(p, t),   phi = 10^-(levels that differ)
+    u_i = mean over p in P_i of max over t in T of phi(p, t)
+    phi = 10^-(levels after the common prefix)
     repair iff sum_i r_i = 0:   j = argmin_i u_i;  R_j := anchor (a target), r_j = 1
     i+ = argmax_i r_i;   i- = argmax_{i: r_i = 0} u_i
     A_{i+} = +w,  A_{i-} = -w;   every other rollout leaves the update
@@ -56,9 +57,9 @@ def recast(groups: RolloutGroups, rewards: Float[Tensor, "B G"], *, w: float = 1
 
 
 def structural_score(
-    predictions: Int[Tensor, "B G S L"], targets: Int[Tensor, "B T L"]
+    predictions: Int[Tensor, "B G R L"], targets: Int[Tensor, "B T L"]
 ) -> Float[Tensor, "B G"]:
-    """u of every response, a set of up to S SIDs; -1 = none, repeats count once.
+    """u of every response, a set of up to R SIDs; -1 = none, repeats count once.
 
     >>> predictions = torch.tensor([[[[1, 2, 9]], [[1, 9, 9]], [[7, 7, 7]], [[-1, -1, -1]]]])
     >>> structural_score(predictions, torch.tensor([[[1, 2, 3]]]))
