@@ -138,6 +138,7 @@ class SFTConfig:
     output: str
     """Folder to create."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """Shape of the policy, or the model to start from."""
     window: int = 12
     """Items per training window; a prompt holds the latest `window - 1` of a history."""
     epochs: int = 20
@@ -200,6 +201,7 @@ class RLConfig:
     lr: float | None = None
     """Learning rate, constant after `warmup_steps`; unset: the method's own."""
     warmup_steps: int = 10
+    """Steps over which the learning rate rises."""
     kl_coef: float | None = None
     """Weight of KL(policy || reference); unset: the method's own."""
     max_grad_norm: float = 1.0
