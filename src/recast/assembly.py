@@ -178,7 +178,8 @@ def equip(method: Method, config: RLConfig, policy: Policy) -> Method:
     if config.ranker:
         available["ranker"] = load_ranker(config.ranker, policy.catalog)
     if config.embeddings:
-        available["embeddings"] = load_embeddings(config.embeddings, policy.catalog)
+        embeddings = load_embeddings(config.embeddings, policy.catalog)
+        available["embeddings"] = embeddings.to(policy.catalog.device)
     return replace(
         method, reward=supply(method.reward, available), signal=supply(method.signal, available)
     )

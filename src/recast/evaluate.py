@@ -98,7 +98,7 @@ def rank_policy(
         prompts = build_prompts(interactions, policy.catalog, rows[index], policy.window)
         scores = None if guide is None else _score_all(guide, prompts, policy.catalog.num_items)
         groups = beam_search(policy, prompts, beam_width, guide=scores, alpha=alpha)
-        places[:, index] = _place(groups, policy.catalog)
+        places[:, index] = _place(groups, policy.catalog).cpu()
     sid_rank, items_before, num_sharing = places
     return Ranks(
         row_ids=rows,
@@ -146,7 +146,7 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
     row.
     """
     refuse_existing(config.output)
-    interactions, policy = load_data(config.data), load_policy(config.policy)
+    interactions, policy = load_data(config.data), load_policy(config.policy).to(config.device)
     check_catalog(config.data, policy.catalog)
     rows = rows_to_rank(interactions, config.data, config.split)
     guide = load_ranker(config.guide, policy.catalog) if config.guide else None
@@ -156,7 +156,7 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
         return rank_policy(policy, interactions, chosen, width, guide=guide, alpha=alpha)
 
     few = rows[next(_batches(policy, interactions, rows, config.beam_width))[:32]]
-    threads = choose_threads(lambda: rank(few), config.threads)
+    threads = choose_threads(lambda: rank(few), config.threads, config.device)
     ranks = rank(rows)
     unconstrained = sample_rows(interactions, config.split, config.invalid_rows)
     invalid = invalid_frac(policy, interactions, unconstrained, config.beam_width)
@@ -194,18 +194,19 @@ def _place(groups: RolloutGroups, catalog: Catalog) -> Int[Tensor, "3 B"]:
     """`sid_rank`, `items_before` and `num_sharing` of each prompt's target in its beams."""
     prompts, trie = groups.prompts, catalog.trie
     assert prompts.target_items.shape[1] == 1, "one target per row"
-    leaves, nowhere = trie.leaves.long(), trie.num_leaves
-    sizes = torch.nn.functional.pad(torch.diff(trie.children[-1].long()), (0, 1))
+    nowhere = trie.num_leaves
+
+    def leaves(items: Int[Tensor, "B N"], missing: int) -> Int[Tensor, "B N"]:
+        return torch.where(items >= 0, trie.leaves[items.clamp(min=0)].long(), missing)
+
     # Padding sorts behind every leaf, that of beams included.
-    taken = torch.where(prompts.seen >= 0, leaves[prompts.seen.clamp(min=0)], nowhere + 1)
-    taken = taken.sort(1).values
+    taken = leaves(prompts.seen, nowhere + 1).sort(1).values
 
     def candidates(leaf: Int[Tensor, "B N"]) -> Int[Tensor, "B N"]:
         low, high = (torch.searchsorted(taken, leaf, right=right) for right in (False, True))
-        return sizes[leaf] - (high - low)
+        return trie.sharing(leaf) - (high - low)
 
-    listed = torch.where(groups.items >= 0, leaves[groups.items.clamp(min=0)], nowhere)
-    target = leaves[prompts.target_items]
+    listed, target = leaves(groups.items, nowhere), leaves(prompts.target_items, nowhere)
     hit = listed == target
     found = hit.any(1)
     place = torch.where(found, hit.int().argmax(1), hit.shape[1])

@@ -1,7 +1,8 @@
 """A ranker by name: a policy of one-level semantic IDs, or a user's function, as a `Ranker`.
 
-A one-level policy, where an item is one token, is a SASRec: its next-token logits score the items.
-Made by the code that makes every policy: `recast tokenize --num_levels 1`, then `recast sft`.
+A one-level policy, where an item is one token, is a SASRec: its next-token log-probabilities score
+the items. Made by the code that makes every policy: `recast tokenize --num_levels 1`, then
+`recast sft`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 from recast.items.catalog import Catalog
 from recast.plugin import load_function
 from recast.policy.load import Policy, load_policy
-from recast.policy.packed import packed_logits
+from recast.policy.logprobs import vocabulary_scores
+from recast.policy.packed import packed_hidden
 from recast.types import Prompts, Ranker, RecastError
 
 _REMEDY = "make one with `recast tokenize --num_levels 1`, then `recast sft`"
@@ -40,7 +42,7 @@ def load_ranker(spec: str, catalog: Catalog) -> Ranker:
 
 
 def policy_ranker(policy: Policy) -> Ranker:
-    """Next-token logits of a one-level policy; its prompts are the latest `window - 1` items."""
+    """Log-probability of each item as the next token after the latest `window - 1` items."""
 
     def ranker(prompts: Prompts, items: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
         history = latest(prompts.history, policy.window - 1)
@@ -48,8 +50,9 @@ def policy_ranker(policy: Policy) -> Ranker:
         bos = history.new_full((len(history), 1), catalog.bos_token)
         tokens = torch.cat([bos, catalog.tokens(history)[..., 0]], dim=1)
         lengths = 1 + (history >= 0).sum(1)
-        root, _ = packed_logits(policy.model, tokens, lengths, items.new_empty(len(items), 0, 1))
-        return root[:, 0].float().gather(1, catalog.tokens(items)[..., 0])
+        root, _ = packed_hidden(policy.model, tokens, lengths, items.new_empty(len(items), 0, 1))
+        wanted = catalog.tokens(items)[..., 0]
+        return vocabulary_scores(policy.model, root[:, 0], wanted).float()
 
     return ranker
 
@@ -68,7 +71,7 @@ def latest(history: Int[Tensor, "B H"], width: int) -> Int[Tensor, "B W"]:
 
 
 def _load(folder: str, catalog: Catalog) -> Policy:
-    policy = load_policy(folder)
+    policy = load_policy(folder).to(str(catalog.device))
     own = policy.catalog
     if own.num_levels != 1 or own.trie.num_leaves < own.num_items:
         what = "several items on one token" if own.num_levels == 1 else f"{own.num_levels} levels"

@@ -16,11 +16,12 @@ from recast.config import RLConfig
 from recast.draws import uniforms
 from recast.guard import blame, guard_groups, guard_rewards
 from recast.methods import Method
+from recast.parts import Part
 from recast.policy.load import Policy
-from recast.policy.prompts import build_prompts
+from recast.policy.prompts import build_prompts, by_length
 from recast.rollout.add_gt import add_gt
 from recast.rollout.fill import Drawn, fill_batch
-from recast.types import Interactions, Prompts, RecastError, RolloutGroups
+from recast.types import Interactions, Prompts, RecastError, RolloutGroups, join, select
 
 
 def prompt_batches(
@@ -54,6 +55,8 @@ class Search:
     policy: Policy
     interactions: Interactions
     config: RLConfig
+    max_tokens: int
+    """Tokens per call of the sampler; prompts of like length go together."""
 
     def batch(
         self, step: int, rows: Int[Tensor, " B"], further: Iterator[Int[Tensor, " B"]]
@@ -82,7 +85,18 @@ class Search:
         """The method's rollouts, or empty groups for a method without a sampler."""
         if self.method.sampler is None:
             return _empty_groups(prompts, self.config.seed, step)
+        num_targets = prompts.targets.shape[1]
+        width = branch_tokens(self.config, self.method, self.policy, num_targets)
+        widths = torch.full_like(prompts.lengths, width)
+        batches = list(by_length(prompts.lengths, widths, self.max_tokens))
         sampler = sampler_of(self.method, self.config, self.method.sampler)
+        if len(batches) == 1:
+            return self._sample(sampler, step, prompts)
+        order = torch.cat(batches)
+        found = [self._sample(sampler, step, select(prompts, index)) for index in batches]
+        return select(join(found, select(prompts, order)), order.argsort())
+
+    def _sample(self, sampler: Part, step: int, prompts: Prompts) -> RolloutGroups:
         with blame("sampler", sampler):
             groups: RolloutGroups = sampler(
                 self.policy,
@@ -97,6 +111,12 @@ class Search:
         return groups
 
 
+def branch_tokens(config: RLConfig, method: Method, policy: Policy, num_targets: int) -> int:
+    """Tokens that the branches of one prompt have at most."""
+    rollouts = config.group_size * method.list_length
+    return (rollouts + num_targets) * (policy.catalog.num_levels - 1)
+
+
 def _empty_groups(prompts: Prompts, seed: int, step: int) -> RolloutGroups:
     empty = prompts.targets.new_empty(len(prompts), 0, prompts.targets.shape[2])
     return RolloutGroups(
@@ -104,7 +124,7 @@ def _empty_groups(prompts: Prompts, seed: int, step: int) -> RolloutGroups:
         tokens=empty,
         items=empty[..., 0],
         rollout_logprobs=empty.float(),
-        target_logprobs=torch.full(prompts.targets.shape, torch.nan),
+        target_logprobs=torch.full_like(prompts.targets, torch.nan, dtype=torch.float32),
         loss_mask=empty.bool(),
         policy_version=step,
         seed=seed,

@@ -24,6 +24,7 @@ from recast.evaluate import sample_rows, validate
 from recast.items.catalog import load_catalog
 from recast.log import RunLog
 from recast.policy.load import Policy, create_policy, save_policy
+from recast.policy.logprobs import vocabulary_scores
 from recast.policy.prompts import check_catalog
 from recast.policy.threads import choose_threads
 from recast.types import SPLITS, Interactions, Metrics, RecastError
@@ -37,13 +38,15 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
     refuse_existing(config.output)
     interactions, catalog = load_data(config.data), load_catalog(config.catalog)
     check_catalog(config.data, catalog)
-    policy = create_policy(config.model, catalog, config.window, config.seed)
+    policy = create_policy(config.model, catalog, config.window, config.seed).to(config.device)
+    policy.model.float()  # a small step is lost on weights of 8 bits
     torch.manual_seed(config.seed)  # dropout is the only draw that is not counter-based
     windows = user_windows(interactions, config, epoch=0)
     if not len(windows):
         raise RecastError(f"{config.data} has no user with 2 training events: give more data")
+    first = windows[: config.batch_windows]
     threads = choose_threads(
-        lambda: window_loss(policy, windows[: config.batch_windows], 0.0).backward(), config.threads
+        lambda: window_loss(policy, first, 0.0).backward(), config.threads, config.device
     )
     optimizer = torch.optim.AdamW(
         policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
@@ -86,7 +89,8 @@ def train_epoch(
     policy.model.train()
     losses = []
     for batch in windows.split(config.batch_windows):
-        loss = window_loss(policy, batch, config.dropout)
+        with policy.computing_in(config.precision):
+            loss = window_loss(policy, batch, config.dropout)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
@@ -131,15 +135,17 @@ def user_windows(interactions: Interactions, config: SFTConfig, epoch: int) -> I
 def window_loss(policy: Policy, windows: Int[Tensor, "N W"], dropout: float) -> Float[Tensor, ""]:
     """Mean negative log-likelihood over all tokens of all items of the windows."""
     catalog = policy.catalog
-    windows = windows[:, : int((windows >= 0).sum(1).max())]
+    windows = windows[:, : int((windows >= 0).sum(1).max())].to(catalog.device)
     tokens = catalog.tokens(windows).flatten(1)
     inputs = F.pad(tokens[:, :-1], (1, 0), value=catalog.bos_token)
     embedded = F.dropout(policy.model.get_input_embeddings()(inputs), dropout)
     # Explicit, as in every packed call: some models count positions from elsewhere by themselves.
     positions = torch.arange(inputs.shape[1], device=inputs.device).expand(len(inputs), -1)
-    logits = policy.model(inputs_embeds=embedded, position_ids=positions, use_cache=False).logits
+    hidden = policy.model.base_model(
+        inputs_embeds=embedded, position_ids=positions, use_cache=False
+    ).last_hidden_state
     known = (windows >= 0).repeat_interleave(catalog.num_levels, dim=1)
-    return F.cross_entropy(logits[known].float(), tokens[known])
+    return -vocabulary_scores(policy.model, hidden[known], tokens[known][:, None]).mean()
 
 
 def cosine(step: int, steps: int, warmup_frac: float = 0.05) -> float:

@@ -12,7 +12,7 @@ Padding: `-1` in columns of items, the pad token in columns of tokens; always on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -175,3 +175,12 @@ def select(batch: _Typed, index: Int[Tensor, " N"]) -> _Typed:
         else:
             chosen[field.name] = value[index] if isinstance(value, Tensor) else value
     return type(batch)(**chosen)
+
+
+def join(parts: Sequence[RolloutGroups], prompts: Prompts) -> RolloutGroups:
+    """The groups of `prompts`, which these parts hold in turn."""
+    joined: dict[str, Any] = {}
+    for field in fields(RolloutGroups):
+        values = [getattr(part, field.name) for part in parts]
+        joined[field.name] = torch.cat(values) if isinstance(values[0], Tensor) else values[0]
+    return RolloutGroups(**joined | {"prompts": prompts})

@@ -31,3 +31,13 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     train_sft(sft_config(folder, folder / "sft"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def one_level(walk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy of the same items on one level: the ranker of AdaGRPO."""
+    folder = tmp_path_factory.mktemp("one_level")
+    catalog = str(folder / "catalog")
+    tokenize(TokenizeConfig(data=str(walk / "data"), output=catalog, num_levels=1))
+    train_sft(sft_config(walk, folder / "sft", catalog=catalog, epochs=20))
+    return folder / "sft" / "policy"

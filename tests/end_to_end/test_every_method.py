@@ -14,19 +14,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small_walk import metric_lines, rl_config, same, sft_config, weights
+from small_walk import metric_lines, rl_config, same, weights
 
 from recast.assembly import resolve
-from recast.config import RLConfig, TokenizeConfig
+from recast.config import RLConfig
 from recast.data.folder import load_data
 from recast.evaluate import rank_policy
-from recast.items.tokenize import tokenize
 from recast.methods import METHODS
 from recast.parts import spell
 from recast.policy.load import load_policy
 from recast.ranks import row_metrics
 from recast.rl import train_rl
-from recast.sft import train_sft
 
 CONTROLS = ("nll_on_all_zero", "random_gate", "fixed_mix", "ungated", "sft_continued")
 LEARNING = {"steps": 40, "prompts_per_step": 32, "group_size": 8, "eval_every": 40, "lr": 1e-3}
@@ -35,16 +33,6 @@ OWN: dict[str, dict[str, Any]] = {
     "sage": {"group_size": 8, "list_length": 2},
     "rank_grpo": {"group_size": 8, "list_length": 2},
 }
-
-
-@pytest.fixture(scope="module")
-def ranker(walk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy of the same items on one level: the ranker of AdaGRPO."""
-    folder = tmp_path_factory.mktemp("ranker")
-    catalog = str(folder / "catalog")
-    tokenize(TokenizeConfig(data=str(walk / "data"), output=catalog, num_levels=1))
-    train_sft(sft_config(walk, folder / "sft", catalog=catalog, epochs=20))
-    return folder / "sft" / "policy"
 
 
 def _recall(walk: Path, run: Path) -> float:
@@ -61,8 +49,8 @@ def _settings(name: str, ranker: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in CONTROLS])
-def test_a_method_raises_recall(walk: Path, ranker: Path, tmp_path: Path, name: str) -> None:
-    settings = LEARNING | _settings(name, ranker)
+def test_a_method_raises_recall(walk: Path, one_level: Path, tmp_path: Path, name: str) -> None:
+    settings = LEARNING | _settings(name, one_level)
     result = train_rl(rl_config(walk, tmp_path / "run", **settings))
     assert _recall(walk, tmp_path / "run") > 0.03 + _recall(walk, walk / "sft")
     assert result["optimizer_steps"] == 40
@@ -70,12 +58,12 @@ def test_a_method_raises_recall(walk: Path, ranker: Path, tmp_path: Path, name: 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_same_seed_gives_the_same_bits(
-    walk: Path, ranker: Path, tmp_path: Path, name: str
+    walk: Path, one_level: Path, tmp_path: Path, name: str
 ) -> None:
     runs = [tmp_path / "a", tmp_path / "b"]
     for run in runs:
         torch.rand(7)  # what ran before has no influence
-        train_rl(rl_config(walk, run, **({"steps": 2} | _settings(name, ranker))))
+        train_rl(rl_config(walk, run, **({"steps": 2} | _settings(name, one_level))))
     assert same(weights(runs[0]), weights(runs[1]))
     assert not same(weights(runs[0]), weights(walk / "sft"))
     # The settings that a run writes are enough to run it again.

@@ -48,8 +48,8 @@ def test_the_ranker_learnt_the_walk_and_scores_like_a_naive_forward(
         history = data.items[max(int(data.starts[event]), event - 4) : event]
         tokens = [own.catalog.bos_token, *(own.catalog.first_token + history).tolist()]
         with torch.no_grad():
-            logits = naive.next_logits(own.model, tokens, 1)[0]
-        torch.testing.assert_close(scores[row], logits[2:], rtol=1e-4, atol=1e-4)
+            logprobs = naive.next_logits(own.model, tokens, 1)[0].log_softmax(-1)
+        torch.testing.assert_close(scores[row], logprobs[2:], rtol=1e-4, atol=1e-4)
     # A ring whose next step is one of two: the target is among the first five of 48.
     place = (scores > scores.gather(1, prompts.target_items)).sum(1)
     assert float((place < 5).float().mean()) > 0.8

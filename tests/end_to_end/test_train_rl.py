@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from small_walk import metric_lines, rl_config, same, weights
 
 from recast.assembly import resolve
@@ -18,7 +19,7 @@ from recast.draws import uniforms
 from recast.evaluate import rank_policy, sample_rows, validate
 from recast.methods import METHODS
 from recast.parts import spell
-from recast.policy.load import load_policy
+from recast.policy.load import load_policy, save_policy
 from recast.policy.prompts import build_prompts
 from recast.ranks import row_metrics
 from recast.rl import train_rl
@@ -107,7 +108,7 @@ def test_what_a_run_reports(walk: Path, runs: Runs) -> None:
         wanted = asdict(rl_config(walk, folder, method=method, sampler=sampler))
         used = ("lr", "kl_coef", "nll_coef", "add_gt", "list_length")
         wanted |= {name: getattr(METHODS[method], name) for name in used}
-        wanted |= {"logprob_space": "full"}
+        wanted |= {"logprob_space": "full", "micro_batch_tokens": 65536}
         for kind in ("reward", "signal", "loss"):  # what ran, spelt so that it can be run again
             wanted[kind], wanted[f"{kind}_args"] = spell(getattr(METHODS[method], kind))
         assert config == wanted
@@ -252,3 +253,25 @@ def test_draws_of_the_prompts_by_hand(walk: Path, tmp_path: Path) -> None:
     drawn = uniforms(0, 0, rows, "prompts", 1)[:, 0].tolist()
     by_draw = [row for _, row in sorted(zip(drawn, rows.tolist(), strict=True))]
     assert prompt_batches(data, rl_config(walk, tmp_path), RECAST)[0].tolist() == by_draw[:8]
+
+
+def test_weights_are_float32_in_training_whatever_they_were_and_bfloat16_computes_alike(
+    walk: Path, tmp_path: Path
+) -> None:
+    start = load_policy(walk / "sft" / "policy")
+    start.model.bfloat16()
+    save_policy(start, tmp_path / "half")
+    runs = {}
+    for precision in ("float32", "bfloat16"):
+        run = tmp_path / precision
+        settings = {"policy": str(tmp_path / "half"), "precision": precision, "lr": 1e-5}
+        train_rl(rl_config(walk, run, **settings))
+        runs[precision] = weights(run)
+    begin = load_file(tmp_path / "half" / "model.safetensors")
+    # Steps of 1e-5 are less than half the distance of two bfloat16 numbers near 0.05.
+    moved = torch.cat([(runs["float32"][k] - begin[k].float()).flatten() for k in begin])
+    assert (moved != 0).float().mean() > 0.9
+    assert moved.abs().max() < 1e-4
+    other = torch.cat([(runs["bfloat16"][k] - begin[k].float()).flatten() for k in begin])
+    assert torch.cosine_similarity(moved, other, dim=0) > 0.5
+    assert not torch.equal(moved, other)

@@ -56,13 +56,14 @@ def wanted(policy: Policy) -> Tensor:
         own = history[-(policy.window - 1) :]
         token = [2 + int(policy.catalog.codes[i, 0]) for i in range(NUM_ITEMS)]
         with torch.no_grad():
-            logits = naive.next_logits(tiny.twin(policy.model), [1] + [token[i] for i in own], 1)
-        rows.append([float(logits[0, token[item]]) for item in items])
+            plain = tiny.twin(policy.model)
+            logprobs = naive.next_logits(plain, [1] + [token[i] for i in own], 1).log_softmax(-1)
+        rows.append([float(logprobs[0, token[item]]) for item in items])
     return torch.tensor(rows)
 
 
 @pytest.mark.parametrize("window", [2, 5, 20])
-def test_scores_are_the_logits_of_a_naive_forward(window: int) -> None:
+def test_scores_are_the_log_probabilities_of_a_naive_forward(window: int) -> None:
     policy = ranker_policy(window)
     with torch.no_grad():
         scores = policy_ranker(policy)(prompts(), ITEMS)
@@ -188,6 +189,7 @@ def test_one_level_goes_through_rollout_signal_and_actor() -> None:
         optimizer=torch.optim.SGD(policy.model.parameters(), lr=0.1),
         loss=ppo_clip,
         kl_coef=0.0,
+        kl_rollouts="kept",
         max_grad_norm=1.0,
         space="full",
         micro_batch_tokens=10**6,

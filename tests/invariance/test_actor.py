@@ -12,8 +12,8 @@ import tiny
 import torch
 from torch import Tensor
 
-from recast.actor import Actor, micro_batches, update
-from recast.losses import kl_k3, ppo_clip
+from recast.actor import Actor, micro_batches, rollouts_to_send, update
+from recast.losses import dpo, gbpo, gspo, kl_k3, ppo_clip, s_dpo, trajectory_balance
 from recast.policy.load import Policy, disable_dropout
 from recast.policy.logprobs import branch_logprobs
 from recast.rollout.sample import sample
@@ -54,6 +54,7 @@ def _actor(policy: Policy, **settings: Any) -> Actor:
         "optimizer": torch.optim.SGD(policy.model.parameters(), lr=0.1),
         "loss": ppo_clip,
         "kl_coef": 0.0,
+        "kl_rollouts": "kept",
         "max_grad_norm": 1e9,
         "space": "full",
         "micro_batch_tokens": 10**6,
@@ -103,7 +104,8 @@ def _naive_objective(
                 logprobs = naive.branch_logprobs(model, prompts, row, target)
                 nll_sum = nll_sum - signal.nll_weight[row] * logprobs.sum() / len(targets)
             nll_tokens += len(targets[0])
-    return (policy_sum + kl_coef * kl_sum) / tokens + nll_sum / nll_tokens
+    nll = nll_sum / nll_tokens if nll_tokens else 0.0
+    return (policy_sum + kl_coef * kl_sum) / tokens + nll
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -146,7 +148,8 @@ def test_micro_batches_do_not_change_the_gradient(
         naive.lift_norms(policy.model, monkeypatch)
     signal, other = _signal(policy), _other(policy)
     settings = {"reference": other, "kl_coef": 0.1}
-    assert len(list(micro_batches(signal, tokens))) > len(list(micro_batches(signal, 10**6))) == 1
+    parts = [list(micro_batches(signal, signal.keep, limit)) for limit in (tokens, 10**6)]
+    assert len(parts[0]) > len(parts[1]) == 1
     wanted = _gradient(policy, signal, **settings)
     found = _gradient(policy, signal, micro_batch_tokens=tokens, **settings)
     limit = 1e-6 if dtype == torch.float32 else 1e-12
@@ -156,7 +159,7 @@ def test_micro_batches_do_not_change_the_gradient(
 def test_micro_batches_hold_at_most_the_tokens_asked_for(policy: Policy) -> None:
     signal = _signal(policy)
     for limit in (1, 25, 40, 60, 200):
-        batches = list(micro_batches(signal, limit))
+        batches = list(micro_batches(signal, signal.keep, limit))
         rows = torch.cat([batch.prompts.row_ids for batch in batches]).tolist()
         assert sorted(rows) == [0, 1, 2, 4]
         for batch in batches:
@@ -185,6 +188,13 @@ def test_the_order_of_prompts_and_padding_do_not_matter(policy: Policy) -> None:
     assert naive.relative_error(_gradient(policy, padded), wanted) <= 1e-6
 
 
+def _nodes(branches: list[list[int]]) -> list[int]:
+    """One token for every distinct beginning: the shorter ones first, then in order of the nodes
+    they continue and of their own token."""
+    beginnings = {tuple(branch[:depth]) for branch in branches for depth in (1, 2)}
+    return [beginning[-1] for beginning in sorted(beginnings, key=lambda x: (len(x), x))]
+
+
 def test_only_what_carries_weight_goes_through_the_models_and_each_prompt_once(
     policy: Policy,
 ) -> None:
@@ -192,7 +202,7 @@ def test_only_what_carries_weight_goes_through_the_models_and_each_prompt_once(
     prompts = signal.groups.prompts
     seen: dict[str, list[list[int]]] = {"policy": [], "reference": []}
     for name, model in (("policy", policy.model), ("reference", other.model)):
-        model.register_forward_pre_hook(
+        model.base_model.register_forward_pre_hook(
             lambda _, args, kwargs, name=name: seen[name].extend(kwargs["input_ids"].tolist()),
             with_kwargs=True,
         )
@@ -200,16 +210,13 @@ def test_only_what_carries_weight_goes_through_the_models_and_each_prompt_once(
     update(_actor(policy, reference=other, kl_coef=0.1, micro_batch_tokens=1), signal)
     expected: dict[str, list[list[int]]] = {"policy": [], "reference": []}
     for row in (2, 1, 4, 0):
-        sent = prompts.tokens[row, : int(prompts.lengths[row])].tolist()
-        for rollout in range(GROUP):
-            if signal.keep[row, rollout]:
-                sent += signal.groups.tokens[row, rollout, :-1].tolist()
-        if signal.keep[row].any():  # the reference judges rollouts, never targets
-            expected["reference"].append(list(sent))
+        prompt = prompts.tokens[row, : int(prompts.lengths[row])].tolist()
+        branches = signal.groups.tokens[row][signal.keep[row]].tolist()
+        if branches:  # the reference judges rollouts, never targets
+            expected["reference"].append(prompt + _nodes(branches))
         if signal.nll_weight[row]:
-            for target in prompts.targets[row]:
-                sent += target[:-1].tolist()
-        expected["policy"].append(sent)
+            branches += prompts.targets[row].tolist()
+        expected["policy"].append(prompt + _nodes(branches))
     assert seen == expected
 
 
@@ -225,7 +232,7 @@ def test_an_empty_signal_leaves_the_policy_as_it_is(policy: Policy) -> None:
     assert any(not torch.equal(before[k], moved[k]) for k in before)
     for updates in (1, 2):
         actor = _actor(policy, optimizer=optimizer, updates_per_rollout=updates)
-        assert update(actor, empty) == {"actor/kept_rows": 0.0}
+        assert update(actor, empty) == {"actor/kept_rows": 0.0, "actor/sent_rows": 0.0}
     assert all(torch.equal(moved[k], v) for k, v in policy.model.state_dict().items())
 
 
@@ -253,6 +260,87 @@ def test_likelihood_alone_needs_no_rollouts(policy: Policy, group_size: int) -> 
     assert naive.relative_error(naive.flat_gradients(own.model), wanted) <= 1e-5
     assert metrics["actor/nll"] == pytest.approx(float(loss.detach()), rel=1e-5)
     assert metrics["actor/kept_rows"] == metrics["actor/policy_loss"] == 0
+
+
+def _mostly_zero(signal: Signal) -> Signal:
+    """Every rollout kept, an advantage on three: as in GRPO, where most groups hold no hit."""
+    advantages = torch.zeros_like(signal.advantages)
+    advantages[0, 1], advantages[0, 3], advantages[2, 0] = 1.0, -0.5, 2.0
+    keep = torch.ones_like(signal.keep)
+    return replace(signal, advantages=advantages, keep=keep, nll_weight=signal.nll_weight * 0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "updates"), [(ppo_clip, 1), (ppo_clip, 3), (gspo, 1), (gbpo, 1), (gbpo, 3)]
+)
+def test_rollouts_without_advantage_are_not_sent_and_nothing_changes(
+    policy: Policy, loss: Any, updates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal = _mostly_zero(_signal(policy))
+    settings = {"loss": loss, "updates_per_rollout": updates}
+    found = _gradient(policy, signal, **settings)
+    assert rollouts_to_send(_actor(policy, **settings), signal).sum() == 3
+    monkeypatch.setattr("recast.actor.silent_at_zero", lambda _: False)
+    assert rollouts_to_send(_actor(policy, **settings), signal).sum() == 25
+    limit = 1e-6 if updates == 1 else 1e-4  # steps of 0.1 blow rounding up
+    assert naive.relative_error(found, _gradient(policy, signal, **settings)) <= limit
+
+
+def test_losses_that_need_every_rollout_get_every_rollout(policy: Policy) -> None:
+    signal = _mostly_zero(_signal(policy))
+    for loss in (dpo, s_dpo, trajectory_balance):
+        assert rollouts_to_send(_actor(policy, loss=loss), signal).all()
+
+    def centred(logprobs: Tensor, advantages: Tensor) -> Tensor:
+        return -logprobs * (advantages - advantages.mean(1, keepdim=True))
+
+    assert rollouts_to_send(_actor(policy, loss=centred), signal).all()
+
+
+def test_a_batch_without_any_advantage_makes_the_same_step_as_if_it_were_sent(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AdamW's momentum moves the weights at a gradient of 0."""
+    signal = _mostly_zero(_signal(policy))
+    nothing = replace(signal, advantages=signal.advantages * 0)
+    states = []
+    for dropped in (True, False):
+        own = replace(policy, model=copy.deepcopy(policy.model))
+        actor = _actor(own, optimizer=torch.optim.AdamW(own.model.parameters(), lr=0.01))
+        update(actor, signal)
+        before = copy.deepcopy(own.model.state_dict())
+        if not dropped:
+            monkeypatch.setattr("recast.actor.silent_at_zero", lambda _: False)
+        metrics = update(actor, nothing)
+        assert (metrics["actor/kept_rows"], metrics["actor/sent_rows"]) == (25, 25 * (not dropped))
+        assert metrics["actor/grad_norm"] == 0
+        assert any(not torch.equal(before[k], v) for k, v in own.model.state_dict().items())
+        states.append(own.model.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name])
+
+
+def test_the_kl_of_rollouts_without_advantage_is_a_setting(policy: Policy) -> None:
+    signal, other = _mostly_zero(_signal(policy)), _other(policy)
+    model, weighted = tiny.twin(policy.model), (signal.advantages != 0).any(-1)
+    plain = tiny.twin(other.model)
+    for kl_rollouts, over in (("kept", signal.keep), ("weighted", weighted)):
+        settings = {"reference": other, "kl_coef": 0.3, "kl_rollouts": kl_rollouts}
+        assert torch.equal(rollouts_to_send(_actor(policy, **settings), signal), over)
+        loss = _naive_objective(model, plain, signal, kl_coef=0.0)
+        alone = replace(signal, keep=over, advantages=signal.advantages * 0)
+        # Whatever the KL is a sum over, it is divided by the tokens of all 25 kept rollouts.
+        share = float(over.sum()) / 25
+        loss = loss + share * _naive_objective(model, plain, alone, kl_coef=0.3)
+        wanted = naive.gradients(model, loss)
+        assert naive.relative_error(_gradient(policy, signal, **settings), wanted) <= 1e-5
+
+
+def test_several_updates_take_the_old_log_probabilities_from_the_rollout(policy: Policy) -> None:
+    signal, calls = _signal(policy), []
+    policy.model.base_model.register_forward_hook(lambda *_: calls.append(1))
+    assert update(_actor(policy, updates_per_rollout=3), signal)["actor/ratio_deviation"] > 0
+    assert len(calls) == 3
 
 
 def test_metrics_are_means_over_the_kept_tokens(policy: Policy) -> None:
@@ -290,7 +378,8 @@ def test_the_second_update_on_a_rollout_sees_the_ratio_of_the_first(policy: Poli
     with torch.no_grad():
         after = branch_logprobs(once, prompts, tokens, "full")
     metrics = update(_actor(policy, updates_per_rollout=2), signal)
-    wanted = float(((after - before).exp() - 1).abs()[signal.keep].mean())
+    sent = signal.keep & (signal.advantages[..., 0] != 0)
+    wanted = float(((after - before).exp() - 1).abs()[sent].mean())
     assert wanted > 1e-3
     assert metrics["actor/ratio_deviation"] == pytest.approx(wanted, rel=1e-3)
     loss = ppo_clip(after, before, signal.advantages.expand_as(after))[signal.keep].mean()

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from shapes import Shapes
 
 from recast.policy.logprobs import branch_logprobs
 from recast.rollout.beam import beam_search
@@ -18,32 +17,6 @@ from recast.types import Prompts
 
 PROMPT = 512
 HEADS = 4
-
-
-class _Shapes(TorchDispatchMode):
-    """Shape and type of every tensor that an operation returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[tuple[tuple[int, ...], torch.dtype]] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(value, Tensor):
-                self.found.add((tuple(value.shape), value.dtype))
-        return result
-
-    def square(self, width: int) -> list[tuple[int, ...]]:
-        """Tensors with two trailing dimensions of at least `width`, or as large as such scores."""
-        return [
-            shape
-            for shape, _ in self.found
-            if (len(shape) > 1 and min(shape[-2:]) >= width)
-            or torch.Size(shape).numel() >= 2 * HEADS * width * width
-        ]
 
 
 def _long_prompts(policy_catalog: Any) -> Prompts:
@@ -59,20 +32,20 @@ def test_no_tensor_of_prompt_by_prompt_is_built(name: str) -> None:
     prompts = _long_prompts(catalog)
     assert prompts.tokens.shape[1] >= PROMPT
     branches = catalog.tokens(torch.arange(8).view(2, 4))
-    with _Shapes() as shapes:
+    with Shapes() as shapes:
         branch_logprobs(policy, prompts, branches, "full").sum().backward()
-    assert not shapes.square(PROMPT - 1)
-    with _Shapes() as shapes:
+    assert not shapes.square(PROMPT - 1, HEADS)
+    with Shapes() as shapes:
         beam_search(policy, prompts, 4)
-    assert not shapes.square(PROMPT - 1)
+    assert not shapes.square(PROMPT - 1, HEADS)
 
 
 def test_the_naive_attention_would_be_noticed() -> None:
     catalog = tiny.random_catalog(60, (4, 4, 5))
     model = tiny.twin(tiny.tiny_policy("qwen3", catalog).model, "eager")
-    with _Shapes() as shapes, torch.no_grad():
+    with Shapes() as shapes, torch.no_grad():
         model(input_ids=_long_prompts(catalog).tokens)
-    assert shapes.square(PROMPT - 1)
+    assert shapes.square(PROMPT - 1, HEADS)
 
 
 def test_a_window_works_in_blocks() -> None:
@@ -83,7 +56,7 @@ def test_a_window_works_in_blocks() -> None:
         layer.self_attn.sliding_window = 32
         layer.self_attn.config.sliding_window = 32
     prompts = _long_prompts(catalog)
-    with _Shapes() as shapes, torch.no_grad():
+    with Shapes() as shapes, torch.no_grad():
         branch_logprobs(policy, prompts, prompts.targets, "full")
     masks = [s for s, dtype in shapes.found if dtype == torch.bool and len(s) == 2]
     assert (32, 64) in masks
@@ -103,7 +76,7 @@ def test_rollouts_build_no_vocabulary_mask_and_no_copy_of_the_prompt(
     group_size, vocabulary = 16, catalog.vocab_size
     prompts = _long_prompts(catalog)
     for space in ("full", "trie"):
-        with _Shapes() as shapes:
+        with Shapes() as shapes:
             search(policy, prompts, group_size, space=space)
         masks = [s for s, dtype in shapes.found if dtype == torch.bool]
         assert masks

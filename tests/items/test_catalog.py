@@ -49,11 +49,31 @@ def test_items_survive_tokens_and_back(data: st.DataObject) -> None:
     tokens = catalog.tokens(torch.arange(len(table)))
     firsts = [table.index(codes) for codes in table]
     assert catalog.items_of(tokens).tolist() == firsts
+    prefixes = [sorted({codes[:n] for codes in table}) for n in range(len(sizes) + 1)]
     wrong = data.draw(row)
     spelt = torch.tensor(wrong) + torch.tensor(
         [catalog.level_tokens(i)[0] for i in range(len(sizes))]
     )
     assert int(catalog.items_of(spelt)) == (table.index(wrong) if wrong in table else -1)
+    for codes, found in [(wrong, catalog.path_of(spelt)), (table[0], catalog.path_of(tokens[0]))]:
+        begun = [codes[:n] for n in range(len(sizes) + 1)]
+        places = zip(begun, prefixes, strict=True)
+        assert found.tolist() == [nodes.index(c) if c in nodes else -1 for c, nodes in places]
+
+
+def test_path_by_hand(catalog: Catalog) -> None:
+    # Sorted: (0, 1), (0, 5) twice, (3, 0). Tokens of another level or of none lead nowhere.
+    tokens = torch.tensor(
+        [[[2, 11], [2, 7]], [[5, 6], [5, 7]], [[3, 6], [11, 2]], [[2, 0], [0, 11]]]
+    )
+    assert catalog.path_of(tokens).tolist() == [
+        [[0, 0, 1], [0, 0, 0]],
+        [[0, 1, 2], [0, 1, -1]],
+        [[0, -1, -1], [0, -1, -1]],
+        [[0, 0, -1], [0, -1, -1]],
+    ]
+    assert catalog.leaf_of(tokens).tolist() == [[1, 0], [2, -1], [-1, -1], [-1, -1]]
+    assert catalog.path_of(tokens[:, :0]).shape == (4, 0, 3)
 
 
 def test_save_and_load_round_trip(catalog: Catalog, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import faiss
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,6 +36,39 @@ def test_codes_are_the_nearest_centroids_of_the_residuals() -> None:
         torch.testing.assert_close(own, distance.min(1).values)
         residual = residual - book[codes[:, level]]
     assert residual.square().sum() < 0.5 * points.square().sum()
+
+
+def on_whole_residuals(
+    points: torch.Tensor, num_levels: int, size: int, seed: int
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Slow reference: faiss chooses its own sample, one array holds all residuals."""
+    residual, codes, books = points.numpy().copy(), [], []
+    for level in range(num_levels):
+        kmeans = faiss.Kmeans(
+            residual.shape[1],
+            size,
+            niter=25,
+            seed=seed + level,
+            min_points_per_centroid=1,
+            max_points_per_centroid=256,
+        )
+        kmeans.train(residual)
+        assigned = faiss.knn(residual, kmeans.centroids, 1)[1][:, 0]
+        residual -= kmeans.centroids[assigned]
+        codes.append(torch.from_numpy(assigned))
+        books.append(torch.from_numpy(kmeans.centroids))
+    return torch.stack(codes, dim=1), books
+
+
+@pytest.mark.parametrize(("num_items", "size"), [(300, 8), (16_391, 8), (20_487, 128), (24_576, 2)])
+def test_chunks_and_our_own_sample_change_no_bit(num_items: int, size: int) -> None:
+    """Fewer items than a chunk, 7 more than two, all items in the sample, whole chunks."""
+    draw = torch.Generator().manual_seed(num_items)
+    points = torch.randn(num_items, 24, generator=draw)
+    codes, books = rq_kmeans(points, 3, size, seed=5)
+    wanted, wanted_books = on_whole_residuals(points, 3, size, seed=5)
+    assert torch.equal(codes, wanted)
+    assert all(torch.equal(a, b) for a, b in zip(books, wanted_books, strict=True))
 
 
 @pytest.mark.parametrize("balance", [False, True])
@@ -112,10 +146,14 @@ def test_every_catalogue_fits_its_shape(num_items: int, num_levels: int | None) 
 def test_bad_embeddings_are_refused() -> None:
     with pytest.raises(RecastError, match=r"embeddings: row 1 is not finite \(2 such rows\)"):
         rq_kmeans(column(0, math.nan, math.inf), 1, 2, seed=0)
+    late = torch.zeros(30_000, 2)
+    late[29_999, 1] = -math.inf
+    with pytest.raises(RecastError, match=r"embeddings: row 29999 is not finite \(1 such rows\)"):
+        rq_kmeans(late, 1, 2, seed=0)
     with pytest.raises(RecastError, match="codebook_size is 5 for 4 items: give at most as many"):
         rq_kmeans(column(0, 1, 2, 3), 1, 5, seed=0)
 
 
 def test_the_largest_seed_is_taken() -> None:
-    codes = rq_kmeans(column(0, 1, 10, 11), 2, 2, seed=2**31 - 1)[0]
-    assert codes.shape == (4, 2)
+    codes = rq_kmeans(column(*range(600)), 2, 2, seed=2**31 - 1)[0]
+    assert codes.shape == (600, 2)

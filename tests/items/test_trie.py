@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +15,8 @@ from recast.types import RecastError
 @st.composite
 def tables(draw: st.DrawFn) -> list[list[int]]:
     levels = draw(st.integers(1, 4))
-    row = st.lists(st.integers(0, 3), min_size=levels, max_size=levels)
+    top = draw(st.sampled_from([1, 3, 2**15 - 1, 2**20]))
+    row = st.lists(st.integers(0, top), min_size=levels, max_size=levels)
     return draw(st.lists(row, min_size=1, max_size=12))
 
 
@@ -64,22 +68,47 @@ def test_allowed_equals_a_dictionary_trie_on_every_node(
         assert found == wanted
 
 
-@given(table=tables())
-def test_nodes_and_leaves_equal_sorted_prefixes(table: list[list[int]]) -> None:
-    trie = build_trie(torch.tensor(table))
+def check_layout(table: list[list[int]], trie: Trie) -> None:
+    """Every array against sorted sets of prefixes."""
     levels = len(table[0])
     leaves = prefixes(table, levels)
     assert trie.num_levels == levels
     assert trie.num_leaves == len(leaves)
     assert [leaves[leaf] for leaf in trie.leaves.tolist()] == [tuple(row) for row in table]
+    by_leaf = sorted(range(len(table)), key=lambda item: (table[item], item))
+    assert trie.items.tolist() == by_leaf
+    counts = Counter(tuple(row) for row in table)
+    beyond = torch.tensor([[len(leaves), len(leaves) + 1]])
+    assert trie.sharing(torch.arange(len(leaves))).tolist() == [counts[leaf] for leaf in leaves]
+    assert trie.sharing(beyond).tolist() == [[0, 0]]
     for level in range(levels + 1):
         nodes = prefixes(table, level)
-        above = [nodes.index(leaf[:level]) for leaf in leaves]
-        assert trie.nodes_of(level, torch.arange(len(leaves))).tolist() == above
-        assert trie.nodes_of(level, trie.leaves).tolist() == [above[i] for i in trie.leaves]
-        firsts = [above.index(node) for node in range(len(nodes))]
+        below = leaves if level == levels else prefixes(table, level + 1)
+        if level:
+            assert trie.codes[level - 1].tolist() == [node[-1] for node in nodes]
+        if level < levels:
+            parents = [child[:level] for child in below]
+            firsts = [bisect_left(parents, node) for node in nodes]
+            assert trie.children[level].tolist() == [*firsts, len(below)]
+        firsts = [bisect_left([leaf[:level] for leaf in leaves], node) for node in nodes]
         found = trie.first_leaf(level, torch.arange(len(nodes) + 1))
         assert found.tolist() == [*firsts, len(leaves)]
+
+
+@given(table=tables())
+def test_layout_equals_sorted_prefixes(table: list[list[int]]) -> None:
+    check_layout(table, build_trie(torch.tensor(table)))
+
+
+@pytest.mark.parametrize(("levels", "size"), [(1, 900), (3, 12), (3, 8192), (4, 5)])
+def test_layout_of_a_thousand_items(levels: int, size: int) -> None:
+    """One level, dense with shared SIDs, sparse, four levels; codes of either width."""
+    codes = torch.randint(
+        size, (1000, levels), dtype=torch.int32, generator=torch.Generator().manual_seed(levels)
+    )
+    before = codes.clone()
+    check_layout(codes.tolist(), build_trie(codes))
+    assert torch.equal(codes, before)
 
 
 def test_layout_of_the_docstring() -> None:
@@ -111,7 +140,7 @@ def test_children_are_padded_to_the_widest_node_and_dead_nodes_have_none() -> No
     child, allowed = trie.allowed(1, torch.tensor([[0, 1, -1]]), torch.zeros(1, 0).long())
     assert allowed.tolist() == [[[True, False], [True, True], [False, False]]]
     assert child[allowed].tolist() == [0, 1, 2]
-    assert int(child.max()) < trie.num_leaves
+    assert child[0, :2].tolist() == [[0, 0], [1, 2]]
 
 
 def test_codes_beyond_16_bits() -> None:

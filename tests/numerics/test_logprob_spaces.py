@@ -6,7 +6,10 @@ import naive
 import pytest
 import tiny
 import torch
+from shapes import Shapes
 
+from recast.config import LogprobSpace
+from recast.policy import logprobs
 from recast.policy.logprobs import branch_logprobs
 from recast.types import Prompts, RecastError, select
 
@@ -79,3 +82,28 @@ def test_padding_among_several_targets_scores_zero_in_the_trie() -> None:
     alone = tiny.make_prompts(policy.catalog, [[6, 7]], [[0]], [[6, 7]])
     wanted = branch_logprobs(policy, alone, alone.targets, "trie")
     torch.testing.assert_close(found[1:, :1], wanted)
+
+
+@pytest.mark.parametrize("space", ["full", "level", "trie"])
+@pytest.mark.parametrize("name", ["qwen3", "llama"])
+def test_scores_in_parts_equal_those_in_one_and_no_part_is_larger_than_the_limit(
+    prompts: Prompts, space: LogprobSpace, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve tokens of vocabulary, five nodes a prompt: parts of two nodes, then of all."""
+    policy = tiny.tiny_policy(name, tiny.tiny_catalog())
+    branches = prompts.targets.expand(-1, 5, -1)
+    weights = torch.randn(branches.shape, generator=torch.Generator().manual_seed(0))
+    whole = branch_logprobs(policy, prompts, branches, space)
+    wanted = naive.gradients(policy.model, (whole * weights).sum())
+    monkeypatch.setattr(logprobs, "_CELLS", 24)
+    with Shapes() as shapes:
+        parts = branch_logprobs(policy, prompts, branches, space)
+        found = naive.gradients(policy.model, (parts * weights).sum())
+    torch.testing.assert_close(parts, whole)
+    assert naive.relative_error(found, wanted) < 1e-6
+    width = policy.catalog.vocab_size
+    weight = policy.model.get_output_embeddings().weight.shape
+    tables = [shape for shape, dtype in shapes.found if dtype.is_floating_point and len(shape) == 2]
+    wide = [s for s in tables if s[1] == width and s[::-1] != tuple(weight)]
+    assert max((torch.Size(shape).numel() for shape in wide), default=0) <= 24
+    assert bool(wide) == (space == "full")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from recast.policy.load import Policy, disable_dropout
 from recast.policy.logprobs import branch_logprobs
-from recast.policy.packed import packed_attention, packed_logits
+from recast.policy.packed import packed_attention, packed_hidden
 from recast.types import Prompts, RecastError
 
 KEPT = (4, 1, 3, 2)
@@ -122,7 +122,8 @@ def test_logits_of_any_shape_equal_the_naive_ones(
     shape = (len(lengths), num_branches, branch_length)
     branches = torch.randint(0, catalog.vocab_size, shape, generator=draw)
     with torch.no_grad():
-        root, rest = packed_logits(model, tokens, torch.tensor(lengths), branches)
+        head = model.get_output_embeddings()
+        root, rest = map(head, packed_hidden(model, tokens, torch.tensor(lengths), branches))
         assert root.shape[1] == 1
         assert rest.shape[:3] == (len(lengths), num_branches, branch_length - 1)
         for b, length in enumerate(lengths):
@@ -164,3 +165,9 @@ def test_attention_that_cannot_be_expressed_is_refused(name: str) -> None:
     x = torch.zeros(1, 1, 2, 4)
     with pytest.raises(RecastError, match=f"Identity uses {name}: .* choose a model without it"):
         packed_attention(torch.nn.Identity(), x, x, x, None, **{name: 30.0})
+
+
+def test_decoding_without_a_layout_is_refused() -> None:
+    policy = tiny.tiny_policy("qwen3", tiny.tiny_catalog())
+    with pytest.raises(RecastError, match="without a layout: for generate"):
+        policy.model.generate(torch.tensor([[1, 5, 6]]), max_new_tokens=2, do_sample=False)

@@ -9,7 +9,13 @@ import naive
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, BloomConfig, GPTJConfig, Llama4TextConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPTJConfig,
+    GraniteConfig,
+    Llama4TextConfig,
+)
 
 from recast.config import ModelConfig
 from recast.items.catalog import build_catalog
@@ -201,3 +207,19 @@ def test_a_model_that_chooses_its_attention_itself_is_refused(tmp_path: Path) ->
         create_policy(
             ModelConfig(path=str(tmp_path / "model")), tiny.tiny_catalog(), window=5, seed=0
         )
+
+
+def test_a_model_that_scales_its_logits_is_refused(tmp_path: Path) -> None:
+    config = GraniteConfig(
+        **{k: getattr(tiny.tiny_config("llama", 9), k) for k in ("hidden_size", "bos_token_id")},
+        vocab_size=9,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        logits_scaling=4.0,
+    )
+    folder = tmp_path / "granite"
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    with pytest.raises(RecastError, match="GraniteForCausalLM, which changes its logits"):
+        create_policy(ModelConfig(path=str(folder)), tiny.tiny_catalog(), window=5, seed=0)

@@ -81,13 +81,10 @@ def test_guide_equals_the_enumeration(data: st.DataObject) -> None:
     levels = guide_logprobs(
         torch.tensor([scores]), torch.tensor([[*seen, -1, *seen[:1]]]), catalog.trie
     )
-    leaves = catalog.trie.leaves.long()
     for item in set(range(num_items)) - set(seen):
         wanted = item_guide(catalog, scores, seen, item)
-        found = [
-            float(level[0, catalog.trie.nodes_of(depth, leaves[item])])
-            for depth, level in enumerate(levels, start=1)
-        ]
+        path = catalog.path_of(catalog.tokens(torch.tensor(item)))[1:]
+        found = [float(level[0, node]) for level, node in zip(levels, path, strict=True)]
         assert found == pytest.approx(wanted, abs=1e-9)
     for level in levels:
         assert not level.isnan().any()

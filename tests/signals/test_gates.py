@@ -80,6 +80,7 @@ def _gradient(signal: Signal) -> torch.Tensor:
         optimizer=torch.optim.SGD(policy.model.parameters(), lr=0.1),
         loss=ppo_clip,
         kl_coef=0.0,
+        kl_rollouts="kept",
         max_grad_norm=1e9,
         space="full",
         micro_batch_tokens=10**6,

@@ -54,6 +54,7 @@ def _step(policy: Policy, signal: Signal) -> Tensor:
         optimizer=torch.optim.SGD(own.model.parameters(), lr=0.1),
         loss=ppo_clip,
         kl_coef=0.0,
+        kl_rollouts="kept",
         max_grad_norm=1e9,
         space="trie",
         micro_batch_tokens=10**6,

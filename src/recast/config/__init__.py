@@ -11,7 +11,9 @@ from recast.config.judge import EvaluateConfig as EvaluateConfig
 from recast.config.judge import GroundConfig as GroundConfig
 from recast.config.judge import QuickstartConfig as QuickstartConfig
 from recast.config.judge import StratifyConfig as StratifyConfig
+from recast.config.train import KLRollouts as KLRollouts
 from recast.config.train import LogprobSpace as LogprobSpace
 from recast.config.train import ModelConfig as ModelConfig
+from recast.config.train import Precision as Precision
 from recast.config.train import RLConfig as RLConfig
 from recast.config.train import SFTConfig as SFTConfig

@@ -33,6 +33,8 @@ class EvaluateConfig:
     """Rows decoded without the trie, by the policy alone, to measure the invalid rate."""
     seed: int = 0
     """Seed of the resampling of users."""
+    device: str = "cpu"
+    """Where the policy computes, as torch names it: cpu, cuda, cuda:1."""
     threads: int | None = None
     """Torch threads; unset: measured."""
 

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from recast.config.check import at_least, check_seed, no_empty
 from recast.types import require
 
+Precision = Literal["float32", "bfloat16"]
+"""Of the matrix products; weights, sums and the optimizer are in float32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -74,6 +77,10 @@ class SFTConfig:
     """Validation rows (a seeded sample) used for early stopping."""
     seed: int = 0
     """Seed of the weights, the windows and the dropout."""
+    device: str = "cpu"
+    """Where the policy computes, as torch names it: cpu, cuda, cuda:1."""
+    precision: Precision = "float32"
+    """Of the matrix products; bfloat16 is faster where the hardware has it."""
     threads: int | None = None
     """Torch threads; unset: measured."""
 
@@ -91,6 +98,9 @@ class SFTConfig:
 LogprobSpace = Literal["full", "level", "trie"]
 """Over which tokens a log-probability is normalised: the whole vocabulary, the codes of the level,
 or the children that the trie allows."""
+
+KLRollouts = Literal["kept", "weighted"]
+"""Which rollouts the KL is taken over: all that are kept, or those with an advantage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +156,9 @@ class RLConfig:
     """Steps over which the learning rate rises."""
     kl_coef: float | None = None
     """Weight of KL(policy || reference); unset: the method's own."""
+    kl_rollouts: KLRollouts = "kept"
+    """Rollouts the KL is taken over: all that are kept (kept), or only those with an advantage, so
+    that the others need not be sent through the models (weighted)."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     updates_per_rollout: int = 1
@@ -153,14 +166,18 @@ class RLConfig:
     logprob_space: LogprobSpace | None = None
     """Log-probabilities over the whole vocabulary (full), the level's codes (level) or the allowed
     children (trie); unset: the method's own."""
-    micro_batch_tokens: int = 65536
-    """Distinct tokens per forward pass of the actor; smaller saves memory."""
+    micro_batch_tokens: int | None = None
+    """Distinct tokens per pass through a model; unset: what fits into half of the free memory."""
     eval_every: int = 50
     """Steps between validations."""
     valid_rows: int = 2000
     """Validation rows (a seeded sample) for the curve; they choose nothing."""
     seed: int = 0
     """Seed of the prompts' order and of the rollouts."""
+    device: str = "cpu"
+    """Where the policy computes, as torch names it: cpu, cuda, cuda:1."""
+    precision: Precision = "float32"
+    """Of the matrix products; bfloat16 is faster where the hardware has it."""
     threads: int | None = None
     """Torch threads; unset: measured."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,15 @@ class Catalog:
         """Smallest vocabulary that holds every token of the catalogue."""
         return self.first_token + sum(self.codebook_sizes)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the codes and the trie are."""
+        return self.codes.device
+
+    def to(self, device: torch.device) -> Catalog:
+        """The same catalogue with its tensors on another device."""
+        return replace(self, codes=self.codes.to(device), trie=self.trie.to(device))
+
     def level_tokens(self, level: int) -> tuple[int, int]:
         """First token of a level (0-based) and the one after its last."""
         start = self.first_token + sum(self.codebook_sizes[:level])
@@ -72,10 +81,12 @@ class Catalog:
         start = self.level_tokens(level)[0]
         return self.trie.codes[level][child].long() + start, child, allowed
 
-    def leaf_of(self, tokens: Int[Tensor, "*n L"]) -> Int[Tensor, "*n"]:
-        """Leaf of the trie that each token sequence spells, -1 where it spells none."""
+    def path_of(self, tokens: Int[Tensor, "*n L"]) -> Int[Tensor, "*n L_plus_1"]:
+        """Node of the trie at every level that each token sequence leads to, the root (0) first;
+        -1 from the level on where it leaves the catalogue."""
         node = torch.zeros(tokens.shape[:-1], dtype=torch.long, device=tokens.device)
         known = torch.ones_like(node, dtype=torch.bool)
+        path = [node]
         for level, size in enumerate(self.codebook_sizes):
             code = tokens[..., level] - self.level_tokens(level)[0]
             codes, children = self.trie.codes[level], self.trie.children[level]
@@ -87,8 +98,13 @@ class Catalog:
                 low = torch.where(right, middle + 1, low)
                 high = torch.where(right, high, middle)
             node = low.clamp(max=len(codes) - 1)
-            known &= (low < end) & (codes[node] == code)
-        return node.masked_fill(~known, -1)
+            known = known & (low < end) & (codes[node] == code)
+            path.append(node.masked_fill(~known, -1))
+        return torch.stack(path, dim=-1)
+
+    def leaf_of(self, tokens: Int[Tensor, "*n L"]) -> Int[Tensor, "*n"]:
+        """Leaf of the trie that each token sequence spells, -1 where it spells none."""
+        return self.path_of(tokens)[..., -1]
 
     def items_of(self, tokens: Int[Tensor, "*n L"]) -> Int[Tensor, "*n"]:
         """Item of each token sequence, -1 where there is none; of several items with one SID the

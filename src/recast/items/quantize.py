@@ -19,6 +19,7 @@ from recast.types import RecastError
 _ITERATIONS = 25
 _BALANCED_ITERATIONS = 10
 _POINTS_PER_CENTROID = 256  # faiss' own default: k-means trains on at most so many vectors
+_ROWS = 2**13  # vectors worked on at a time; a multiple of faiss' own blocks (4096)
 
 
 def choose_shape(num_items: int, num_levels: int | None = None) -> tuple[int, int]:
@@ -58,28 +59,65 @@ def rq_kmeans(
             "codes as items"
         )
     faiss.omp_set_num_threads(torch.get_num_threads())
-    residual = embeddings.float().numpy().copy()
-    codes, codebooks = [], []
+    codes = torch.empty(len(embeddings), num_levels, dtype=torch.long)
+    codebooks: list[np.ndarray] = []
+
+    def residual(rows: Tensor | slice) -> np.ndarray:
+        return _residual(embeddings[rows], codes[rows], codebooks)
+
     for level in range(num_levels):
-        centroids = _kmeans(residual, codebook_size, (seed + level) % 2**31)  # faiss: int32
+        level_seed = (seed + level) % 2**31  # faiss: int32
+        chosen = _training_rows(len(embeddings), codebook_size, level_seed)
+        centroids = _kmeans(residual(chosen), codebook_size, level_seed)
         if balance:
-            centroids, assigned = _balanced(residual, centroids)
+            centroids, assigned = _balanced(residual(slice(None)), centroids)
+            codes[:, level] = torch.from_numpy(assigned)
         else:
-            assigned = faiss.knn(residual, centroids, 1)[1][:, 0]
-        residual -= centroids[assigned]
-        codes.append(torch.from_numpy(assigned))
-        codebooks.append(torch.from_numpy(centroids))
-    return torch.stack(codes, dim=1), codebooks
+            for rows in _chunks(len(embeddings)):
+                nearest = faiss.knn(residual(rows), centroids, 1)[1]
+                codes[rows, level] = torch.from_numpy(nearest[:, 0])
+        codebooks.append(centroids)
+    return codes, [torch.from_numpy(centroids) for centroids in codebooks]
 
 
 def require_finite(embeddings: Float[Tensor, "I D"], name: str) -> None:
     """Raise `RecastError` naming the first row that holds NaN or infinity."""
-    bad = ~embeddings.isfinite().all(1)
+    chunks = (embeddings[rows] for rows in _chunks(len(embeddings)))
+    bad = ~torch.cat([chunk.abs().amax(1).isfinite() for chunk in chunks])
     if bad.any():
         raise RecastError(
             f"{name}: row {int(bad.nonzero()[0])} is not finite ({int(bad.sum())} such rows): "
             "check the encoder's weights or the embeddings you gave"
         )
+
+
+def _chunks(num_rows: int) -> list[slice]:
+    """All rows in turn; the last chunk takes a short rest along: faiss rounds a tiny one
+    otherwise than a long one."""
+    starts = range(0, max(num_rows - _ROWS // 2, 1), _ROWS)
+    return [slice(i, j) for i, j in zip(starts, [*starts[1:], num_rows], strict=True)]
+
+
+def _residual(
+    embeddings: Float[Tensor, "N D"], codes: Int[Tensor, "N L"], codebooks: list[np.ndarray]
+) -> np.ndarray:
+    """What the levels so far leave over: made again for every chunk, never held as a whole unless
+    k-means trains on all of it."""
+    left = embeddings.float().numpy().copy()
+    for rows in _chunks(len(left)):
+        for level, centroids in enumerate(codebooks):
+            left[rows] -= centroids[codes[rows, level].numpy()]
+    return left
+
+
+def _training_rows(num_rows: int, size: int, seed: int) -> Int[Tensor, " N"] | slice:
+    """The rows that faiss would draw for a k-means of this seed, in its order."""
+    count = size * _POINTS_PER_CENTROID
+    if num_rows <= count:
+        return slice(None)
+    order = np.empty(num_rows, dtype=np.int32)
+    faiss.rand_perm(faiss.swig_ptr(order), num_rows, seed)  # type: ignore[attr-defined]
+    return torch.from_numpy(order[:count]).long()
 
 
 def _kmeans(points: np.ndarray, size: int, seed: int) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -35,6 +34,15 @@ class Trie:
     leaves: Int[Tensor, " I"]
     """Leaf of every item."""
 
+    def to(self, device: torch.device) -> Trie:
+        """The same trie on another device."""
+        return Trie(
+            codes=tuple(codes.to(device) for codes in self.codes),
+            children=tuple(offsets.to(device) for offsets in self.children),
+            items=self.items.to(device),
+            leaves=self.leaves.to(device),
+        )
+
     @property
     def num_levels(self) -> int:
         return len(self.codes)
@@ -49,34 +57,35 @@ class Trie:
             nodes = offsets[nodes].long()
         return nodes
 
-    def nodes_of(self, level: int, leaves: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
-        """The node of `level` above each leaf."""
-        if level == 0:
-            return torch.zeros_like(leaves)
-        starts = torch.arange(len(self.codes[level - 1]), device=leaves.device)
-        return torch.searchsorted(self.first_leaf(level, starts), leaves, right=True) - 1
+    def sharing(self, leaves: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+        """How many items share each leaf; 0 for a number past the last leaf."""
+        low, high = (self.children[-1][(leaves + i).clamp(max=self.num_leaves)] for i in (0, 1))
+        return (high - low).long()
 
     def allowed(
         self, level: int, nodes: Int[Tensor, "B N"], seen: Int[Tensor, "B S"]
     ) -> tuple[Int[Tensor, "B N C"], Bool[Tensor, "B N C"]]:
         """Children of nodes at `level`, padded to the widest, and which of them may be taken.
 
+        Column c holds the first child plus c; padding repeats the first.
         `seen` holds, ascending, each row's excluded leaves (`num_leaves` as padding). A child is
         allowed if and only if the leaves below it, less the excluded ones, are more than none.
         A node of -1 (a dead branch) has no allowed child.
         """
-        alive = nodes >= 0
         parent = nodes.clamp(min=0)
         low = self.children[level][parent].long()
         fan_out = self.children[level][parent + 1].long() - low
         width = int(fan_out.max())
-        child = low[..., None] + torch.arange(width, device=nodes.device)
-        allowed = (child < (low + fan_out)[..., None]) & alive[..., None]
-        child = torch.where(allowed, child, low[..., None])
+        column = torch.arange(width + 1, device=nodes.device)
+        real = column[:-1] < fan_out[..., None]
+        child = low[..., None] + column[:-1] * real
+        allowed = real & (nodes >= 0)[..., None]
         if seen.shape[1]:
-            first, last = (self.first_leaf(level + 1, c).flatten(1) for c in (child, child + 1))
-            taken = torch.searchsorted(seen, last) - torch.searchsorted(seen, first)
-            allowed &= ((last - first) > taken).view_as(child)
+            # Siblings are neighbours: where one ends, the next begins.
+            edges = low[..., None] + column.minimum(fan_out[..., None])
+            edges = self.first_leaf(level + 1, edges)
+            taken = torch.searchsorted(seen, edges.flatten(1), out_int32=True).view_as(edges)
+            allowed &= edges.diff(dim=-1) > taken.diff(dim=-1)
         return child, allowed
 
     def excluded(self, seen_items: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
@@ -93,12 +102,10 @@ class Trie:
         leaf = leaf.sort(dim=1).values
         if self.num_leaves == len(self.items) or not leaf.shape[1]:
             return leaf
-        sharing = torch.diff(self.children[-1].long())
-        sharing = torch.cat([sharing, sharing.new_ones(1)])[leaf]
         begins = torch.searchsorted(leaf, leaf)
         ends = torch.searchsorted(leaf, leaf, right=True)
         position = torch.arange(leaf.shape[1], device=leaf.device)
-        full = (ends - begins >= sharing) & (position == begins)
+        full = (ends - begins >= self.sharing(leaf)) & (position == begins)
         return torch.where(full, leaf, self.num_leaves).sort(dim=1).values
 
 
@@ -107,35 +114,34 @@ def build_trie(codes: Int[Tensor, "I L"]) -> Trie:
 
     Raises `RecastError` when there is no item or a code is negative.
     """
-    table = codes.numpy()
-    if not len(table):
+    if not len(codes):
         raise RecastError("the catalogue holds 0 items: give at least one")
-    if table.min() < 0:
-        row = int(np.argmax(table.min(axis=1) < 0))
-        raise RecastError(f"item {row} has the code {table[row].tolist()}: codes start at 0")
-    order = np.lexsort(table.T[::-1])
-    ordered = table[order]
-    narrow = np.int16 if table.max() < 2**15 else np.int32
-    changed = np.zeros(len(order), dtype=bool)
+    if int(codes.min()) < 0:
+        row = int((codes < 0).any(1).nonzero()[0])
+        raise RecastError(f"item {row} has the code {codes[row].tolist()}: codes start at 0")
+    narrow = torch.int16 if int(codes.max()) < 2**15 else torch.int32
+    columns = [column.to(narrow).contiguous() for column in codes.T]
+    order = torch.arange(len(codes))
+    for column in reversed(columns):
+        order = order[column[order].sort(stable=True).indices]
+    changed = torch.zeros(len(order), dtype=torch.bool)
     changed[0] = True
-    above = np.zeros(1, dtype=np.int64)
+    above = torch.zeros(1, dtype=torch.long)
     level_codes, children = [], []
-    for level in range(table.shape[1]):
-        changed[1:] |= ordered[1:, level] != ordered[:-1, level]
-        begins = np.flatnonzero(changed)
-        level_codes.append(torch.from_numpy(ordered[begins, level].astype(narrow)))
-        children.append(_offsets(np.searchsorted(begins, above), len(begins)))
-        above = begins
+    for column in columns:
+        ordered = column[order]
+        changed[1:] |= ordered[1:] != ordered[:-1]
+        node = changed.cumsum(0, dtype=torch.int32) - 1
+        children.append(_offsets(node[above], int(node[-1]) + 1))
+        above = changed.nonzero()[:, 0]
+        level_codes.append(ordered[above])
     children.append(_offsets(above, len(order)))
-    leaves = np.empty(len(order), dtype=np.int32)
-    leaves[order] = np.cumsum(changed) - 1
+    leaves = torch.empty_like(node)
+    leaves[order] = node
     return Trie(
-        codes=tuple(level_codes),
-        children=tuple(children),
-        items=torch.from_numpy(order.astype(np.int32)),
-        leaves=torch.from_numpy(leaves),
+        codes=tuple(level_codes), children=tuple(children), items=order.int(), leaves=leaves
     )
 
 
-def _offsets(begins: np.ndarray, end: int) -> Tensor:
-    return torch.from_numpy(np.append(begins, end).astype(np.int32))
+def _offsets(begins: Int[Tensor, " _nodes"], end: int) -> Int[Tensor, " _offsets"]:
+    return torch.cat([begins.int(), torch.tensor([end], dtype=torch.int32)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen
 from transformers.utils import logging as hf_logging
 
 from recast.checkpoint import reading, reason_of, staged_folder
-from recast.config import ModelConfig
+from recast.config import ModelConfig, Precision
 from recast.items.catalog import Catalog, load_catalog
 from recast.policy.packed import ATTENTION
 from recast.types import RecastError
@@ -37,6 +37,31 @@ class Policy:
     window: int
     """Items per training window: a prompt holds the latest `window - 1` items."""
 
+    def computing_in(self, precision: Precision) -> AbstractContextManager[object]:
+        """A context in which matrix products are made in that precision; weights stay as they are.
+
+        What is added up or normalised stays in float32.
+        """
+        if precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.catalog.device.type, torch.bfloat16)
+
+    def to(self, device: str) -> Policy:
+        """The same policy with its model and catalogue on a device such as `cpu` or `cuda:1`.
+
+        Raises `RecastError` when this machine has no such device.
+        """
+        try:
+            place = torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise RecastError(
+                f"device is {device!r}: torch {torch.__version__} finds no such device here "
+                f"({reason_of(error, 80)}), give cpu"
+            ) from error
+        model = self.model.to(place)
+        model.tie_weights()  # some devices get their own copy of every shared weight
+        return replace(self, model=model, catalog=self.catalog.to(place))
+
 
 def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int) -> Policy:
     """A Qwen3 with random weights, or the model of `config.path` with the SID tokens added.
@@ -53,7 +78,7 @@ def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int)
             model = _from_config(_qwen3(config, catalog, window))
         else:
             model, catalog = _with_sid_tokens(Path(config.path), catalog)
-    return _fitting(model, catalog, window, config.path or "the model")
+    return as_policy(model, catalog, window, config.path or "the model")
 
 
 def save_policy(policy: Policy, folder: str | Path) -> None:
@@ -83,7 +108,7 @@ def load_policy(folder: str | Path) -> Policy:
         window = json.loads((path / "recast.json").read_text())["window"]
         if type(window) is not int or window < 2:
             raise ValueError(f"window {window!r} is no whole number of 2 or more")
-    return _fitting(_load_model(path), load_catalog(path / "catalog"), window, str(path))
+    return as_policy(_load_model(path), load_catalog(path / "catalog"), window, str(path))
 
 
 def disable_dropout(model: PreTrainedModel) -> None:
@@ -194,7 +219,12 @@ def _with_sid_tokens(path: Path, catalog: Catalog) -> tuple[PreTrainedModel, Cat
     return model, catalog
 
 
-def _fitting(model: PreTrainedModel, catalog: Catalog, window: int, name: str) -> Policy:
+def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) -> Policy:
+    """A policy of any causal LM in evaluation mode; `name` is what errors call the model.
+
+    Raises `RecastError` when its attention cannot be the packed one, when its vocabulary or context
+    is too small, and when its logits are not plainly those of its output layer.
+    """
     # Other models would run without the layout, that is, with wrong numbers and no error.
     layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     known = layers <= {"full_attention", "sliding_attention"}
@@ -212,4 +242,18 @@ def _fitting(model: PreTrainedModel, catalog: Catalog, window: int, name: str) -
             f"{name} has a context of {context} tokens, a window of {window} items needs "
             f"{longest}: choose a smaller window"
         )
-    return Policy(model=model.eval(), catalog=catalog, window=window)
+    if not _reads_plainly(model.eval()):
+        raise RecastError(
+            f"{name} is a {type(model).__name__}, which changes its logits behind the output "
+            "layer: choose a model that does not, such as Qwen3 or Llama"
+        )
+    return Policy(model=model, catalog=catalog, window=window)
+
+
+@torch.no_grad()
+def _reads_plainly(model: PreTrainedModel) -> bool:
+    """Whether the logits are the output layer of the last hidden states and nothing more."""
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    logits = model(input_ids=tokens, use_cache=False).logits
+    return torch.equal(model.get_output_embeddings()(hidden), logits)

@@ -1,46 +1,86 @@
 """Log-probabilities of the update, of the reference and of the rollout: one code for all.
 
 `space` says what a token's probability is normalised over: `full` the whole vocabulary, `level`
-the codes of its level, `trie` the children that the trie allows for this prompt.
+the codes of its level, `trie` the children that the trie allows for this prompt. The output layer
+is applied to the hidden states that are read and to no other, over the columns that the space
+needs, and never to so many at once that their logits fill more than 256 MB.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from recast.config import LogprobSpace
-from recast.items.catalog import Catalog
 from recast.policy.load import Policy
-from recast.policy.packed import packed_logits
+from recast.policy.packed import packed_hidden
 from recast.types import Prompts, RecastError
+
+_CELLS = 2**26  # float32 logits held at a time
+
+
+def vocabulary_scores(
+    model: torch.nn.Module,
+    hidden: Float[Tensor, "N W"],
+    tokens: Int[Tensor, "N C"],
+    columns: tuple[int, int] | None = None,
+) -> Float[Tensor, "N C"]:
+    """Log-probability of each candidate after each hidden state, in float32 or wider.
+
+    `columns` are the tokens it is normalised over, from the first up to the last, all by default; a
+    candidate that is not among them (padding) gets some finite number. Where the hidden states are
+    too many for one part, the parts are computed again in the backward pass instead of kept.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    weight, bias = head.weight, head.bias
+    start, end = columns or (0, len(weight))
+    if columns:
+        weight, bias = weight[start:end], None if bias is None else bias[start:end]
+
+    def scores(hidden: Tensor, tokens: Tensor) -> Tensor:
+        logits = F.linear(hidden, weight, bias)
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        asked = (tokens - start).clamp(0, end - start - 1)
+        return logits.gather(-1, asked) - logits.logsumexp(-1, keepdim=True)
+
+    rows = max(1, _CELLS // (end - start))
+    if len(hidden) <= rows:
+        return scores(hidden, tokens)
+    parts = zip(hidden.split(rows), tokens.split(rows), strict=True)
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(scores, *part, use_reentrant=False) for part in parts])
+    return torch.cat([scores(*part) for part in parts])
 
 
 def token_scores(
-    logits: Float[Tensor, "B N V"],
+    policy: Policy,
+    hidden: Float[Tensor, "B N W"],
     tokens: Int[Tensor, "B N C"],
     allowed: Bool[Tensor, "B N C"],
     *,
     space: LogprobSpace,
     level: int,
-    catalog: Catalog,
 ) -> Float[Tensor, "B N C"]:
-    """Log-probabilities of the candidate `tokens` at each of N nodes, in float32 or wider.
+    """Log-probabilities of the candidate `tokens` at each of N nodes; -inf where not allowed.
 
-    In the `trie` space the candidates must be all children; others score -inf in every space.
+    In the `trie` space the candidates must be all children.
     """
-    logits = logits.float() if logits.dtype.itemsize < 4 else logits
-    chosen = logits.gather(-1, tokens).masked_fill(~allowed, -torch.inf)
-    if space == "full":
-        whole = logits
-    elif space == "level":
-        start, end = catalog.level_tokens(level)
-        whole = logits[..., start:end]
-    else:
-        # A dead node has no child: its scores stay -inf instead of becoming NaN.
-        whole = torch.where(allowed.any(-1, keepdim=True), chosen, 0.0)
-    return chosen - whole.logsumexp(-1, keepdim=True)
+    columns = None if space == "full" else policy.catalog.level_tokens(level)
+    flat = vocabulary_scores(policy.model, hidden.flatten(0, 1), tokens.flatten(0, 1), columns)
+    scores = flat.view(tokens.shape).masked_fill(~allowed, -torch.inf)
+    return over_children(scores, allowed) if space == "trie" else scores
+
+
+def over_children(
+    scores: Float[Tensor, "B N C"], allowed: Bool[Tensor, "B N C"]
+) -> Float[Tensor, "B N C"]:
+    """Scores of any space, normalised over the allowed candidates."""
+    # A dead node has none: its scores stay -inf instead of becoming NaN.
+    some = torch.where(allowed.any(-1, keepdim=True), scores, 0.0)
+    return scores - some.logsumexp(-1, keepdim=True)
 
 
 def branch_logprobs(
@@ -50,54 +90,54 @@ def branch_logprobs(
 
     Raises `RecastError` in the `trie` space for a branch that the trie does not allow.
     """
-    root, rest = packed_logits(policy.model, prompts.tokens, prompts.lengths, branches)
-    catalog = policy.catalog
-    excluded = catalog.trie.excluded(prompts.seen)
+    root, rest = packed_hidden(policy.model, prompts.tokens, prompts.lengths, branches)
+    excluded = policy.catalog.trie.excluded(prompts.seen)
     return torch.stack(
         [
-            target_scores(
+            branch_scores(
+                policy,
                 rest[:, :, level - 1] if level else root,
                 branches,
                 excluded,
                 level=level,
                 space=space,
-                catalog=catalog,
             )
-            for level in range(catalog.num_levels)
+            for level in range(policy.catalog.num_levels)
         ],
         dim=-1,
     )
 
 
-def target_scores(
-    logits: Float[Tensor, "B N V"],
+def branch_scores(
+    policy: Policy,
+    hidden: Float[Tensor, "B N W"],
     branches: Int[Tensor, "B K L"],
     excluded: Int[Tensor, "B S"],
     *,
     level: int,
     space: LogprobSpace,
-    catalog: Catalog,
 ) -> Float[Tensor, "B K"]:
-    """Log-probability of each branch's token at `level`; N is K, or 1 where all share one row.
+    """Score of each branch's token at `level`; N is K, or 1 at the root, which all share.
 
     A branch of pad tokens is none: in the `trie` space, where it has no probability, it scores 0.
     """
-    token = branches[:, :, level]
+    catalog = policy.catalog
+    batch, nodes = hidden.shape[:2]
+    own = branches[:, :, level].view(batch, nodes, -1)
     if space != "trie":
-        asked = token.view(len(token), logits.shape[1], -1)
-        everything = torch.ones_like(asked, dtype=torch.bool)
-        scores = token_scores(logits, asked, everything, space=space, level=level, catalog=catalog)
-        return scores.flatten(1)
-    nodes = catalog.trie.nodes_of(level, catalog.leaf_of(branches))
-    asked, _, allowed = catalog.children(level, nodes, excluded)
-    mine = (asked == token[..., None]) & allowed
+        everything = torch.ones_like(own, dtype=torch.bool)
+        return token_scores(policy, hidden, own, everything, space=space, level=level).flatten(1)
+    path = catalog.path_of(branches)
+    above = path[:, :, level] if level else path.new_zeros(batch, 1)
+    asked, child, allowed = catalog.children(level, above, excluded)
+    place = (path[:, :, level + 1].view(own.shape) - child[..., :1]).clamp(0, asked.shape[-1] - 1)
     padding = (branches == catalog.pad_token).all(-1)
-    if bool((lost := ~mine.any(-1) & ~padding).any()):
+    valid = (path[:, :, -1] >= 0) & allowed.gather(-1, place).flatten(1)
+    if bool((lost := ~valid & ~padding).any()):
         row, branch = lost.nonzero()[0].tolist()
         raise RecastError(
             f"branch {branches[row, branch].tolist()} of prompt {row} is not in the catalogue, or "
             "was seen, and has no probability in logprob_space 'trie': use 'full' or 'level'"
         )
-    logits = logits.expand(-1, token.shape[1], -1)
-    scores = token_scores(logits, asked, allowed, space=space, level=level, catalog=catalog)
-    return scores.gather(-1, mine.int().argmax(-1, keepdim=True))[..., 0].masked_fill(padding, 0.0)
+    scores = token_scores(policy, hidden, asked, allowed, space=space, level=level)
+    return scores.gather(-1, place).flatten(1).masked_fill(padding, 0.0)

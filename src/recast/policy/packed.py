@@ -1,12 +1,12 @@
 """The packed forward: every prompt goes through the model once, however many branches it has.
 
-A *branch* is one rollout or one target of the prompt. One row of a call is
-`[prompt without its last token | root | branches]`. The prompt is padded on the right, so plain
-causal attention is exact for its real tokens; the *root* is the prompt's last token, moved to a
-fixed column so that the first token's distribution sits in the same place for every row. A branch
-query attends to its prompt, to the root and to its own ancestors; its position continues from the
-prompt's length. No mask of prompt x prompt is ever built. Without a layout (SFT) a row is all
-prompt.
+A *branch* is one rollout or one target of the prompt; branches that begin alike share their
+beginning. One row of a call is `[prompt without its last token | root | nodes]`, a node for every
+distinct beginning. The prompt is padded on the right, so plain causal attention is exact for its
+real tokens; the *root* is the prompt's last token, moved to a fixed column so that the first
+token's distribution sits in the same place for every row. A node's query attends to its prompt, to
+the root and to its own ancestors; its position continues from the prompt's length. No mask of
+prompt x prompt is ever built. Without a layout (SFT) a row is all prompt.
 
 The attention runs inside transformers' own models: `AttentionInterface` knows it as `ATTENTION`,
 and the `Layout` of a call reaches it as a keyword argument of `model(...)`.
@@ -14,7 +14,7 @@ and the `Layout` of a call reaches it as a keyword argument of `model(...)`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,22 +28,32 @@ from recast.types import RecastError
 ATTENTION = "recast_packed"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Who may attend to whom in one call: N branch queries against S keys (cached ones first)."""
+    """Who may attend to whom in one call: the root's and nodes' N queries against S keys (cached
+    ones first)."""
 
     prompt_width: int
-    """Prompt queries of this call, before the branch queries; 0 when decoding from a cache."""
+    """Prompt queries of this call, before the others; 0 when decoding from a cache."""
     mask: Bool[Tensor, "B 1 N S"]
     query_positions: Int[Tensor, "B N"]
     key_positions: Int[Tensor, "B S"]
 
-    def within(self, window: int | None) -> Bool[Tensor, "B 1 N S"]:
-        """The branch mask of a layer that sees `window` positions back, its own included."""
-        if window is None:
-            return self.mask
-        distance = self.query_positions[:, :, None] - self.key_positions[:, None, :]
-        return self.mask & (distance < window)[:, None]
+    _biases: dict[Any, Tensor] = field(default_factory=dict, init=False)
+
+    def bias(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "B 1 N S"]:
+        """0 where a layer that sees `window` positions back, its own included, may look, else -inf.
+
+        Made once for all layers: of a boolean mask each layer would make, and keep, its own.
+        """
+        if (window, dtype) not in self._biases:
+            mask = self.mask
+            if window is not None:
+                distance = self.query_positions[:, :, None] - self.key_positions[:, None, :]
+                mask = mask & (distance < window)[:, None]
+            nothing = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+            self._biases[window, dtype] = nothing.masked_fill_(~mask, -torch.inf)
+        return self._biases[window, dtype]
 
 
 def packed_attention(
@@ -61,8 +71,13 @@ def packed_attention(
     """Attention of one layer; without a `layout` the whole call is a right-padded prompt.
 
     Raises `RecastError` for models with score soft-capping or attention sinks, which
-    scaled_dot_product_attention cannot express.
+    scaled_dot_product_attention cannot express, and for keys of a cache without a layout.
     """
+    if layout is None and query.shape[2] != key.shape[2]:
+        raise RecastError(
+            f"{query.shape[2]} queries meet {key.shape[2]} keys under attention {ATTENTION!r} "
+            "without a layout: for generate() call model.set_attn_implementation('sdpa') first"
+        )
     for name in ("softcap", "s_aux"):
         if kwargs.get(name) is not None:
             raise RecastError(
@@ -80,9 +95,9 @@ def packed_attention(
         q, k, v = (x[:, :, :width] for x in (query, key, value))
         parts.append(_causal(q, k, v, window=sliding_window, **settings))
     if layout is not None:
-        mask = layout.within(sliding_window)
+        bias = layout.bias(sliding_window, query.dtype)
         parts.append(
-            F.scaled_dot_product_attention(query[:, :, width:], key, value, mask, **settings)
+            F.scaled_dot_product_attention(query[:, :, width:], key, value, bias, **settings)
         )
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
@@ -120,28 +135,16 @@ AttentionInterface.register(ATTENTION, packed_attention)
 AttentionMaskInterface.register(ATTENTION, no_mask)
 
 
-def root_layout(
-    lengths: Int[Tensor, " B"], width: int, branch_tokens: int, num_branches: int
-) -> Layout:
-    """Layout of `[prompt of width | root | num_branches x branch_tokens]` in one call.
-
-    `lengths` counts the whole prompt, its last token (the root) included.
-    """
-    device = lengths.device
-    depth = torch.arange(branch_tokens, device=device).repeat(num_branches)
-    branch = torch.arange(num_branches, device=device).repeat_interleave(branch_tokens)
-    own = (branch[:, None] == branch) & (depth[:, None] >= depth)
-    visible = F.pad(own, (1, 0, 1, 0), value=False)
-    visible[:, 0] = True
-    columns = torch.arange(width, device=device)
-    positions = (lengths[:, None] - 1) + F.pad(depth + 1, (1, 0))
-    in_prompt = (columns < (lengths - 1)[:, None])[:, None].expand(-1, len(visible), -1)
-    mask = torch.cat([in_prompt, visible.expand(len(lengths), -1, -1)], dim=-1)
+def root_layout(lengths: Int[Tensor, " B"], width: int) -> Layout:
+    """Layout of `[prompt of width | root]`; `lengths` counts the root too."""
+    columns = torch.arange(width, device=lengths.device).expand(len(lengths), -1)
+    positions = lengths[:, None] - 1
+    mask = torch.cat([columns < positions, torch.ones_like(positions, dtype=torch.bool)], dim=1)
     return Layout(
         prompt_width=width,
-        mask=mask[:, None],
+        mask=mask[:, None, None],
         query_positions=positions,
-        key_positions=torch.cat([columns.expand(len(lengths), -1), positions], dim=-1),
+        key_positions=torch.cat([columns, positions], dim=1),
     )
 
 
@@ -155,25 +158,97 @@ def split_root(
     return tokens[:, : int(lengths.max()) - 1], tokens.gather(1, (lengths - 1)[:, None])
 
 
-def packed_logits(
+def merge(
+    parents: Int[Tensor, "B N"], tokens: Int[Tensor, "B N"]
+) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B M"], Int[Tensor, "B M"]]:
+    """Branches that continue the same parent by the same token as one: the node of each branch, and
+    the parents and tokens of the M nodes. A row with fewer nodes is filled with some of parent 0.
+
+    >>> index, parents, tokens = merge(torch.tensor([[0, 1, 0]]), torch.tensor([[7, 7, 7]]))
+    >>> index.tolist(), parents.tolist(), tokens.tolist()
+    ([[0, 1, 0]], [[0, 1]], [[7, 7]])
+    """
+    if not tokens.shape[1]:
+        return tokens, parents, tokens
+    key, order = (parents << 32 | tokens).sort(dim=1)
+    rank = F.pad((key[:, 1:] != key[:, :-1]).long().cumsum(1), (1, 0))
+    index = torch.empty_like(rank).scatter_(1, order, rank)
+    nodes = parents.new_zeros(len(rank), int(rank[:, -1].max()) + 1)
+    return index, nodes.scatter(1, index, parents), nodes.scatter(1, index, tokens)
+
+
+def grow(layout: Layout, parents: Int[Tensor, "B M"]) -> Layout:
+    """Layout of M nodes one token deeper; `parents` index the queries of `layout`."""
+    ancestors = layout.mask.gather(
+        2, parents[:, None, :, None].expand(-1, -1, -1, layout.mask.shape[3])
+    )
+    itself = torch.eye(parents.shape[1], dtype=torch.bool, device=parents.device)
+    positions = layout.query_positions[:, :1].expand(-1, parents.shape[1]) + 1
+    return Layout(
+        prompt_width=0,
+        mask=torch.cat([ancestors, itself.expand(len(parents), 1, -1, -1)], dim=-1),
+        query_positions=positions,
+        key_positions=torch.cat([layout.key_positions, positions], dim=1),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packed:
+    """One call of the model for prompts and all their branches."""
+
+    tokens: Int[Tensor, "B S"]
+    positions: Int[Tensor, "B S"]
+    layout: Layout
+    places: Int[Tensor, "B K L_minus_1"]
+    """Column, counted from the root (0), of every branch token but the last one."""
+
+
+def pack(
+    tokens: Int[Tensor, "B P"], lengths: Int[Tensor, " B"], branches: Int[Tensor, "B K L"]
+) -> Packed:
+    """Prompts and branches as one row each. K may be 0 and L may be 1."""
+    prompt, root = split_root(tokens, lengths)
+    width = prompt.shape[1]
+    columns = torch.arange(width, device=tokens.device).expand(len(tokens), -1)
+    layers, row = [root_layout(lengths, width)], [prompt, root]
+    index, places, nodes = torch.zeros_like(branches[:, :, 0]), [], 1
+    for depth in range(branches.shape[2] - 1):
+        index, parents, found = merge(index, branches[:, :, depth])
+        layers.append(grow(layers[-1], parents))
+        row.append(found)
+        places.append(index + nodes)
+        nodes += found.shape[1]
+    positions = torch.cat([layer.query_positions for layer in layers], dim=1)
+    masks = [F.pad(x.mask, (0, width + nodes - x.mask.shape[3])) for x in layers]
+    return Packed(
+        tokens=torch.cat(row, dim=1),
+        positions=torch.cat([columns, positions], dim=1),
+        layout=Layout(
+            prompt_width=width,
+            mask=torch.cat(masks, dim=2),
+            query_positions=positions,
+            key_positions=layers[-1].key_positions,
+        ),
+        places=torch.stack(places, dim=2) if places else branches[:, :, :0],
+    )
+
+
+def packed_hidden(
     model: PreTrainedModel,
     tokens: Int[Tensor, "B P"],
     lengths: Int[Tensor, " B"],
     branches: Int[Tensor, "B K L"],
-) -> tuple[Float[Tensor, "B 1 V"], Float[Tensor, "B K L_minus_1 V"]]:
-    """Next-token logits after each prompt and after every branch token but the last one.
+) -> tuple[Float[Tensor, "B 1 W"], Float[Tensor, "B K L_minus_1 W"]]:
+    """Last hidden states (W wide) after each prompt and after every branch token but the last one.
 
-    Gradients flow through both. K may be 0 and L may be 1.
+    They are what the output layer reads; gradients flow through both. K may be 0 and L may be 1.
     """
-    prompt, root = split_root(tokens, lengths)
-    batch, num_branches, branch_length = branches.shape
-    layout = root_layout(lengths, prompt.shape[1], branch_length - 1, num_branches)
-    columns = torch.arange(prompt.shape[1], device=tokens.device)
-    logits = model(
-        input_ids=torch.cat([prompt, root, branches[:, :, :-1].flatten(1)], dim=1),
-        position_ids=torch.cat([columns.expand(batch, -1), layout.query_positions], dim=1),
-        layout=layout,
+    packed = pack(tokens, lengths, branches)
+    hidden = model.base_model(
+        input_ids=packed.tokens,
+        position_ids=packed.positions,
+        layout=packed.layout,
         use_cache=False,
-        logits_to_keep=layout.mask.shape[2],
-    ).logits
-    return logits[:, :1], logits[:, 1:].unflatten(1, (num_branches, branch_length - 1))
+    ).last_hidden_state[:, packed.layout.prompt_width :]
+    places = packed.places.flatten(1)[..., None].expand(-1, -1, hidden.shape[2])
+    return hidden[:, :1], hidden.gather(1, places).unflatten(1, packed.places.shape[1:])

@@ -10,13 +10,19 @@ from statistics import median
 import torch
 
 
-def choose_threads(work: Callable[[], object], wanted: int | None, repeats: int = 3) -> int:
+def choose_threads(
+    work: Callable[[], object], wanted: int | None, device: str = "cpu", repeats: int = 3
+) -> int:
     """Set torch's threads to `wanted`, or to the count whose median wall time of `work` is least.
 
     Counts tried: 1 and every core this process may use. All cores must save a third of the time to
     be chosen: threads that wait for each other spin, and as soon as another process wants a core a
-    step can take ten times as long. Returns the count.
+    step can take ten times as long. Off the CPU they hardly matter and stay as they are.
+
+    Returns the count.
     """
+    if wanted is None and device != "cpu":
+        wanted = torch.get_num_threads()
     if wanted is None:
         wanted = _faster(work, _usable_cores(), repeats)
     torch.set_num_threads(wanted)

@@ -54,12 +54,11 @@ def beam_search(
         if constrained:
             asked, child, allowed = catalog.children(level, nodes, decoder.excluded)
         else:
-            vocabulary = torch.arange(decoder.logits.shape[-1], device=nodes.device)
+            width = policy.model.get_output_embeddings().weight.shape[0]
+            vocabulary = torch.arange(width, device=nodes.device)
             asked = vocabulary.expand(*nodes.shape, -1)
             child, allowed = torch.zeros_like(asked), torch.ones_like(asked, dtype=torch.bool)
-        found = token_scores(
-            decoder.logits, asked, allowed, space=space, level=level, catalog=catalog
-        )
+        found = token_scores(policy, decoder.hidden, asked, allowed, space=space, level=level)
         ranked_by = found
         if hints is not None:
             hint = hints[level].gather(1, child.flatten(1)).view_as(found).to(found.dtype)

@@ -6,13 +6,12 @@ A group counts when its rewards differ; one that is all miss or all hit teaches 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.types import Prompts, RolloutGroups
+from recast.types import Prompts, RolloutGroups, join, select
 
 Drawn = tuple[RolloutGroups, Float[Tensor, "_B _G"]]
 
@@ -46,20 +45,11 @@ def fill_batch(
             break
     if not count:
         return drawn[0], drawn
-    parts = [(g, r, index) for (g, r), index in zip(drawn, kept, strict=True) if len(index)]
-
-    def join(name: str) -> Tensor:
-        return torch.cat([getattr(groups, name)[index] for groups, _, index in parts])[:size]
-
-    rows = torch.cat([groups.prompts.row_ids[index] for groups, _, index in parts])[:size]
-    groups = replace(
-        parts[0][0],
-        prompts=build(rows),
-        tokens=join("tokens"),
-        items=join("items"),
-        rollout_logprobs=join("rollout_logprobs"),
-        target_logprobs=join("target_logprobs"),
-        loss_mask=join("loss_mask"),
-        weights=None if parts[0][0].weights is None else join("weights"),
-    )
-    return (groups, torch.cat([rewards[index] for _, rewards, index in parts])[:size]), drawn
+    parts, chosen, room = [], [], size
+    for (groups, rewards), index in zip(drawn, kept, strict=True):
+        first = index[:room]
+        room -= len(first)
+        parts.append(select(groups, first))
+        chosen.append(rewards[first])
+    rows = torch.cat([part.prompts.row_ids for part in parts])
+    return (join(parts, build(rows.cpu())), torch.cat(chosen)), drawn

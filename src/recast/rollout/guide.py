@@ -65,13 +65,12 @@ def guide_logprobs(
     tiny = torch.finfo(known.dtype).tiny
     best = known.amax(1, keepdim=True).clamp(min=torch.finfo(known.dtype).min)
     mass = (known - best).clamp(min=_FLOOR).exp().masked_fill(is_seen, 0.0)
-    leaves = trie.leaves.long()
-    above, found = mass.sum(1, keepdim=True), []
-    for level, codes in enumerate(trie.codes, start=1):
-        sums = mass.new_zeros(len(mass), len(codes))
-        sums.index_add_(1, trie.nodes_of(level, leaves), mass)
-        parents = torch.arange(above.shape[1], device=mass.device)
-        parents = parents.repeat_interleave(torch.diff(trie.children[level - 1].long()))
-        found.append(sums.log() - above.clamp(min=tiny).log()[:, parents])
-        above = sums
-    return found
+    found = []
+    below = mass.new_zeros(len(mass), trie.num_leaves).index_add_(1, trie.leaves, mass)
+    for offsets in reversed(trie.children[:-1]):
+        parents = torch.arange(len(offsets) - 1, device=mass.device)
+        parents = parents.repeat_interleave(offsets.diff())
+        above = mass.new_zeros(len(mass), len(offsets) - 1).index_add_(1, parents, below)
+        found.append(below.log() - above.clamp(min=tiny).log()[:, parents])
+        below = above
+    return found[::-1]

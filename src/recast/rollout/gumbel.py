@@ -32,7 +32,7 @@ from torch import Tensor
 from recast.config import LogprobSpace
 from recast.draws import uniforms
 from recast.policy.load import Policy
-from recast.policy.logprobs import token_scores
+from recast.policy.logprobs import over_children, token_scores
 from recast.rollout.order import most_probable_first
 from recast.rollout.tree import TreeDecoder
 from recast.types import Prompts, RolloutGroups, require
@@ -149,12 +149,10 @@ def perturbed_beams(
         if level:
             decoder.extend(tokens[..., -1].flatten(1), parents.flatten(1))
         num_nodes = nodes.shape[2]
-        logits = decoder.logits.expand(-1, num_orders * num_nodes, -1)
+        hidden = decoder.hidden.expand(-1, num_orders * num_nodes, -1)
         asked, child, allowed = catalog.children(level, nodes.flatten(1), decoder.excluded)
-        trie_scores, found = (
-            token_scores(logits, asked, allowed, space=over, level=level, catalog=catalog)
-            for over in ("trie", space)
-        )
+        found = token_scores(policy, hidden, asked, allowed, space=space, level=level)
+        trie_scores = over_children(found, allowed)
         slots = width if level else 1
         draws = uniforms(seed, step, rows, f"{name}/{level}", num_orders * slots * size)
         noise = _gumbel(draws).unflatten(1, (num_orders, slots, size))

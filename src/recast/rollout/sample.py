@@ -9,7 +9,7 @@ from torch import Tensor
 from recast.config import LogprobSpace
 from recast.draws import uniforms
 from recast.policy.load import Policy
-from recast.policy.logprobs import token_scores
+from recast.policy.logprobs import over_children, token_scores
 from recast.rollout.order import most_probable_first
 from recast.rollout.tree import TreeDecoder
 from recast.types import Prompts, RolloutGroups
@@ -66,26 +66,13 @@ def draw(
             decoder.extend(tokens[-1], parents)
             parents = torch.arange(group_size, device=nodes.device).expand(shape)
         asked, child, allowed = catalog.children(level, nodes, decoder.excluded)
-        trie_scores = token_scores(
-            decoder.logits, asked, allowed, space="trie", level=level, catalog=catalog
-        )
+        scores = token_scores(policy, decoder.hidden, asked, allowed, space=space, level=level)
+        drawn_from = over_children(scores, allowed).double().exp().cumsum(-1)
         draws = uniforms(seed, step, prompts.row_ids, f"sample/{level}", group_size)
-        pick = _invert(trie_scores.double().exp().cumsum(-1), draws)
+        pick = _invert(drawn_from, draws)
         alive = allowed.any(-1).expand(shape)
-        token, nodes = (_pick(x, pick) for x in (asked, child))
+        token, nodes, logprob = (_pick(x, pick) for x in (asked, child, scores))
         nodes = nodes.masked_fill(~alive, -1)
-        if space == "trie":
-            logprob = _pick(trie_scores, pick)
-        else:
-            logits = decoder.logits.expand(-1, group_size, -1)
-            logprob = token_scores(
-                logits,
-                token[..., None],
-                alive[..., None],
-                space=space,
-                level=level,
-                catalog=catalog,
-            ).squeeze(-1)
         tokens.append(token)
         logprobs.append(logprob)
     return decoder.finish(

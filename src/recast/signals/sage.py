@@ -59,7 +59,7 @@ def sage(
     ]
     is_list = exists.any(-1)
     advantages = slate_advantages(
-        torch.stack(slates), is_list, rewards.new_tensor(list(weights.values())), eps
+        torch.stack(slates), is_list, torch.tensor(list(weights.values())).to(rewards), eps
     )
     return Signal(
         groups=groups,

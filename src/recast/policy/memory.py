@@ -1,0 +1,114 @@
+"""A memory plan before a run: what one token costs in training, measured, and what is free."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from recast.policy.load import Policy
+
+MOST_TOKENS = 65536
+"""More per pass saves nothing: from a few thousand tokens on the time grows with them."""
+
+_SHARE = 0.5  # of the free memory; the rest is for the backward pass, the search and for others
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryPlan:
+    """How the models are run within the memory at hand."""
+
+    micro_batch_tokens: int
+    checkpointing: bool
+    """Keep a layer's inputs alone and compute the rest again in the backward pass."""
+    text: str
+    """The plan in one line."""
+
+
+def plan_memory(policy: Policy, longest: int, wanted: int | None) -> MemoryPlan:
+    """As many tokens per pass as fit into half of the free memory, 65,536 at most, or `wanted`.
+
+    `longest` is the largest number of tokens that one prompt has with its branches; where they do
+    not fit, activations are checkpointed. The model's gradients and AdamW's two moments come first.
+    """
+    weights = sum(p.nbytes for p in policy.model.parameters())
+    free = free_bytes(policy.catalog.device)
+    room = max(free - 3 * weights, 0) * _SHARE
+    per_token = bytes_per_token(policy)
+    fits = int(room / per_token)
+    checkpointing = fits < longest and policy.model.supports_gradient_checkpointing
+    if checkpointing:
+        layers = policy.model.config.num_hidden_layers
+        hidden = policy.model.get_input_embeddings().weight[0].nbytes
+        per_token = hidden * layers + per_token / layers
+        fits = int(room / per_token)
+    tokens = wanted or max(min(fits, MOST_TOKENS), 1)
+    lines = [
+        f"memory: {size(free)} free, {size(4 * weights)} for weights, gradients and AdamW, "
+        f"{size(per_token)} per token in training"
+        f"{' with checkpointing' if checkpointing else ''}: at most {tokens:,} tokens a pass, "
+        f"about {size(max(tokens, longest) * per_token)}"
+    ]
+    if max(tokens, longest) * per_token > free:
+        lines.append("more than is free: shorten the window or the group, or use a smaller model")
+    return MemoryPlan(micro_batch_tokens=tokens, checkpointing=checkpointing, text=", ".join(lines))
+
+
+def bytes_per_token(policy: Policy) -> int:
+    """Bytes that one token adds to what a forward pass keeps for the backward pass, counted.
+
+    The difference of two prompts, so that what a pass keeps once is left out.
+    """
+    few, more = 32, 64
+    return max((_kept_bytes(policy, more) - _kept_bytes(policy, few)) // (more - few), 1)
+
+
+def _kept_bytes(policy: Policy, length: int) -> int:
+    model = policy.model
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    tokens = torch.full((1, length), policy.catalog.bos_token, device=policy.catalog.device)
+    with torch.enable_grad(), saved_tensors_hooks(keep, lambda x: x):
+        # The result holds the graph, and with it every address, until all are counted.
+        graph = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        total = sum(kept.values())
+    del graph
+    return total
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on the device now; on the CPU within the limit of the container."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file() and (line := re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())):
+        found.append(int(line[1]) * 1024)
+    group = Path("/sys/fs/cgroup")
+    limit = group / "memory.max"
+    if limit.is_file() and (most := limit.read_text().strip()).isdigit():
+        found.append(int(most) - int((group / "memory.current").read_text()))
+    return max(min(found, default=4 * 2**30), 0)
+
+
+def size(count: float) -> str:
+    """Bytes in words.
+
+    >>> size(9_400), size(3.2e6), size(16.8e9)
+    ('9.4 kB', '3.2 MB', '16.8 GB')
+    """
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
