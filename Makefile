@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test bench check format clean
 .DEFAULT_GOAL := quickstart
 
 quickstart: .venv/.installed
@@ -13,6 +13,10 @@ quickstart: .venv/.installed
 # One torch thread per worker: two that wait for each other on a busy core spin.
 test: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4
+
+# Both sides of every ratio, about an hour on two cores; writes benchmarks/RESULTS.md.
+bench: .venv/.installed
+	$(BIN)/python -m benchmarks
 
 check: .venv/.installed
 	$(BIN)/ruff check .

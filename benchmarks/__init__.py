@@ -1,0 +1,1 @@
+"""Side by side with the peers: `python -m benchmarks` runs everything and writes `RESULTS.md`."""
