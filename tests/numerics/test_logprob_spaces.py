@@ -11,6 +11,7 @@ from shapes import Shapes
 from recast.config import LogprobSpace
 from recast.policy import logprobs
 from recast.policy.logprobs import branch_logprobs
+from recast.rollout.sample import sample
 from recast.types import Prompts, RecastError, select
 
 SEEN = [[0, 1, 3], [6], []]
@@ -107,3 +108,30 @@ def test_scores_in_parts_equal_those_in_one_and_no_part_is_larger_than_the_limit
     wide = [s for s in tables if s[1] == width and s[::-1] != tuple(weight)]
     assert max((torch.Size(shape).numel() for shape in wide), default=0) <= 24
     assert bool(wide) == (space == "full")
+
+
+def test_what_the_trie_forces_is_not_sent(prompts: Prompts) -> None:
+    """Item 2 = (0, 1, 0) is alone below (0, 1), item 5 = (2, 0, 1) below (2, 0); 6 and 7 are not."""
+    policy = tiny.tiny_policy("qwen3", tiny.tiny_catalog())
+    catalog, sent = policy.catalog, []
+    policy.model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: sent.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
+    )
+    one = select(prompts, torch.tensor([2]))
+    branches = catalog.tokens(torch.tensor([[2, 5, 6, 7]]))
+    scores = {space: branch_logprobs(policy, one, branches, space) for space in ("full", "trie")}
+    bos, pad, first, second = catalog.bos_token, catalog.pad_token, 2, 2 + 3
+    # (0), (2); (0, 1), (2, 0), (2, 1) where every token is asked for.
+    assert sent[0] == [bos, first, first + 2, second + 1, second, second + 1]
+    assert sent[1] == [bos, first, first + 2, pad, pad, second + 1]
+    assert (scores["trie"][0, :2, 2] == 0).all()
+    assert (scores["trie"][0, 2:, 2] < 0).all()
+    sent.clear()
+    found = sample(policy, one, 40, space="trie", seed=1)
+    torch.testing.assert_close(
+        found.rollout_logprobs[0],
+        branch_logprobs(policy, one, found.tokens, "trie")[0].detach(),
+    )
+    below = {tuple(codes[:2]) for codes in found.tokens[0].tolist()}
+    assert len(below) == 5
+    assert sorted(sent[2]) == [pad, pad, second, second + 1, second + 2]

@@ -81,6 +81,17 @@ class Catalog:
         start = self.level_tokens(level)[0]
         return self.trie.codes[level][child].long() + start, child, allowed
 
+    def without_forced(
+        self, tokens: Int[Tensor, "B N"], nodes: Int[Tensor, "B N"], level: int
+    ) -> Int[Tensor, "B N"]:
+        """The tokens that led to `nodes` of `level`, pad tokens where all that follows is forced.
+
+        A forced token has probability 1 over the children, whatever a model says: none needs to
+        look past a node with one leaf.
+        """
+        first, after = (self.trie.first_leaf(level, nodes.clamp(min=0) + i) for i in (0, 1))
+        return tokens.masked_fill(after - first <= 1, self.pad_token)
+
     def path_of(self, tokens: Int[Tensor, "*n L"]) -> Int[Tensor, "*n L_plus_1"]:
         """Node of the trie at every level that each token sequence leads to, the root (0) first;
         -1 from the level on where it leaves the catalogue."""

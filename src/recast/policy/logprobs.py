@@ -90,8 +90,16 @@ def branch_logprobs(
 
     Raises `RecastError` in the `trie` space for a branch that the trie does not allow.
     """
-    root, rest = packed_hidden(policy.model, prompts.tokens, prompts.lengths, branches)
-    excluded = policy.catalog.trie.excluded(prompts.seen)
+    catalog, sent = policy.catalog, branches
+    if space == "trie":
+        paths = catalog.path_of(branches)
+        levels = range(catalog.num_levels)
+        sent = torch.stack(
+            [catalog.without_forced(branches[:, :, i], paths[:, :, i + 1], i + 1) for i in levels],
+            dim=-1,
+        )
+    root, rest = packed_hidden(policy.model, prompts.tokens, prompts.lengths, sent)
+    excluded = catalog.trie.excluded(prompts.seen)
     return torch.stack(
         [
             branch_scores(
@@ -102,7 +110,7 @@ def branch_logprobs(
                 level=level,
                 space=space,
             )
-            for level in range(policy.catalog.num_levels)
+            for level in range(catalog.num_levels)
         ],
         dim=-1,
     )

@@ -50,7 +50,7 @@ def beam_search(
     scores, parents = logprobs.new_zeros(len(prompts), 1), nodes
     for level in range(catalog.num_levels):
         if level:
-            decoder.extend(tokens[:, :, -1], parents)
+            decoder.extend(tokens[:, :, -1], parents, nodes)
         if constrained:
             asked, child, allowed = catalog.children(level, nodes, decoder.excluded)
         else:

@@ -147,7 +147,7 @@ def perturbed_beams(
     logprobs = decoder.target_logprobs[0].new_empty(*nodes.shape, 0)
     for level, size in enumerate(catalog.codebook_sizes):
         if level:
-            decoder.extend(tokens[..., -1].flatten(1), parents.flatten(1))
+            decoder.extend(tokens[..., -1].flatten(1), parents.flatten(1), nodes.flatten(1))
         num_nodes = nodes.shape[2]
         hidden = decoder.hidden.expand(-1, num_orders * num_nodes, -1)
         asked, child, allowed = catalog.children(level, nodes.flatten(1), decoder.excluded)

@@ -63,7 +63,7 @@ def draw(
     logprobs: list[Tensor] = []
     for level in range(catalog.num_levels):
         if level:
-            decoder.extend(tokens[-1], parents)
+            decoder.extend(tokens[-1], parents, nodes)
             parents = torch.arange(group_size, device=nodes.device).expand(shape)
         asked, child, allowed = catalog.children(level, nodes, decoder.excluded)
         scores = token_scores(policy, decoder.hidden, asked, allowed, space=space, level=level)

@@ -33,7 +33,8 @@ class TreeDecoder:
         self.excluded: Int[Tensor, "B S"] = policy.catalog.trie.excluded(prompts.seen)
         prompt, root = split_root(prompts.tokens, prompts.lengths)
         self._layout = root_layout(prompts.lengths, prompt.shape[1])
-        # The node of every branch, those of the targets last.
+        self._paths = policy.catalog.path_of(prompts.targets)
+        # The query of every branch, those of the targets last.
         self._nodes = root.new_zeros(len(root), 1 + prompts.targets.shape[1])
         columns = torch.arange(prompt.shape[1], device=root.device).expand(len(root), -1)
         self.hidden: Float[Tensor, "B N W"] = self._forward(
@@ -42,17 +43,30 @@ class TreeDecoder:
         )[:, -1:]
         self.target_logprobs: list[Float[Tensor, "B T"]] = [self._score_targets(self.hidden, 0)]
 
-    def extend(self, tokens: Int[Tensor, "B N"], parents: Int[Tensor, "B N"]) -> None:
-        """Give every branch one more token; `parents` index the branches of the previous call."""
+    def extend(
+        self,
+        tokens: Int[Tensor, "B N"],
+        parents: Int[Tensor, "B N"],
+        nodes: Int[Tensor, "B N"],
+    ) -> None:
+        """Give every branch one more token, which leads to these nodes of the trie (-1 = dead).
+
+        `parents` index the branches of the previous call.
+        """
         level, num_targets = len(self.target_logprobs), self._prompts.targets.shape[1]
         targets = self._prompts.targets[:, :, level - 1]
         of_targets = self._nodes[:, self._nodes.shape[1] - num_targets :]
         own = torch.cat([self._nodes.gather(1, parents), of_targets], dim=1)
-        self._nodes, above, found = merge(own, torch.cat([tokens, targets], dim=1))
+        tokens = torch.cat([tokens, targets], dim=1)
+        if self._space == "trie":
+            nodes = torch.cat([nodes, self._paths[:, :, level]], dim=1)
+            tokens = self._policy.catalog.without_forced(tokens, nodes, level)
+        self._nodes, above, found = merge(own, tokens)
         self._layout = grow(self._layout, above)
         hidden = self._forward(found, self._layout.query_positions)
         index = self._nodes[..., None].expand(-1, -1, hidden.shape[2])
-        self.hidden, at_targets = hidden.gather(1, index).tensor_split([tokens.shape[1]], dim=1)
+        every = hidden.gather(1, index)
+        self.hidden, at_targets = every.tensor_split([every.shape[1] - num_targets], dim=1)
         self.target_logprobs.append(self._score_targets(at_targets, level))
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
