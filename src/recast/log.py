@@ -287,7 +287,7 @@ def rollout_table(
         name: (value if name == "tokens" else value.flatten()).detach().cpu().numpy()
         for name, value in columns.items()
     }
-    tokens = pl.Series("tokens", flat.pop("tokens").tolist(), dtype=pl.List(pl.Int32))
+    tokens = pl.Series("tokens", flat.pop("tokens")).cast(pl.List(pl.Int32))
     table = pl.DataFrame(flat).insert_column(3, tokens)
     step_column = pl.Series("step", [step], dtype=pl.Int32).new_from_index(0, len(table))
     return table.insert_column(0, step_column)

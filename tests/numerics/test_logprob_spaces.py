@@ -111,7 +111,7 @@ def test_scores_in_parts_equal_those_in_one_and_no_part_is_larger_than_the_limit
 
 
 def test_what_the_trie_forces_is_not_sent(prompts: Prompts) -> None:
-    """Item 2 = (0, 1, 0) is alone below (0, 1), item 5 = (2, 0, 1) below (2, 0); 6 and 7 are not."""
+    """Item 2 = (0, 1, 0) is alone below (0, 1), item 5 = (2, 0, 1) below (2, 0)."""
     policy = tiny.tiny_policy("qwen3", tiny.tiny_catalog())
     catalog, sent = policy.catalog, []
     policy.model.base_model.register_forward_pre_hook(

@@ -91,7 +91,10 @@ def packed_attention(
         "enable_gqa": query.shape[1] != key.shape[1],
     }
     parts = []
-    if width:
+    if width and layout is not None and _is_last(module):
+        # Nobody reads what the last layer makes of the prompt: its keys and values are enough.
+        parts.append(query.new_zeros(*query.shape[:2], width, value.shape[3]))
+    elif width:
         q, k, v = (x[:, :, :width] for x in (query, key, value))
         parts.append(_causal(q, k, v, window=sliding_window, **settings))
     if layout is not None:
@@ -100,6 +103,10 @@ def packed_attention(
             F.scaled_dot_product_attention(query[:, :, width:], key, value, bias, **settings)
         )
     return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _is_last(module: Any) -> bool:
+    return bool(module.layer_idx == module.config.num_hidden_layers - 1)
 
 
 def _causal(
