@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, writes nothing")
     arguments = parser.parse_args()
     whole = "all" in arguments.module
+    if not arguments.smoke:
+        _check_results()
     found = {name: _run(name, arguments.smoke) for name in (MODULES if whole else arguments.module)}
     failed = [name for name, rows in found.items() if rows is None]
     if not arguments.smoke:
@@ -42,6 +44,19 @@ def main() -> int:
     rows = [row for rows in found.values() for row in rows or []]
     print(*rows, *(f"{name}: FAILED" for name in failed), sep="\n")
     return 1 if failed else 0
+
+
+def _check_results() -> None:
+    """Leave with one line, before anything is measured, where the results could not be written."""
+    for file in (RESULTS, GPU):
+        try:
+            rows = _read(file)
+            rows = rows["rows"] if file == GPU and rows else rows
+            assert all(set(row) >= {field.name for field in fields(Row)} for row in rows)
+        except (ValueError, TypeError, KeyError, AssertionError):
+            sys.exit(f"benchmarks: {file} is damaged: remove it")
+    if not os.access(FOLDER, os.W_OK):
+        sys.exit(f"benchmarks: {FOLDER} cannot be written to")
 
 
 def _run(module: str, smoke: bool) -> list[Row] | None:
@@ -66,7 +81,7 @@ def _write(found: dict[str, list[Row] | None], failed: list[str], *, whole: bool
     """
     here = [row for name, rows in found.items() if name != "gpu" for row in rows or []]
     assert len({row.name for row in here}) == len(here), "two rows have one name"
-    results = {} if whole else {row["name"]: row for row in _read(RESULTS)}
+    results = {} if whole and not failed else {row["name"]: row for row in _read(RESULTS)}
     results |= {row.name: _plain(row) for row in here}
     RESULTS.write_text(json.dumps(list(results.values()), indent=2) + "\n")
     if found.get("gpu"):

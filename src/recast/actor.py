@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import partial
 from inspect import signature
 
 import torch
@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recast.config import KLRollouts, LogprobSpace
-from recast.losses import kl_k3
+from recast.losses import SILENT_AT_ZERO, kl_k3
 from recast.policy.load import Policy
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.prompts import by_length
@@ -93,34 +93,13 @@ def rollouts_to_send(actor: Actor, signal: Signal) -> Bool[Tensor, "B G"]:
     """The kept rollouts that can change the gradient: all of them, or those with an advantage.
 
     One without changes nothing where the loss is silent at an advantage of 0 and no KL is taken
-    over it.
+    over it. A user's loss is given them all.
     """
+    loss = actor.loss.func if isinstance(actor.loss, partial) else actor.loss
     has_kl = actor.kl_coef > 0 and actor.kl_rollouts == "kept"
-    if has_kl or not silent_at_zero(actor.loss):
+    if has_kl or not any(loss is ours for ours in SILENT_AT_ZERO):
         return signal.keep
     return signal.keep & (signal.advantages != 0).any(-1)
-
-
-@cache
-def silent_at_zero(loss: Loss) -> bool:
-    """Whether a rollout of advantage 0 adds nothing to the loss and nothing to what others add.
-
-    Tried once on made-up numbers. Losses of whole groups are none of these.
-
-    >>> from recast.losses import dpo, ppo_clip
-    >>> silent_at_zero(ppo_clip), silent_at_zero(dpo)
-    (True, False)
-    """
-    draw = torch.Generator().manual_seed(0)
-    inputs = {name: -torch.rand(3, 4, 2, generator=draw) for name in LOSS_INPUTS}
-    inputs["advantages"][:, ::2] = 0
-    inputs["loss_mask"] = torch.ones(3, 4, 2, dtype=torch.bool)
-    asked = {name: value for name, value in inputs.items() if needs(loss, name)}
-    every = loss(**asked)
-    if not isinstance(every, Tensor) or every.ndim < 2:
-        return False
-    others = loss(**{name: value[:, 1::2] for name, value in asked.items()})
-    return not bool(every[:, ::2].any()) and torch.equal(every[:, 1::2], others)
 
 
 def needs(loss: Loss, name: str) -> bool:
@@ -224,7 +203,10 @@ def _step(actor: Actor, batches: list[Batch], counts: _Counts) -> Metrics:
         total = policy_loss + nll / nll_tokens
         kl = policy_loss.new_zeros(())
         if actor.kl_coef and batch.ref_logprobs is not None:
-            kl = _masked_sum(kl_k3(logprobs, batch.ref_logprobs), batch.loss_mask)
+            over = batch.loss_mask
+            if actor.kl_rollouts == "weighted":
+                over = over & (batch.advantages != 0).any(-1, keepdim=True)
+            kl = _masked_sum(kl_k3(logprobs, batch.ref_logprobs), over)
             total = total + actor.kl_coef * kl / tokens
         total.backward()
         moved = _masked_sum(((logprobs - old).detach().exp() - 1).abs(), batch.loss_mask)

@@ -108,6 +108,8 @@ def resolve(config: RLConfig) -> Method:
     need = f"method {config.method!r} is defined over the allowed children, leave it out"
     require(method.space in ("full", space), "logprob_space", space, need)
     method = replace(method, space=space)
+    need = f"method {config.method!r} takes no KL here, leave it out or raise kl_coef"
+    require(config.kl_rollouts == "kept" or method.kl_coef > 0, "kl_rollouts", "weighted", need)
     _probe(method, config)
     return method
 

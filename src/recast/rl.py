@@ -34,7 +34,7 @@ from recast.policy.prompts import build_prompts, check_catalog
 from recast.policy.threads import choose_threads
 from recast.rollout.beam import beam_search
 from recast.search import Search, branch_tokens, prompt_batches
-from recast.types import Metrics, RolloutGroups, Signal
+from recast.types import Metrics, RolloutGroups, Signal, select
 
 _MEMORY = 0.9  # of the running trainable fraction, per step
 
@@ -58,8 +58,10 @@ def train_rl(config: RLConfig, log: RunLog | None = None) -> Metrics:
     first = build_prompts(interactions, policy.catalog, rows[0], policy.window)
     longest = 1 + (policy.window - 1) * policy.catalog.num_levels
     longest += branch_tokens(config, method, policy, first.targets.shape[1])
-    plan = plan_memory(policy, longest, config.micro_batch_tokens)
-    actor = _actor(config, method, policy, plan)
+    compares = bool(method.kl_coef) or needs(method.loss, "ref_logprobs")
+    reads = config.prompts_per_step * branch_tokens(config, method, policy, first.targets.shape[1])
+    plan = plan_memory(policy, longest, config.micro_batch_tokens, reference=compares, reads=reads)
+    actor = _actor(config, method, policy, plan, compares)
     if plan.checkpointing:
         policy.model.activation_checkpointing_enable()
     valid_rows = sample_rows(interactions, "valid", config.valid_rows)
@@ -71,10 +73,10 @@ def train_rl(config: RLConfig, log: RunLog | None = None) -> Metrics:
         max_tokens=plan.micro_batch_tokens,
     )
     search.roll_out(0, first)  # a sampler that cannot work says so before there is a folder
+    count = min(len(first), plan.micro_batch_tokens // longest + 1)
+    few = select(first, torch.arange(count, device=policy.catalog.device))
     width = config.group_size * method.list_length
-    threads = choose_threads(
-        lambda: beam_search(policy, first, width), config.threads, config.device
-    )
+    threads = choose_threads(lambda: beam_search(policy, few, width), config.threads, config.device)
     further = iter(rows[config.steps :])
     rollouts, optimizer_steps, cpu_s, natural_frac = 0, 0, 0.0, 0.0
     with RunLog(config.output, _settings(config, method, threads, plan), parent=log) as run:
@@ -144,8 +146,9 @@ def train_step(
     return Step(groups=groups, rewards=rewards, signal=signal, metrics=metrics, num_rollouts=count)
 
 
-def _actor(config: RLConfig, method: Method, policy: Policy, plan: MemoryPlan) -> Actor:
-    compares = bool(method.kl_coef) or needs(method.loss, "ref_logprobs")
+def _actor(
+    config: RLConfig, method: Method, policy: Policy, plan: MemoryPlan, compares: bool
+) -> Actor:
     return Actor(
         policy=policy,
         reference=_frozen_copy(policy) if compares else None,

@@ -85,6 +85,11 @@ def test_a_refreshed_row_replaces_its_name_and_a_missed_bar_is_shown(
     assert "| w gpu | x | 3x | >= 2x | yes |  |" in page
     runner._write({"trl": None}, ["trl"], whole=True)
     assert "`trl` failed" in (tmp_path / "RESULTS.md").read_text()
-    assert json.loads((tmp_path / "results.json").read_text()) == []
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    (tmp_path / "results.json").write_text("null")
+    with pytest.raises(SystemExit, match=r"results\.json is damaged: remove it"):
+        runner._check_results()
+    (tmp_path / "results.json").unlink()
+    runner._check_results()
     with pytest.raises(AssertionError, match="two rows have one name"):
         runner._write({"trie": [row("a", 1.0)], "trl": [row("a", 2.0)]}, [], whole=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,10 @@ from recast.actor import Actor, update
 from recast.integrations.trl import GRPOTrainer, host
 from recast.losses import ppo_clip
 from recast.policy.load import Policy
+from recast.rollout.sample import sample
+from recast.signals.grpo import grpo
+from recast.signals.gumbel import gumbel_pg
+from recast.signals.identity import append_target
 from recast.signals.recast import recast
 from recast.types import RecastError, RolloutGroups, Signal
 
@@ -165,6 +171,14 @@ def test_generate_is_what_it_was(tmp_path: Path) -> None:
             {"signal": "nll_on_all_zero"},
             "signal nll_on_all_zero weighs the target's likelihood",
         ),
+        ({}, {"signal": "riser"}, "signal riser turns groups of 4 rollouts into groups of 5"),
+        ({}, {"signal": "vstar"}, "signal vstar is defined over the children .* `recast rl`"),
+        (
+            {},
+            {"signal": partial(gumbel_pg, baseline=0.1)},
+            r"signal gumbel_pg\(baseline=0.1\) is defined over the children",
+        ),
+        ({}, {"sampler": "gumbel"}, "sampler gumbel is defined over the children"),
         ({}, {"signal": "recst"}, "did you mean 'recast'"),
         ({}, {"sampler": "beems"}, "did you mean 'beam'"),
         ({}, {"catalog": None, "signal": "recast"}, "signal is 'recast': give a catalog with it"),
@@ -182,9 +196,53 @@ def test_rows_that_are_no_groups_are_refused(tmp_path: Path) -> None:
     trainer.model.train()
     with pytest.raises(RecastError, match="no whole groups of 4"):
         trainer._generate_and_score_completions(batches(trainer)[1:])
-    wrong = [row | {"target": [CATALOG.num_items]} for row in batches(trainer)]
-    with pytest.raises(RecastError, match="give items of the catalog, 0 to"):
+
+
+@pytest.mark.parametrize(
+    "target", ["11", ["11"], None, [], 1.5, -1, [3, -2], CATALOG.num_items, [[1], [2, 3]]]
+)
+def test_a_target_that_is_no_item_is_named(tmp_path: Path, target: Any) -> None:
+    trainer = make_trainer(GRPOTrainer, tmp_path, {}, catalog=CATALOG, signal="grpo")
+    trainer.model.train()
+    right = batches(trainer)
+    wrong = right[:GROUP] + [row | {"target": target} for row in right[GROUP:]]
+    message = f"the column target holds {target!r}: give the index of an item of the catalog, 0 to"
+    with pytest.raises(RecastError, match=re.escape(message)):
         trainer._generate_and_score_completions(wrong)
+    for row in right:
+        del row["target"]
+    with pytest.raises(RecastError, match="target is None: a signal needs this column"):
+        trainer._generate_and_score_completions(right)
+
+
+def test_every_batch_of_an_evaluation_has_draws_of_its_own(tmp_path: Path) -> None:
+    trainer = make_trainer(GRPOTrainer, tmp_path, {}, catalog=CATALOG, sampler="sample")
+    drawn = []
+    for training in (False, False, True, True):
+        trainer.model.train(training)
+        trainer._generate_and_score_completions(batches(trainer))
+        drawn.append(trainer._groups.tokens)
+    assert not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[2], drawn[3])  # in training the step decides, which stood still
+
+
+def test_a_resumed_run_draws_what_the_whole_run_draws(tmp_path: Path) -> None:
+    def drawn(folder: Path, steps: int, resume: str | None = None) -> list[int]:
+        seen: list[int] = []
+
+        def sampler(*args: Any, **given: Any) -> RolloutGroups:
+            seen.append(given["step"])
+            return sample(*args, **given)
+
+        settings = {"max_steps": steps, "save_strategy": "steps", "save_steps": 2}
+        trainer = make_trainer(GRPOTrainer, folder, settings, catalog=CATALOG, sampler=sampler)
+        trainer.train(resume_from_checkpoint=resume)
+        return seen
+
+    assert drawn(tmp_path / "whole", 4) == [0, 1, 2, 3]
+    assert drawn(tmp_path / "part", 2) == [0, 1]
+    checkpoint = str(tmp_path / "part" / "run" / "checkpoint-2")
+    assert drawn(tmp_path / "part", 4, checkpoint) == [2, 3]
 
 
 def test_a_likelihood_weight_that_appears_later_is_refused(tmp_path: Path) -> None:
@@ -198,6 +256,21 @@ def test_a_likelihood_weight_that_appears_later_is_refused(tmp_path: Path) -> No
     trainer = make_trainer(GRPOTrainer, tmp_path, {}, catalog=CATALOG, signal=late)
     trainer.model.train()
     with pytest.raises(RecastError, match="late weighs the target's likelihood"):
+        trainer._generate_and_score_completions(batches(trainer))
+
+
+def test_rows_that_a_signal_adds_later_are_refused(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def late(groups: RolloutGroups, rewards: Tensor) -> Signal:
+        calls.append(1)
+        if len(calls) > 1:
+            groups, rewards, _ = append_target(groups, rewards)
+        return grpo(groups, rewards)
+
+    trainer = make_trainer(GRPOTrainer, tmp_path, {}, catalog=CATALOG, signal=late)
+    trainer.model.train()
+    with pytest.raises(RecastError, match="late turns groups of 4 rollouts into groups of 5"):
         trainer._generate_and_score_completions(batches(trainer))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import naive
@@ -12,8 +13,18 @@ import tiny
 import torch
 from torch import Tensor
 
-from recast.actor import Actor, micro_batches, rollouts_to_send, update
-from recast.losses import dpo, gbpo, gspo, kl_k3, ppo_clip, s_dpo, trajectory_balance
+from recast.actor import LOSS_INPUTS, Actor, micro_batches, needs, rollouts_to_send, update
+from recast.losses import (
+    SILENT_AT_ZERO,
+    dpo,
+    gbpo,
+    gspo,
+    kl_k3,
+    ppo_clip,
+    s_dpo,
+    trajectory_balance,
+)
+from recast.parts import LOSSES
 from recast.policy.load import Policy, disable_dropout
 from recast.policy.logprobs import branch_logprobs
 from recast.rollout.sample import sample
@@ -135,7 +146,8 @@ def test_the_first_ratio_is_exactly_one_and_clipping_does_not_act(policy: Policy
             -advantages * (logprobs - old_logprobs).exp()
         ),
     )
-    assert torch.equal(_gradient(policy, signal), unclipped)
+    # Not bit for bit: a user's loss gets the rollouts of advantage 0 as well.
+    assert naive.relative_error(_gradient(policy, signal), unclipped) <= 1e-6
 
 
 @pytest.mark.parametrize("tokens", [1, 30, 60])
@@ -280,7 +292,7 @@ def test_rollouts_without_advantage_are_not_sent_and_nothing_changes(
     settings = {"loss": loss, "updates_per_rollout": updates}
     found = _gradient(policy, signal, **settings)
     assert rollouts_to_send(_actor(policy, **settings), signal).sum() == 3
-    monkeypatch.setattr("recast.actor.silent_at_zero", lambda _: False)
+    monkeypatch.setattr("recast.actor.SILENT_AT_ZERO", ())
     assert rollouts_to_send(_actor(policy, **settings), signal).sum() == 25
     limit = 1e-6 if updates == 1 else 1e-4  # steps of 0.1 blow rounding up
     assert naive.relative_error(found, _gradient(policy, signal, **settings)) <= limit
@@ -291,10 +303,30 @@ def test_losses_that_need_every_rollout_get_every_rollout(policy: Policy) -> Non
     for loss in (dpo, s_dpo, trajectory_balance):
         assert rollouts_to_send(_actor(policy, loss=loss), signal).all()
 
-    def centred(logprobs: Tensor, advantages: Tensor) -> Tensor:
-        return -logprobs * (advantages - advantages.mean(1, keepdim=True))
+    def users_own(logprobs: Tensor, advantages: Tensor) -> Tensor:
+        return -logprobs * advantages
 
-    assert rollouts_to_send(_actor(policy, loss=centred), signal).all()
+    assert rollouts_to_send(_actor(policy, loss=users_own), signal).all()
+    mine = partial(ppo_clip, clip_high=0.5)
+    assert rollouts_to_send(_actor(policy, loss=mine), signal).sum() == 3
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_list_of_losses_silent_at_zero_is_right(name: str) -> None:
+    """Rollouts of advantage 0 give 0, and the others give what they give without them."""
+    loss = LOSSES[name]
+    silent = True
+    for scale in (0.05, 2.0, 30.0):
+        draw = torch.Generator().manual_seed(0)
+        inputs = {n: -scale * torch.rand(3, 4, 3, generator=draw) for n in LOSS_INPUTS}
+        inputs["advantages"] = torch.randn(3, 4, 3, generator=draw)
+        inputs["advantages"][:, ::2] = 0
+        inputs["loss_mask"] = torch.ones(3, 4, 3, dtype=torch.bool)
+        asked = {n: value for n, value in inputs.items() if needs(loss, n)}
+        every, others = loss(**asked), loss(**{n: value[:, 1::2] for n, value in asked.items()})
+        alone = every.ndim > 1 and not every[:, ::2].any()
+        silent &= alone and torch.equal(every[:, 1::2], others)
+    assert silent == (loss in SILENT_AT_ZERO)
 
 
 def test_a_batch_without_any_advantage_makes_the_same_step_as_if_it_were_sent(
@@ -310,7 +342,7 @@ def test_a_batch_without_any_advantage_makes_the_same_step_as_if_it_were_sent(
         update(actor, signal)
         before = copy.deepcopy(own.model.state_dict())
         if not dropped:
-            monkeypatch.setattr("recast.actor.silent_at_zero", lambda _: False)
+            monkeypatch.setattr("recast.actor.SILENT_AT_ZERO", ())
         metrics = update(actor, nothing)
         assert (metrics["actor/kept_rows"], metrics["actor/sent_rows"]) == (25, 25 * (not dropped))
         assert metrics["actor/grad_norm"] == 0
@@ -334,6 +366,20 @@ def test_the_kl_of_rollouts_without_advantage_is_a_setting(policy: Policy) -> No
         loss = loss + share * _naive_objective(model, plain, alone, kl_coef=0.3)
         wanted = naive.gradients(model, loss)
         assert naive.relative_error(_gradient(policy, signal, **settings), wanted) <= 1e-5
+
+
+def test_a_loss_given_every_rollout_still_takes_the_kl_over_the_weighted(
+    policy: Policy,
+) -> None:
+    signal, other = _mostly_zero(_signal(policy)), _other(policy)
+    settings = {"reference": other, "kl_coef": 0.3, "kl_rollouts": "weighted"}
+
+    def nothing(logprobs: Tensor) -> Tensor:
+        return 0 * logprobs
+
+    everything = _gradient(policy, signal, loss=nothing, **settings)
+    silent = replace(signal, advantages=signal.advantages * 1e-12)
+    assert naive.relative_error(_gradient(policy, silent, **settings), everything) <= 1e-5
 
 
 def test_several_updates_take_the_old_log_probabilities_from_the_rollout(policy: Policy) -> None:

@@ -96,7 +96,7 @@ def test_scores_in_parts_equal_those_in_one_and_no_part_is_larger_than_the_limit
     weights = torch.randn(branches.shape, generator=torch.Generator().manual_seed(0))
     whole = branch_logprobs(policy, prompts, branches, space)
     wanted = naive.gradients(policy.model, (whole * weights).sum())
-    monkeypatch.setattr(logprobs, "_CELLS", 24)
+    monkeypatch.setattr(logprobs, "MOST_LOGITS", 24)
     with Shapes() as shapes:
         parts = branch_logprobs(policy, prompts, branches, space)
         found = naive.gradients(policy.model, (parts * weights).sum())

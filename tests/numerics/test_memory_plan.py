@@ -63,7 +63,14 @@ def test_a_plan_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_memory(policy, 500, None)
     assert (plan.micro_batch_tokens, plan.checkpointing) == (4000, False)
     assert "at most 4,000 tokens a pass, about 4.0 MB" in plan.text
-    assert plan_memory(policy, 500, 77).micro_batch_tokens == 77
+    assert "a prompt alone" not in plan.text
+    # A frozen copy takes w, the logits of 25,000 positions 16 bytes for each of 12 tokens.
+    less = plan_memory(policy, 500, None, reference=True, reads=25_000)
+    assert less.micro_batch_tokens == (8_000_000 - weights - 16 * 12 * 25_000) // 2000
+    assert "4.8 MB for logits" in less.text
+    asked = plan_memory(policy, 500, 77)
+    assert asked.micro_batch_tokens == 77
+    assert "a prompt alone takes up to 500, about 500.0 kB" in asked.text
     # A prompt of 5,000 tokens does not fit: 2 layers of 32 x 4 bytes and half of 1,000 do.
     plan = plan_memory(policy, 5000, None)
     assert plan.checkpointing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import naive
 import pytest
@@ -12,15 +13,21 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    CohereConfig,
+    Gemma3TextConfig,
+    GPT2Config,
     GPTJConfig,
     GraniteConfig,
     Llama4TextConfig,
+    NemotronConfig,
+    PretrainedConfig,
 )
 
 from recast.config import ModelConfig
 from recast.items.catalog import build_catalog
 from recast.policy.load import create_policy, load_policy, save_policy
 from recast.policy.logprobs import branch_logprobs
+from recast.policy.memory import plan_memory
 from recast.types import RecastError
 
 
@@ -209,17 +216,44 @@ def test_a_model_that_chooses_its_attention_itself_is_refused(tmp_path: Path) ->
         )
 
 
-def test_a_model_that_scales_its_logits_is_refused(tmp_path: Path) -> None:
-    config = GraniteConfig(
-        **{k: getattr(tiny.tiny_config("llama", 9), k) for k in ("hidden_size", "bos_token_id")},
-        vocab_size=9,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        logits_scaling=4.0,
-    )
-    folder = tmp_path / "granite"
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    with pytest.raises(RecastError, match="GraniteForCausalLM, which changes its logits"):
+LIKE_LLAMA: dict[str, Any] = {
+    "vocab_size": 9,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GraniteConfig(**LIKE_LLAMA, logits_scaling=4.0),
+        CohereConfig(**LIKE_LLAMA),
+        Gemma3TextConfig(**LIKE_LLAMA, head_dim=8, final_logit_softcapping=30.0),
+        NemotronConfig(**LIKE_LLAMA),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_models_that_give_other_numbers_packed_are_refused(
+    tmp_path: Path, config: PretrainedConfig
+) -> None:
+    """Scaled or capped logits; Nemotron's layers keep the layout from their attention."""
+    folder = tmp_path / "model"
+    with torch.random.fork_rng(devices=[]):
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    with pytest.raises(RecastError, match="gives other numbers than by itself"):
         create_policy(ModelConfig(path=str(folder)), tiny.tiny_catalog(), window=5, seed=0)
+
+
+def test_a_context_as_short_as_its_prompts_is_enough(tmp_path: Path) -> None:
+    shape = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 16}
+    config = GPT2Config(**shape, vocab_size=9, bos_token_id=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gpt2")
+    path = str(tmp_path / "gpt2")
+    policy = create_policy(ModelConfig(path=path), tiny.tiny_catalog(), window=5, seed=0)
+    assert plan_memory(policy, 16, None).micro_batch_tokens == 65536

@@ -30,3 +30,6 @@ __all__ = [
     "sage_clip",
     "trajectory_balance",
 ]
+
+SILENT_AT_ZERO = (ppo_clip, dr_grpo, ecpo, gbpo, gspo, reinforce, sage_clip)
+"""In these a rollout of advantage 0 adds nothing, neither by itself nor to what others add."""

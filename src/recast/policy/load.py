@@ -18,7 +18,7 @@ from transformers.utils import logging as hf_logging
 from recast.checkpoint import reading, reason_of, staged_folder
 from recast.config import ModelConfig, Precision
 from recast.items.catalog import Catalog, load_catalog
-from recast.policy.packed import ATTENTION
+from recast.policy.packed import ATTENTION, pack, packed_forward
 from recast.types import RecastError
 
 # What transformers and safetensors raise for a config.json or weights that are broken.
@@ -242,18 +242,32 @@ def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) 
             f"{name} has a context of {context} tokens, a window of {window} items needs "
             f"{longest}: choose a smaller window"
         )
-    if not _reads_plainly(model.eval()):
+    model.eval()
+    capped = getattr(model.config, "final_logit_softcapping", None) is not None
+    if capped or not _agrees(model, catalog):
         raise RecastError(
-            f"{name} is a {type(model).__name__}, which changes its logits behind the output "
-            "layer: choose a model that does not, such as Qwen3 or Llama"
+            f"{name} is a {type(model).__name__}: sent packed, with its output layer apart, it "
+            "gives other numbers than by itself (scaled or capped logits, or an attention of its "
+            "own); choose a plain one, such as Qwen3 or Llama"
         )
     return Policy(model=model, catalog=catalog, window=window)
 
 
 @torch.no_grad()
-def _reads_plainly(model: PreTrainedModel) -> bool:
-    """Whether the logits are the output layer of the last hidden states and nothing more."""
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-    logits = model(input_ids=tokens, use_cache=False).logits
-    return torch.equal(model.get_output_embeddings()(hidden), logits)
+def _agrees(model: PreTrainedModel, catalog: Catalog) -> bool:
+    """Whether the layout arrives, and two branches of a prompt get the logits that each gets alone.
+
+    All tokens are semantic IDs: a padding token may have an embedding of zeros, behind which
+    everything looks alike.
+    """
+    count = catalog.vocab_size - catalog.first_token
+    tokens = catalog.first_token + torch.arange(6, device=model.device).view(3, 2) % count
+    prompt, branches = tokens[:1], tokens[None, 1:]
+    packed = pack(prompt, torch.full((1,), 2, device=model.device), branches)
+    hidden = packed_forward(model, packed)[0]
+    places = torch.cat([torch.zeros_like(packed.places[0]), packed.places[0]], dim=1)
+    found = model.get_output_embeddings()(hidden[places]).float()
+    alone = torch.cat([prompt.expand(2, -1), branches[0, :, :1]], dim=1)
+    wanted = model(input_ids=alone, use_cache=False).logits[:, 1:].float()
+    limit = 1e-4 if model.dtype.itemsize >= 4 else 0.1
+    return packed.layout.was_used and bool((found - wanted).norm() <= limit * wanted.norm())

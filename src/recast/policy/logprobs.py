@@ -3,7 +3,7 @@
 `space` says what a token's probability is normalised over: `full` the whole vocabulary, `level`
 the codes of its level, `trie` the children that the trie allows for this prompt. The output layer
 is applied to the hidden states that are read and to no other, over the columns that the space
-needs, and never to so many at once that their logits fill more than 256 MB.
+needs, and never to so many at once that their logits fill more than 128 MB.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from recast.policy.load import Policy
 from recast.policy.packed import packed_hidden
 from recast.types import Prompts, RecastError
 
-_CELLS = 2**26  # float32 logits held at a time
+MOST_LOGITS = 2**25
+"""Float32 numbers of one part; with its gradients a pass holds about four times as many."""
 
 
 def vocabulary_scores(
@@ -46,7 +47,7 @@ def vocabulary_scores(
         asked = (tokens - start).clamp(0, end - start - 1)
         return logits.gather(-1, asked) - logits.logsumexp(-1, keepdim=True)
 
-    rows = max(1, _CELLS // (end - start))
+    rows = max(1, MOST_LOGITS // (end - start))
     if len(hidden) <= rows:
         return scores(hidden, tokens)
     parts = zip(hidden.split(rows), tokens.split(rows), strict=True)
@@ -131,6 +132,8 @@ def branch_scores(
     """
     catalog = policy.catalog
     batch, nodes = hidden.shape[:2]
+    if not branches.shape[1]:
+        return hidden.new_zeros(batch, 0)
     own = branches[:, :, level].view(batch, nodes, -1)
     if space != "trie":
         everything = torch.ones_like(own, dtype=torch.bool)

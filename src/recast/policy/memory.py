@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from recast.policy.load import Policy
+from recast.policy.logprobs import MOST_LOGITS
 
 MOST_TOKENS = 65536
 """More per pass saves nothing: from a few thousand tokens on the time grows with them."""
@@ -29,16 +30,22 @@ class MemoryPlan:
     """The plan in one line."""
 
 
-def plan_memory(policy: Policy, longest: int, wanted: int | None) -> MemoryPlan:
+def plan_memory(
+    policy: Policy, longest: int, wanted: int | None, *, reference: bool = False, reads: int = 0
+) -> MemoryPlan:
     """As many tokens per pass as fit into half of the free memory, 65,536 at most, or `wanted`.
 
     `longest` is the largest number of tokens that one prompt has with its branches; where they do
-    not fit, activations are checkpointed. The model's gradients and AdamW's two moments come first.
+    not fit, activations are checkpointed. The model's gradients and AdamW's two moments come first,
+    the copy of a `reference`, and the logits of the `reads` positions that a step reads.
     """
     weights = sum(p.nbytes for p in policy.model.parameters())
+    vocabulary = policy.model.get_input_embeddings().weight.shape[0]
+    # Logits, their exponentials and the gradients of both.
+    logits = 4 * 4 * min(MOST_LOGITS, vocabulary * reads)
     free = free_bytes(policy.catalog.device)
-    room = max(free - 3 * weights, 0) * _SHARE
-    per_token = bytes_per_token(policy)
+    room = max(free - (3 + reference) * weights - logits, 0) * _SHARE
+    per_token: float = bytes_per_token(policy)
     fits = int(room / per_token)
     checkpointing = fits < longest and policy.model.supports_gradient_checkpointing
     if checkpointing:
@@ -47,15 +54,19 @@ def plan_memory(policy: Policy, longest: int, wanted: int | None) -> MemoryPlan:
         per_token = hidden * layers + per_token / layers
         fits = int(room / per_token)
     tokens = wanted or max(min(fits, MOST_TOKENS), 1)
-    lines = [
-        f"memory: {size(free)} free, {size(4 * weights)} for weights, gradients and AdamW, "
-        f"{size(per_token)} per token in training"
-        f"{' with checkpointing' if checkpointing else ''}: at most {tokens:,} tokens a pass, "
-        f"about {size(max(tokens, longest) * per_token)}"
+    parts = [
+        f"memory: {size(free)} free, {size((4 + reference) * weights)} for weights, gradients and "
+        f"AdamW, {size(logits)} for logits, {size(per_token)} per token in training"
+        + " with checkpointing"
+        * checkpointing,
+        f"at most {tokens:,} tokens a pass, about {size(tokens * per_token)}",
     ]
+    if longest > tokens:
+        alone = f"a prompt alone takes up to {longest:,}, about {size(longest * per_token)}"
+        parts.append(alone)
     if max(tokens, longest) * per_token > free:
-        lines.append("more than is free: shorten the window or the group, or use a smaller model")
-    return MemoryPlan(micro_batch_tokens=tokens, checkpointing=checkpointing, text=", ".join(lines))
+        parts.append("more than is free: shorten the window or the group, or use a smaller model")
+    return MemoryPlan(micro_batch_tokens=tokens, checkpointing=checkpointing, text="; ".join(parts))
 
 
 def bytes_per_token(policy: Policy) -> int:
@@ -63,7 +74,8 @@ def bytes_per_token(policy: Policy) -> int:
 
     The difference of two prompts, so that what a pass keeps once is left out.
     """
-    few, more = 32, 64
+    more = min(64, policy.model.config.max_position_embeddings or 64)
+    few = more // 2
     return max((_kept_bytes(policy, more) - _kept_bytes(policy, few)) // (more - few), 1)
 
 

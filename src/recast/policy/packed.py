@@ -41,6 +41,11 @@ class Layout:
 
     _biases: dict[Any, Tensor] = field(default_factory=dict, init=False)
 
+    @property
+    def was_used(self) -> bool:
+        """Whether the attention of any layer has seen it."""
+        return bool(self._biases)
+
     def bias(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "B 1 N S"]:
         """0 where a layer that sees `window` positions back, its own included, may look, else -inf.
 
@@ -240,6 +245,18 @@ def pack(
     )
 
 
+def packed_forward(model: PreTrainedModel, packed: Packed) -> Float[Tensor, "B N W"]:
+    """Last hidden states of the roots and the nodes."""
+    found = model.base_model(
+        input_ids=packed.tokens,
+        position_ids=packed.positions,
+        layout=packed.layout,
+        use_cache=False,
+    )
+    hidden: Tensor = found.last_hidden_state[:, packed.layout.prompt_width :]
+    return hidden
+
+
 def packed_hidden(
     model: PreTrainedModel,
     tokens: Int[Tensor, "B P"],
@@ -251,11 +268,6 @@ def packed_hidden(
     They are what the output layer reads; gradients flow through both. K may be 0 and L may be 1.
     """
     packed = pack(tokens, lengths, branches)
-    hidden = model.base_model(
-        input_ids=packed.tokens,
-        position_ids=packed.positions,
-        layout=packed.layout,
-        use_cache=False,
-    ).last_hidden_state[:, packed.layout.prompt_width :]
+    hidden = packed_forward(model, packed)
     places = packed.places.flatten(1)[..., None].expand(-1, -1, hidden.shape[2])
     return hidden[:, :1], hidden.gather(1, places).unflatten(1, packed.places.shape[1:])

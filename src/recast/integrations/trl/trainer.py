@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -19,11 +20,14 @@ from recast.integrations.trl.packed import PackedGRPOTrainer
 from recast.items.catalog import Catalog
 from recast.items.fan_out import fan_out
 from recast.learnability import group_metrics
-from recast.parts import Part, find_part, name_of, resources, supply
+from recast.parts import Part, find_part, name_of, resources, spell, supply
 from recast.policy.load import as_policy
 from recast.probe import probe_groups, probe_resources
 from recast.rewards.hit import first_hit
 from recast.types import Prompts, RecastError, RolloutGroups, Signal, require
+
+OVER_CHILDREN = ("gumbel", "gumbel_pg", "vstar")
+"""Parts whose probabilities are over the allowed children; TRL's are over the whole vocabulary."""
 
 
 class GRPOTrainer(PackedGRPOTrainer):
@@ -38,7 +42,8 @@ class GRPOTrainer(PackedGRPOTrainer):
     column `target` holds the index of the target item, or a list of them.
 
     Raises `RecastError` for what cannot be packed, for settings of TRL that a catalogue leaves
-    unread, and when TRL's private methods are not those this was written for.
+    unread, for parts that TRL's loss has no place for, and when TRL's private methods are not those
+    this was written for.
     """
 
     def __init__(
@@ -88,16 +93,17 @@ class GRPOTrainer(PackedGRPOTrainer):
         )
         self._policy = as_policy(self._causal_lm(self.model), catalog, 1, "the model")
         part = find_part("sampler", sampler) if isinstance(sampler, str) else sampler
-        _require_bound("sampler", part)
+        _require_usable("sampler", part)
         self._sampler = part
+        self._eval_batches = itertools.count()
         self.rollout_func = self._roll_out
 
     def _usable_signal(self, catalog: Catalog, signal: str | Part) -> Part:
         part = find_part("signal", signal) if isinstance(signal, str) else signal
-        _require_bound("signal", part, frozenset({"fan_out"}))
+        _require_usable("signal", part, frozenset({"fan_out"}))
         groups = probe_groups(self.num_generations, catalog.num_levels)
         tried = supply(part, probe_resources(groups))(groups, first_hit(groups))
-        _require_no_likelihood(part, tried)
+        _require_place(part, groups, tried)
         return supply(part, {"fan_out": partial(fan_out, catalog)})
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -117,7 +123,7 @@ class GRPOTrainer(PackedGRPOTrainer):
         with blame("signal", self._signal):
             signal = self._signal(groups, rewards)
         guard_signal(self._signal, groups, signal, self.args.output_dir)
-        _require_no_likelihood(self._signal, signal)
+        _require_place(self._signal, groups, signal)
         mode = "train" if self.model.training else "eval"
         for name, value in group_metrics([(groups, rewards)], signal).items():
             self._metrics[mode][name].append(value)
@@ -199,7 +205,7 @@ class GRPOTrainer(PackedGRPOTrainer):
                 size,
                 space="full",
                 seed=self.args.seed,
-                step=self._step,
+                step=self._batch_number(),
                 policy_version=self._step,
             )
         guard_groups(self._sampler, groups, count)
@@ -210,6 +216,13 @@ class GRPOTrainer(PackedGRPOTrainer):
             "logprobs": None,
             "rollout_item": groups.items.flatten().tolist(),
         }
+
+    def _batch_number(self) -> int:
+        """Of its own for every batch of rollouts, also after a run was resumed."""
+        if not self.model.training:
+            return next(self._eval_batches)
+        per_update = self.args.gradient_accumulation_steps
+        return int(self.state.global_step * per_update + self._step % per_update)
 
     @property
     def _group_size(self) -> int:
@@ -230,25 +243,47 @@ class GRPOTrainer(PackedGRPOTrainer):
                 self._signal is None, "target", None, "a signal needs this column of item numbers"
             )
             return torch.full((len(inputs) // size, 1), -1, device=self.accelerator.device)
-        found = [row["target"] for row in inputs[::size]]
-        listed = [torch.tensor([x] if isinstance(x, int) else x) for x in found]
-        targets = pad_sequence(listed, batch_first=True, padding_value=-1)
         last = self._policy.catalog.num_items - 1
-        if targets.is_floating_point() or not bool(((targets >= -1) & (targets <= last)).all()):
-            raise RecastError(f"target holds {found}: give items of the catalog, 0 to {last}")
-        return targets.to(self.accelerator.device)
+        listed = [_items(row["target"], last) for row in inputs[::size]]
+        return pad_sequence(listed, batch_first=True, padding_value=-1).to(self.accelerator.device)
 
 
-def _require_bound(kind: str, part: Part, supplied: frozenset[str] = frozenset()) -> None:
+def _items(target: Any, last: int) -> Int[Tensor, " T"]:
+    """One row's column `target`: an item's index, 0 to `last`, or some of them."""
+    try:
+        items = torch.as_tensor(target).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):  # text, None, lists of unequal length
+        items = torch.empty(0)
+    if items.is_floating_point() or not bool(((items >= 0) & (items <= last)).all()):
+        raise RecastError(
+            f"the column target holds {target!r}: give the index of an item of the catalog, 0 to "
+            f"{last}, or a list of them"
+        )
+    return items.long()
+
+
+def _require_usable(kind: str, part: Part, supplied: frozenset[str] = frozenset()) -> None:
+    if spell(part)[0] in OVER_CHILDREN:
+        raise RecastError(
+            f"{kind} {name_of(part)} is defined over the children that the trie allows, TRL's "
+            "log-probabilities are over the whole vocabulary: train with `recast rl`"
+        )
     for name in sorted(resources(part) - supplied):
         raise RecastError(
             f"{kind} {name_of(part)} needs {name}: bind it, functools.partial(..., {name}=...)"
         )
 
 
-def _require_no_likelihood(part: Part, signal: Signal) -> None:
+def _require_place(part: Part, groups: RolloutGroups, signal: Signal) -> None:
+    """TRL's batch has a row per completion, its loss a weight per token."""
+    given, made = groups.tokens.shape[1], signal.groups.tokens.shape[1]
+    if made != given:
+        raise RecastError(
+            f"signal {name_of(part)} turns groups of {given} rollouts into groups of {made}, for "
+            "which TRL's batch has no place: train with `recast rl`"
+        )
     if bool((signal.nll_weight != 0).any()):
         raise RecastError(
             f"signal {name_of(part)} weighs the target's likelihood, for which TRL's loss has no "
-            "place: train with recast.train_rl"
+            "place: train with `recast rl`"
         )
