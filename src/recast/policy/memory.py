@@ -54,11 +54,10 @@ def plan_memory(
         per_token = hidden * layers + per_token / layers
         fits = int(room / per_token)
     tokens = wanted or max(min(fits, MOST_TOKENS), 1)
+    how = "in training with checkpointing" if checkpointing else "in training"
     parts = [
         f"memory: {size(free)} free, {size((4 + reference) * weights)} for weights, gradients and "
-        f"AdamW, {size(logits)} for logits, {size(per_token)} per token in training"
-        + " with checkpointing"
-        * checkpointing,
+        f"AdamW, {size(logits)} for logits, {size(per_token)} per token {how}",
         f"at most {tokens:,} tokens a pass, about {size(tokens * per_token)}",
     ]
     if longest > tokens:
