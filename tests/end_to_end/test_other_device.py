@@ -43,7 +43,7 @@ def test_a_method_gives_the_weights_of_the_cpu(
     walk: Path, one_level: Path, tmp_path: Path, name: str
 ) -> None:
     settings = OWN.get(name, {}) | ({"ranker": str(one_level)} if name in RANKED else {})
-    settings |= {"method": name, "steps": 2} | ({} if METHODS[name].samplers else {"group_size": 1})
+    settings |= {"method": name, "steps": 1} | ({} if METHODS[name].samplers else {"group_size": 1})
     train_rl(rl_config(walk, tmp_path / "here", **settings))
     with OtherDevice():
         train_rl(rl_config(walk, tmp_path / "there", device=NAME, **settings))
