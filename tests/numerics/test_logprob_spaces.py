@@ -11,6 +11,7 @@ from shapes import Shapes
 from recast.config import LogprobSpace
 from recast.policy import logprobs
 from recast.policy.logprobs import branch_logprobs
+from recast.rollout.beam import beam_search
 from recast.rollout.sample import sample
 from recast.types import Prompts, RecastError, select
 
@@ -73,6 +74,43 @@ def test_a_branch_without_a_probability_is_refused(
     with pytest.raises(RecastError, match=rf"of prompt 0 .*{word}"):
         branch_logprobs(policy, prompts, branches, "trie")
     assert branch_logprobs(policy, prompts, branches, "full").isfinite().all()
+
+
+def test_a_token_of_another_level_has_no_probability_in_the_level_space(prompts: Prompts) -> None:
+    policy = tiny.tiny_policy("qwen3", tiny.tiny_catalog())
+    branches = prompts.targets.clone()
+    branches[1, 0, 2] = policy.catalog.level_tokens(1)[0]
+    with pytest.raises(RecastError, match="of prompt 1 has a token that is none of level 2"):
+        branch_logprobs(policy, prompts, branches, "level")
+    assert branch_logprobs(policy, prompts, branches, "full").isfinite().all()
+    branches[1, 0] = policy.catalog.pad_token  # no branch at all
+    assert (branch_logprobs(policy, prompts, branches, "level")[1, 0] == 0).all()
+
+
+def test_beams_without_the_trie_stay_on_the_levels_of_their_space(prompts: Prompts) -> None:
+    """The best of all 3 x 3 x 4 sequences of codes, items or not."""
+    policy = tiny.tiny_policy("qwen3", tiny.tiny_catalog(), torch.float64)
+    plain = tiny.twin(policy.model)
+    starts = torch.tensor([policy.catalog.level_tokens(level) for level in range(3)])[:, 0]
+    every = torch.cartesian_prod(*(torch.arange(n) for n in (3, 3, 4))) + starts
+    found = beam_search(policy, prompts, 36, constrained=False, space="level")
+    for row in range(3):
+        wanted = {}
+        for branch in every.tolist():
+            prompt = prompts.tokens[row, : int(prompts.lengths[row])].tolist()
+            with torch.no_grad():
+                logits = naive.next_logits(plain, prompt + branch[:-1], 3)
+            spans = [policy.catalog.level_tokens(level) for level in range(3)]
+            parts = [
+                logits[i, token] - logits[i, slice(*spans[i])].logsumexp(0)
+                for i, token in enumerate(branch)
+            ]
+            wanted[tuple(branch)] = float(torch.stack(parts).sum())
+        scores = found.rollout_logprobs[row].sum(-1).tolist()
+        assert scores == sorted(scores, reverse=True)
+        assert {tuple(x) for x in found.tokens[row].tolist()} == set(wanted)
+        for branch, score in zip(found.tokens[row].tolist(), scores, strict=True):
+            assert score == pytest.approx(wanted[tuple(branch)], abs=1e-6)
 
 
 def test_padding_among_several_targets_scores_zero_in_the_trie() -> None:

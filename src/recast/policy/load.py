@@ -225,10 +225,7 @@ def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) 
     Raises `RecastError` when its attention cannot be the packed one, when its vocabulary or context
     is too small, and when its logits are not plainly those of its output layer.
     """
-    # Other models would run without the layout, that is, with wrong numbers and no error.
-    layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    known = layers <= {"full_attention", "sliding_attention"}
-    if not (known and model._supports_attention_backend):
+    if not is_packable(model):
         raise _other_attention(name, type(model).__name__)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < catalog.vocab_size:
@@ -251,6 +248,16 @@ def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) 
             "own); choose a plain one, such as Qwen3 or Llama"
         )
     return Policy(model=model, catalog=catalog, window=window)
+
+
+def is_packable(model: PreTrainedModel) -> bool:
+    """Whether all layers have an attention that the packed one can replace.
+
+    Others would run without the layout, that is, with wrong numbers and no error.
+    """
+    layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    known = layers <= {"full_attention", "sliding_attention"}
+    return known and bool(model._supports_attention_backend)
 
 
 @torch.no_grad()

@@ -31,9 +31,9 @@ def vocabulary_scores(
 ) -> Float[Tensor, "N C"]:
     """Log-probability of each candidate after each hidden state, in float32 or wider.
 
-    `columns` are the tokens it is normalised over, from the first up to the last, all by default; a
-    candidate that is not among them (padding) gets some finite number. Where the hidden states are
-    too many for one part, the parts are computed again in the backward pass instead of kept.
+    `columns` are the tokens it is normalised over, from the first up to the last, all by default;
+    the candidates must be among them. Where the hidden states are too many for one part, the parts
+    are computed again in the backward pass instead of kept.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     weight, bias = head.weight, head.bias
@@ -44,8 +44,7 @@ def vocabulary_scores(
     def scores(hidden: Tensor, tokens: Tensor) -> Tensor:
         logits = F.linear(hidden, weight, bias)
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        asked = (tokens - start).clamp(0, end - start - 1)
-        return logits.gather(-1, asked) - logits.logsumexp(-1, keepdim=True)
+        return logits.gather(-1, tokens - start) - logits.logsumexp(-1, keepdim=True)
 
     rows = max(1, MOST_LOGITS // (end - start))
     if len(hidden) <= rows:
@@ -67,7 +66,7 @@ def token_scores(
 ) -> Float[Tensor, "B N C"]:
     """Log-probabilities of the candidate `tokens` at each of N nodes; -inf where not allowed.
 
-    In the `trie` space the candidates must be all children.
+    In the `level` space they must be tokens of the level, in the `trie` space all children.
     """
     columns = None if space == "full" else policy.catalog.level_tokens(level)
     flat = vocabulary_scores(policy.model, hidden.flatten(0, 1), tokens.flatten(0, 1), columns)
@@ -89,7 +88,8 @@ def branch_logprobs(
 ) -> Float[Tensor, "B K L"]:
     """Log-probability of every token of every branch, in one packed forward.
 
-    Raises `RecastError` in the `trie` space for a branch that the trie does not allow.
+    Raises `RecastError` in the `trie` space for a branch that the trie does not allow, in the
+    `level` space for one with a token of another level.
     """
     catalog, sent = policy.catalog, branches
     if space == "trie":
@@ -128,27 +128,40 @@ def branch_scores(
 ) -> Float[Tensor, "B K"]:
     """Score of each branch's token at `level`; N is K, or 1 at the root, which all share.
 
-    A branch of pad tokens is none: in the `trie` space, where it has no probability, it scores 0.
+    A branch of pad tokens is none: where it has no probability it scores 0.
     """
     catalog = policy.catalog
     batch, nodes = hidden.shape[:2]
     if not branches.shape[1]:
         return hidden.new_zeros(batch, 0)
     own = branches[:, :, level].view(batch, nodes, -1)
-    if space != "trie":
-        everything = torch.ones_like(own, dtype=torch.bool)
+    everything = torch.ones_like(own, dtype=torch.bool)
+    if space == "full":
         return token_scores(policy, hidden, own, everything, space=space, level=level).flatten(1)
+    padding = (branches == catalog.pad_token).all(-1)
+    if space == "level":
+        start, end = catalog.level_tokens(level)
+        inside = (own >= start) & (own < end)
+        _require_all(
+            inside.flatten(1) | padding, branches, f"a token that is none of level {level}"
+        )
+        own = own.where(inside, start)
+        scores = token_scores(policy, hidden, own, everything, space=space, level=level)
+        return scores.flatten(1).masked_fill(padding, 0.0)
     path = catalog.path_of(branches)
     above = path[:, :, level] if level else path.new_zeros(batch, 1)
     asked, child, allowed = catalog.children(level, above, excluded)
     place = (path[:, :, level + 1].view(own.shape) - child[..., :1]).clamp(0, asked.shape[-1] - 1)
-    padding = (branches == catalog.pad_token).all(-1)
     valid = (path[:, :, -1] >= 0) & allowed.gather(-1, place).flatten(1)
-    if bool((lost := ~valid & ~padding).any()):
-        row, branch = lost.nonzero()[0].tolist()
-        raise RecastError(
-            f"branch {branches[row, branch].tolist()} of prompt {row} is not in the catalogue, or "
-            "was seen, and has no probability in logprob_space 'trie': use 'full' or 'level'"
-        )
+    _require_all(valid | padding, branches, "an item that is not in the catalogue, or was seen")
     scores = token_scores(policy, hidden, asked, allowed, space=space, level=level)
     return scores.gather(-1, place).flatten(1).masked_fill(padding, 0.0)
+
+
+def _require_all(valid: Bool[Tensor, "B K"], branches: Int[Tensor, "B K L"], what: str) -> None:
+    if not bool(valid.all()):
+        row, branch = (~valid).nonzero()[0].tolist()
+        raise RecastError(
+            f"branch {branches[row, branch].tolist()} of prompt {row} has {what}, and with it no "
+            "probability in this logprob_space: use 'full'"
+        )

@@ -16,6 +16,7 @@ from recast.policy.logprobs import MOST_LOGITS
 MOST_TOKENS = 65536
 """More per pass saves nothing: from a few thousand tokens on the time grows with them."""
 
+_ASSUMED = 4 * 2**30  # where the system does not tell
 _SHARE = 0.5  # of the free memory; the rest is for the backward pass, the search and for others
 
 
@@ -43,7 +44,9 @@ def plan_memory(
     vocabulary = policy.model.get_input_embeddings().weight.shape[0]
     # Logits, their exponentials and the gradients of both.
     logits = 4 * 4 * min(MOST_LOGITS, vocabulary * reads)
-    free = free_bytes(policy.catalog.device)
+    found = free_bytes(policy.catalog.device)
+    free = _ASSUMED if found is None else found
+    known = f"{size(free)} " + ("assumed, what is free is not known" if found is None else "free")
     room = max(free - (3 + reference) * weights - logits, 0) * _SHARE
     per_token: float = bytes_per_token(policy)
     fits = int(room / per_token)
@@ -56,7 +59,7 @@ def plan_memory(
     tokens = wanted or max(min(fits, MOST_TOKENS), 1)
     how = "in training with checkpointing" if checkpointing else "in training"
     parts = [
-        f"memory: {size(free)} free, {size((4 + reference) * weights)} for weights, gradients and "
+        f"memory: {known}, {size((4 + reference) * weights)} for weights, gradients and "
         f"AdamW, {size(logits)} for logits, {size(per_token)} per token {how}",
         f"at most {tokens:,} tokens a pass, about {size(tokens * per_token)}",
     ]
@@ -98,8 +101,11 @@ def _kept_bytes(policy: Policy, length: int) -> int:
     return total
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device now; on the CPU within the limit of the container."""
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on the device now; on the CPU within the limit of the container.
+
+    None where the system does not tell.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     found = []
@@ -110,7 +116,7 @@ def free_bytes(device: torch.device) -> int:
     limit = group / "memory.max"
     if limit.is_file() and (most := limit.read_text().strip()).isdigit():
         found.append(int(most) - int((group / "memory.current").read_text()))
-    return max(min(found, default=4 * 2**30), 0)
+    return max(min(found), 0) if found else None
 
 
 def size(count: float) -> str:

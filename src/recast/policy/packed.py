@@ -111,7 +111,8 @@ def packed_attention(
 
 
 def _is_last(module: Any) -> bool:
-    return bool(module.layer_idx == module.config.num_hidden_layers - 1)
+    number = getattr(module, "layer_idx", None)  # a model that does not say computes it all
+    return number is not None and bool(number == module.config.num_hidden_layers - 1)
 
 
 def _causal(

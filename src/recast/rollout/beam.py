@@ -31,8 +31,8 @@ def beam_search(
     """The `group_size` best items by summed log-probability in `space`, no length penalty.
 
     Equal to transformers' beam search under the same constraint when `space` is `full`. With
-    `constrained=False` every token may follow every other; sequences outside the catalogue get
-    item -1. The search draws nothing: `seed` and `step` are for the signals that do.
+    `constrained=False` every token of `space` may follow every other; sequences outside the
+    catalogue get item -1. The search draws nothing: `seed` and `step` are for the signals that do.
 
     With `guide`, scores of all items by another model, beams are kept and ordered by D3's mixture
     (`recast.rollout.guide`): `alpha` weighs the policy. `rollout_logprobs` are the policy's own all
@@ -55,8 +55,8 @@ def beam_search(
             asked, child, allowed = catalog.children(level, nodes, decoder.excluded)
         else:
             width = policy.model.get_output_embeddings().weight.shape[0]
-            vocabulary = torch.arange(width, device=nodes.device)
-            asked = vocabulary.expand(*nodes.shape, -1)
+            start, end = (0, width) if space == "full" else catalog.level_tokens(level)
+            asked = torch.arange(start, end, device=nodes.device).expand(*nodes.shape, -1)
             child, allowed = torch.zeros_like(asked), torch.ones_like(asked, dtype=torch.bool)
         found = token_scores(policy, decoder.hidden, asked, allowed, space=space, level=level)
         ranked_by = found

@@ -25,6 +25,7 @@ from recast.integrations.trl.host import (
     split_tensor_dict,
 )
 from recast.integrations.trl.rows import pack_rows
+from recast.policy.load import is_packable
 from recast.policy.packed import Layout, pack, packed_attention
 from recast.types import RecastError, require
 
@@ -68,10 +69,8 @@ class PackedGRPOTrainer(StockTrainer):
         check_fields(self)
         self._deferred = False
         model = self._causal_lm(self.model)
-        layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-        packable = isinstance(model, PreTrainedModel) and not self._is_vlm
-        packable &= layers <= {"full_attention", "sliding_attention"}
-        if self.aux_loss_enabled or not packable:
+        plain = isinstance(model, PreTrainedModel) and not self._is_vlm
+        if self.aux_loss_enabled or not (plain and is_packable(model)):
             raise RecastError(
                 f"the model is a {type(model).__name__}, with images, experts, adapters or an "
                 "attention that the packed forward cannot replace: choose a plain text model, "
