@@ -252,7 +252,7 @@ def run(smoke: bool) -> list[Row]:
     else:
         cases = {
             "256": Case(num_prompts=8, group_size=32, items=85, steps=3, micro_batch=32),
-            "1024": Case(num_prompts=4, group_size=32, items=341, steps=2, micro_batch=32),
+            "1024": Case(num_prompts=4, group_size=32, items=341, steps=3, micro_batch=32),
         }
         overrides = Case(
             num_prompts=8, group_size=32, items=85, steps=15, micro_batch=256, side="overrides"
