@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Row
-from recast.environment import environment
+from recast.run.environment import environment
 
 MODULES = ("rollout", "update", "step", "evaluation", "trl", "trie", "semantic_ids", "gpu")
 PACKAGES = ("torch", "transformers", "trl", "faiss-cpu", "numpy")

@@ -19,13 +19,13 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from benchmarks.harness import Work, peak_bytes, stock_attention
-from recast.actor import Actor
 from recast.items.catalog import Catalog
 from recast.losses import ppo_clip
 from recast.policy.load import Policy
 from recast.policy.logprobs import vocabulary_scores
 from recast.policy.packed import ATTENTION
 from recast.rollout.beam import beam_search
+from recast.train.actor import Actor
 from recast.types import Prompts, RolloutGroups
 
 MAX_GRAD_NORM = 1.0

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel
 from benchmarks.device import actor_of, moved_to, with_a_hit
 from benchmarks.harness import random_catalog, random_prompts, tiny_qwen3
 from benchmarks.update import gradient
-from recast.actor import update
 from recast.items.catalog import Catalog
 from recast.policy.load import Policy
 from recast.policy.logprobs import branch_logprobs
@@ -22,6 +21,7 @@ from recast.rewards.hit import set_ratio
 from recast.rollout.beam import beam_search
 from recast.rollout.sample import sample
 from recast.signals.grpo import grpo
+from recast.train.actor import update
 from recast.types import Prompts
 
 

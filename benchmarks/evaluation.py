@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.harness import Row, cpu_seconds, main, random_catalog, tiny_policy
 from benchmarks.rollout import Prefixes, prefixes_of, transformers_beams
-from recast.evaluate import rank_policy
+from recast.evaluation.rank import rank_policy
 from recast.policy.load import Policy
 from recast.policy.prompts import build_prompts
 from recast.types import Interactions

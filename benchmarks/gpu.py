@@ -13,8 +13,8 @@ old, ref    a forward pass each, timed once: the reference has the policy's own 
 update      forward and backward, no optimizer step
 optimizer   clipping and AdamW with moments in bfloat16, at a learning rate of 0
 step        rollout + ref + update + optimizer; neither side needs `old` while it makes one update
-            per rollout. Packed: `beam_search` and `recast.actor.update`, timed as one, every time
-            on prompts of its own, so that what is built anew for new shapes is in the time
+            per rollout. Packed: `beam_search` and `train.actor.update`, timed as one, every time on
+            prompts of its own, so that what is built anew for new shapes is in the time
 
 Naive passes are alike, so `passes` of them at most are timed, and scaled to all rows. Both sides
 use the same output layer, on the positions that are read.
@@ -53,7 +53,7 @@ from benchmarks.device import (
 )
 from benchmarks.device_check import check_device
 from benchmarks.harness import Row, Work, main, random_catalog, random_prompts
-from recast.actor import Actor, micro_batches, rollouts_to_send, update
+from recast.groups import select
 from recast.items.catalog import Catalog
 from recast.losses import ppo_clip
 from recast.policy.logprobs import branch_logprobs
@@ -61,7 +61,8 @@ from recast.policy.memory import plan_memory
 from recast.rewards.hit import set_ratio
 from recast.rollout.beam import beam_search
 from recast.signals.grpo import grpo
-from recast.types import Prompts, select
+from recast.train.actor import Actor, micro_batches, rollouts_to_send, update
+from recast.types import Prompts
 
 Pass = Callable[[], Tensor]
 

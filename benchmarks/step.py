@@ -22,12 +22,12 @@ from benchmarks.harness import (
     tiny_policy,
 )
 from benchmarks.update import floor_tokens, plain_logprobs, policy_gradient
-from recast.actor import Actor, update
 from recast.losses import ppo_clip
 from recast.policy.load import Policy
 from recast.rewards.hit import set_ratio
 from recast.rollout.beam import beam_search
 from recast.signals.grpo import grpo
+from recast.train.actor import Actor, update
 
 KL_COEF, MAX_GRAD_NORM = 0.001, 1.0
 

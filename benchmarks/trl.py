@@ -33,16 +33,16 @@ from trl import GRPOTrainer as StockTrainer
 
 from benchmarks.harness import Row, main, random_catalog, tiny_qwen3
 from benchmarks.trl_overrides import OverriddenTrainer, check
-from recast.actor import Actor, update
 from recast.integrations.trl import GRPOTrainer
 from recast.items.catalog import Catalog
 from recast.losses import ppo_clip
-from recast.parts import find_part
+from recast.methods.parts import find_part
 from recast.policy.load import Policy
 from recast.policy.packed import ATTENTION
 from recast.policy.prompts import build_prompts
 from recast.rewards.hit import first_hit
 from recast.signals.grpo import grpo
+from recast.train.actor import Actor, update
 from recast.types import SPLITS, Interactions
 
 UNREAD = "the last layer's attention over the prompt, which nobody reads"

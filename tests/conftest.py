@@ -8,3 +8,5 @@ from __future__ import annotations
 from jaxtyping import install_import_hook
 
 install_import_hook("recast", "checked.check")
+
+pytest_plugins = ["walk_fixtures"]

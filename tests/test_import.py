@@ -57,3 +57,30 @@ def test_dir_lists_the_exports() -> None:
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'recast' has no attribute 'train_lr'"):
         _ = recast.train_lr
+
+
+def test_no_file_imports_itself_by_any_way_deferred_imports_counted() -> None:
+    root = Path(recast.__file__).parent
+    names = {
+        file: ".".join(("recast", *file.relative_to(root).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        )
+        for file in root.rglob("*.py")
+    }
+    modules = set(names.values()) - {"recast"}  # the root names its exports for type checkers only
+    imports = {name: _imported(file, modules) - {name} for file, name in names.items()}
+    while ready := [name for name in imports if not imports[name] & imports.keys()]:
+        for name in ready:
+            del imports[name]
+    assert not imports, f"a circle among {sorted(imports)}"
+
+
+def _imported(file: Path, modules: set[str]) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            found |= inner or ({node.module} & modules)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names} & modules
+    return found

@@ -20,25 +20,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recast.config.data import PrepareConfig as PrepareConfig
     from recast.config.data import TokenizeConfig as TokenizeConfig
-    from recast.config.judge import EvaluateConfig as EvaluateConfig
-    from recast.config.judge import GroundConfig as GroundConfig
-    from recast.config.judge import QuickstartConfig as QuickstartConfig
-    from recast.config.judge import StratifyConfig as StratifyConfig
+    from recast.config.evaluation import EvaluateConfig as EvaluateConfig
+    from recast.config.evaluation import GroundConfig as GroundConfig
+    from recast.config.evaluation import StratifyConfig as StratifyConfig
+    from recast.config.quickstart import QuickstartConfig as QuickstartConfig
     from recast.config.train import ModelConfig as ModelConfig
     from recast.config.train import RLConfig as RLConfig
     from recast.config.train import SFTConfig as SFTConfig
     from recast.data.folder import load_data as load_data
     from recast.data.prepare import prepare as prepare
-    from recast.evaluate import evaluate_policy as evaluate_policy
-    from recast.grounding import ground_texts as ground_texts
+    from recast.evaluation.grounding import ground_texts as ground_texts
+    from recast.evaluation.rank import evaluate_policy as evaluate_policy
+    from recast.evaluation.stratify import stratify_policy as stratify_policy
     from recast.items.catalog import load_catalog as load_catalog
     from recast.items.tokenize import tokenize as tokenize
-    from recast.methods import METHODS as METHODS
-    from recast.methods import Method as Method
+    from recast.methods.table import METHODS as METHODS
+    from recast.methods.table import Method as Method
     from recast.policy.load import load_policy as load_policy
     from recast.rl import train_rl as train_rl
     from recast.sft import train_sft as train_sft
-    from recast.stratify import stratify_policy as stratify_policy
     from recast.types import Prompts as Prompts
     from recast.types import RecastError as RecastError
     from recast.types import RolloutGroups as RolloutGroups
@@ -47,25 +47,25 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "EvaluateConfig": "recast.config.judge",
+    "EvaluateConfig": "recast.config.evaluation",
     "ModelConfig": "recast.config.train",
     "PrepareConfig": "recast.config.data",
-    "QuickstartConfig": "recast.config.judge",
-    "GroundConfig": "recast.config.judge",
-    "StratifyConfig": "recast.config.judge",
+    "QuickstartConfig": "recast.config.quickstart",
+    "GroundConfig": "recast.config.evaluation",
+    "StratifyConfig": "recast.config.evaluation",
     "RLConfig": "recast.config.train",
     "SFTConfig": "recast.config.train",
     "TokenizeConfig": "recast.config.data",
     "load_data": "recast.data.folder",
     "prepare": "recast.data.prepare",
-    "evaluate_policy": "recast.evaluate",
-    "ground_texts": "recast.grounding",
-    "stratify_policy": "recast.stratify",
+    "evaluate_policy": "recast.evaluation.rank",
+    "ground_texts": "recast.evaluation.grounding",
+    "stratify_policy": "recast.evaluation.stratify",
     "load_catalog": "recast.items.catalog",
     "tokenize": "recast.items.tokenize",
     "load_policy": "recast.policy.load",
-    "METHODS": "recast.methods",
-    "Method": "recast.methods",
+    "METHODS": "recast.methods.table",
+    "Method": "recast.methods.table",
     "train_rl": "recast.rl",
     "train_sft": "recast.sft",
     "Prompts": "recast.types",

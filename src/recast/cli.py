@@ -59,16 +59,18 @@ VERBS = {
     "rl": Verb("RLConfig", "recast.rl:train_rl", "post-train a policy with one method"),
     "evaluate": Verb(
         "EvaluateConfig",
-        "recast.evaluate:evaluate_policy",
+        "recast.evaluation.rank:evaluate_policy",
         "rank the whole catalogue for every row of a split",
     ),
     "ground": Verb(
         "GroundConfig",
-        "recast.grounding:ground_texts",
+        "recast.evaluation.grounding:ground_texts",
         "rank real items by the free text that an LLM wrote for each row",
     ),
     "stratify": Verb(
-        "StratifyConfig", "recast.stratify:stratify_policy", "where a ranker would help a policy"
+        "StratifyConfig",
+        "recast.evaluation.stratify:stratify_policy",
+        "where a ranker would help a policy",
     ),
 }
 
@@ -123,8 +125,8 @@ def _resolve(path: str) -> Callable[..., Any]:
 
 def configure(name: str, args: list[str]) -> Any:
     """The config of the verb `name` from its arguments; None for a verb without settings."""
-    from recast import arguments
     from recast import config as configs
+    from recast.config import arguments
 
     if name not in VERBS:
         near = arguments.nearest(name, VERBS) or f"choose from {', '.join(VERBS)}"
@@ -151,7 +153,7 @@ def overview() -> str:
 
 def methods_help() -> str:
     """The methods by name, one line each."""
-    from recast.methods import METHODS
+    from recast.methods.table import METHODS
 
     width = max(map(len, METHODS)) + 2
     lines = [f"  {name:<{width}}{method.summary}\n" for name, method in METHODS.items()]

@@ -15,9 +15,6 @@ from typing import Any, Literal
 
 import torch
 
-from recast.baselines import Scorer, item_knn, popularity, tune_item_knn
-from recast.checkpoint import staged_file
-from recast.compare import compare
 from recast.config import (
     EvaluateConfig,
     PrepareConfig,
@@ -29,16 +26,19 @@ from recast.config import (
 from recast.data.folder import data_hash
 from recast.data.folder import describe as describe_data
 from recast.data.prepare import prepare
-from recast.evaluate import evaluate_policy, rank_scores, sample_rows
+from recast.evaluation.compare import compare
+from recast.evaluation.metrics import PRIMARY, Ranks, read_ranks, row_metrics, write_evaluation
+from recast.evaluation.rank import evaluate_policy, rank_scores, sample_rows
 from recast.items.card import describe as describe_catalog
 from recast.items.catalog import Catalog
 from recast.items.tokenize import tokenize
-from recast.log import RunLog
-from recast.methods import METHODS
+from recast.methods.table import METHODS
+from recast.policy.baselines import Scorer, item_knn, popularity, tune_item_knn
 from recast.policy.threads import choose_threads
-from recast.ranks import PRIMARY, Ranks, read_ranks, row_metrics, write_evaluation
 from recast.report.table import markdown, plain
 from recast.rl import train_rl
+from recast.run.files import staged_file
+from recast.run.log import RunLog
 from recast.sft import train_sft
 from recast.types import Interactions, Metrics
 

@@ -17,24 +17,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.actor import Actor, needs, update
-from recast.assembly import equip, resolve
-from recast.checkpoint import refuse_existing
 from recast.config import RLConfig
 from recast.data.folder import data_hash, load_data
-from recast.evaluate import sample_rows, validate
-from recast.guard import blame, guard_inputs, guard_signal, versions
-from recast.learnability import group_metrics
-from recast.log import RunLog
-from recast.methods import Method
-from recast.parts import spell, supply
+from recast.evaluation.rank import sample_rows, validate
+from recast.groups import select
+from recast.methods.assembly import equip, resolve
+from recast.methods.guard import blame, guard_inputs, guard_signal, versions
+from recast.methods.parts import spell, supply
+from recast.methods.table import Method
 from recast.policy.load import Policy, disable_dropout, load_policy, save_policy
 from recast.policy.memory import MemoryPlan, plan_memory
 from recast.policy.prompts import build_prompts, check_catalog
 from recast.policy.threads import choose_threads
 from recast.rollout.beam import beam_search
-from recast.search import Search, branch_tokens, prompt_batches
-from recast.types import Metrics, RolloutGroups, Signal, select
+from recast.run.files import refuse_existing
+from recast.run.log import RunLog
+from recast.train.actor import Actor, needs, update
+from recast.train.learnability import group_metrics
+from recast.train.search import Search, branch_tokens, prompt_batches
+from recast.types import Metrics, RolloutGroups, Signal
 
 _MEMORY = 0.9  # of the running trainable fraction, per step
 

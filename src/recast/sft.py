@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.checkpoint import refuse_existing
 from recast.config import SFTConfig
 from recast.data.folder import data_hash, load_data
 from recast.draws import uniforms
-from recast.evaluate import sample_rows, validate
+from recast.evaluation.rank import sample_rows, validate
 from recast.items.catalog import load_catalog
-from recast.log import RunLog
 from recast.policy.load import Policy, create_policy, save_policy
 from recast.policy.logprobs import vocabulary_scores
 from recast.policy.prompts import check_catalog
 from recast.policy.threads import choose_threads
+from recast.run.files import refuse_existing
+from recast.run.log import RunLog
 from recast.types import SPLITS, Interactions, Metrics, RecastError
 
 

@@ -12,9 +12,9 @@ Padding: `-1` in columns of items, the pad token in columns of tokens; always on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +24,10 @@ from recast.draws import uniforms
 
 Metrics = dict[str, float]
 """One step's numbers under slash names, e.g. `{"group/all_zero_frac": 0.85}`."""
+
+LogprobSpace = Literal["full", "level", "trie"]
+"""Over which tokens a log-probability is normalised: the whole vocabulary, the codes of the level,
+or the children that the trie allows."""
 
 SPLITS = ("train", "rl", "valid", "test")
 """Values of `Interactions.splits`, by index. `rl` is the latest slice of the training period:
@@ -151,36 +155,5 @@ class Signal:
 Ranker = Callable[[Prompts, Int[Tensor, "B N"]], Float[Tensor, "B N"]]
 """Scores of N items (all >= 0) for each prompt, higher is better; any scale."""
 
-
-def is_first(rows: Int[Tensor, "*batch N L"]) -> Bool[Tensor, "*batch N"]:
-    """True where a row repeats no earlier row.
-
-    >>> is_first(torch.tensor([[1, 2], [3, 4], [1, 2]]))
-    tensor([ True,  True, False])
-    """
-    same = (rows.unsqueeze(-2) == rows.unsqueeze(-3)).all(-1)
-    return ~same.tril(diagonal=-1).any(-1)
-
-
-_Typed = TypeVar("_Typed", Prompts, RolloutGroups)
-
-
-def select(batch: _Typed, index: Int[Tensor, " N"]) -> _Typed:
-    """The prompts `index` of a batch, in that order, with everything that belongs to them."""
-    chosen: dict[str, Any] = {}
-    for field in fields(batch):
-        value = getattr(batch, field.name)
-        if isinstance(value, Prompts):
-            chosen[field.name] = select(value, index)
-        else:
-            chosen[field.name] = value[index] if isinstance(value, Tensor) else value
-    return type(batch)(**chosen)
-
-
-def join(parts: Sequence[RolloutGroups], prompts: Prompts) -> RolloutGroups:
-    """The groups of `prompts`, which these parts hold in turn."""
-    joined: dict[str, Any] = {}
-    for field in fields(RolloutGroups):
-        values = [getattr(part, field.name) for part in parts]
-        joined[field.name] = torch.cat(values) if isinstance(values[0], Tensor) else values[0]
-    return RolloutGroups(**joined | {"prompts": prompts})
+Loss = Callable[..., Float[Tensor, "B K L"] | Float[Tensor, "B K"] | Float[Tensor, " B"]]
+"""One value per token, per rollout or per group of the rollouts that are kept."""

@@ -9,15 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recast.losses import (
-    dr_grpo,
-    ecpo,
-    gbpo,
-    gspo,
-    ppo_clip,
-    reinforce,
-    sage_clip,
-)
+from recast.losses import dr_grpo, ecpo, gbpo, gspo, ppo_clip, reinforce, sage_clip
 from recast.losses.rollouts import rollout_mean, rollout_sum
 from recast.types import RecastError
 

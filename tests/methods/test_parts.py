@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from recast.parts import (
+from recast.config.plugin import load_function
+from recast.methods.parts import (
     KINDS,
     find_part,
     name_of,
@@ -20,7 +21,6 @@ from recast.parts import (
     supply,
     with_parameters,
 )
-from recast.plugin import load_function
 from recast.types import RecastError
 
 

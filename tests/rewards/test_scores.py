@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recast.scores import (
+from recast.rewards.scores import (
     shared_prefix,
     sid_any_hit,
     sid_first_hit,

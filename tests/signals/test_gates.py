@@ -11,12 +11,12 @@ import pytest
 import tiny
 import torch
 
-from recast.actor import Actor, update
 from recast.losses import ppo_clip
 from recast.rollout.sample import sample
 from recast.signals.gates import fixed_mix, gated, random_gate
 from recast.signals.grpo import grpo
 from recast.testing import check_signal
+from recast.train.actor import Actor, update
 from recast.types import RecastError, RolloutGroups, Signal
 
 REWARDS = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0], [1.0, 1, 1, 1]])

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from recast.config.data import PrepareConfig as PrepareConfig
 from recast.config.data import TokenizeConfig as TokenizeConfig
-from recast.config.judge import EvaluateConfig as EvaluateConfig
-from recast.config.judge import GroundConfig as GroundConfig
-from recast.config.judge import QuickstartConfig as QuickstartConfig
-from recast.config.judge import StratifyConfig as StratifyConfig
+from recast.config.evaluation import EvaluateConfig as EvaluateConfig
+from recast.config.evaluation import GroundConfig as GroundConfig
+from recast.config.evaluation import StratifyConfig as StratifyConfig
+from recast.config.quickstart import QuickstartConfig as QuickstartConfig
 from recast.config.train import KLRollouts as KLRollouts
-from recast.config.train import LogprobSpace as LogprobSpace
 from recast.config.train import ModelConfig as ModelConfig
 from recast.config.train import Precision as Precision
 from recast.config.train import RLConfig as RLConfig

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from recast.config.check import at_least, check_seed, no_empty
-from recast.types import require
+from recast.types import LogprobSpace, require
 
 Precision = Literal["float32", "bfloat16"]
 """Of the matrix products; weights, sums and the optimizer are in float32."""
@@ -94,10 +94,6 @@ class SFTConfig:
         require(0 <= share <= 1, "backwards_frac", share, "give a share from 0 to 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "give a rate from 0 up to 1")
 
-
-LogprobSpace = Literal["full", "level", "trie"]
-"""Over which tokens a log-probability is normalised: the whole vocabulary, the codes of the level,
-or the children that the trie allows."""
 
 KLRollouts = Literal["kept", "weighted"]
 """Which rollouts the KL is taken over: all that are kept, or those with an advantage."""

@@ -18,8 +18,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from recast.checkpoint import reading, staged_folder
 from recast.config import PrepareConfig
+from recast.run.files import reading, staged_folder
 from recast.types import SPLITS, Interactions, RecastError
 
 _FILES = ("interactions.parquet", "users.parquet", "items.parquet", "data.json")

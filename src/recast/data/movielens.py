@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from recast.data.tables import check_events, check_items, join_text
-from recast.fetch import fetch_from_wheel
+from recast.run.fetch import fetch_from_wheel
 from recast.types import RecastError
 
 _WHEEL = "recbole==1.2.1"

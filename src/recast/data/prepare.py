@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recast.checkpoint import refuse_existing
 from recast.config import PrepareConfig
 from recast.data.events import first_events, index_events, k_core, order_events, sorted_ids
 from recast.data.folder import load_data, save_data
 from recast.data.movielens import read_packaged, read_zip
 from recast.data.split import RL_FRAC, SPLIT_NAMES, leave_one_out, split_events
 from recast.data.tables import read_tables
+from recast.run.files import refuse_existing
 from recast.types import SPLITS, Interactions, RecastError
 
 

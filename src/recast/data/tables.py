@@ -11,8 +11,8 @@ from pathlib import Path
 
 import polars as pl
 
-from recast.checkpoint import reason_of
 from recast.config import PrepareConfig
+from recast.run.files import reason_of
 from recast.types import RecastError
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from recast.checkpoint import reading
+from recast.run.files import reading
 
 
 def sid_card(

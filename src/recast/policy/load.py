@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 from transformers.utils import logging as hf_logging
 
-from recast.checkpoint import reading, reason_of, staged_folder
 from recast.config import ModelConfig, Precision
 from recast.items.catalog import Catalog, load_catalog
 from recast.policy.packed import ATTENTION, pack, packed_forward
+from recast.run.files import reading, reason_of, staged_folder
 from recast.types import RecastError
 
 # What transformers and safetensors raise for a config.json or weights that are broken.

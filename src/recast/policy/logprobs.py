@@ -14,10 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from recast.config import LogprobSpace
 from recast.policy.load import Policy
 from recast.policy.packed import packed_hidden
-from recast.types import Prompts, RecastError
+from recast.types import LogprobSpace, Prompts, RecastError
 
 MOST_LOGITS = 2**25
 """Float32 numbers of one part; with its gradients a pass holds about four times as many."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from recast.methods import METHODS
-from recast.parts import name_of
+from recast.methods.parts import name_of
+from recast.methods.table import METHODS
 
 
 def describe_methods() -> str:

@@ -1,4 +1,4 @@
-"""Results as a table: the content of `results.json` (`recast.compare`) in, text out.
+"""Results as a table: the content of `results.json` (`recast.evaluation.compare`) in, text out.
 
 One description of the columns serves the screen, plain text and Markdown alike.
 """

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recast.rewards.hit import first_hit
-from recast.scores import shared_prefix, target_sids
+from recast.rewards.scores import shared_prefix, target_sids
 from recast.types import RolloutGroups
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from recast.scores import sid_any_hit, sid_first_hit, sid_set_ratio, target_sids
+from recast.rewards.scores import sid_any_hit, sid_first_hit, sid_set_ratio, target_sids
 from recast.types import RolloutGroups
 
 

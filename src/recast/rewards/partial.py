@@ -12,7 +12,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from recast.scores import structural_score, target_sids
+from recast.rewards.scores import structural_score, target_sids
 from recast.types import RolloutGroups
 
 

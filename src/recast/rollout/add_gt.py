@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from recast.signals.recast import choose_target, overwrite
+from recast.groups import choose_target, overwrite
 from recast.types import RolloutGroups
 
 

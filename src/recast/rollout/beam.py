@@ -6,12 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.config import LogprobSpace
 from recast.policy.load import Policy
 from recast.policy.logprobs import token_scores
 from recast.rollout.guide import guide_logprobs, mix_scores
 from recast.rollout.tree import TreeDecoder
-from recast.types import Prompts, RolloutGroups, require
+from recast.types import LogprobSpace, Prompts, RolloutGroups, require
 
 
 @torch.no_grad()

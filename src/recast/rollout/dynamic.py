@@ -17,11 +17,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from recast.config import LogprobSpace
+from recast.groups import most_probable_first, reorder
 from recast.policy.load import Policy
-from recast.rollout.order import most_probable_first, reorder
 from recast.rollout.sample import draw
-from recast.types import Prompts, RolloutGroups, require
+from recast.types import LogprobSpace, Prompts, RolloutGroups, require
 
 
 def dynamic(

@@ -8,18 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.types import Prompts, RolloutGroups, join, select
+from recast.groups import is_mixed, join, select
+from recast.types import Prompts, RolloutGroups
 
 Drawn = tuple[RolloutGroups, Float[Tensor, "_B _G"]]
-
-
-def is_mixed(groups: RolloutGroups, rewards: Float[Tensor, "B G"]) -> Bool[Tensor, " B"]:
-    """True for groups whose existing rollouts do not all have the same reward."""
-    first = rewards.gather(1, groups.exists.int().argmax(1, keepdim=True))
-    return ((rewards != first) & groups.exists).any(1)
 
 
 def fill_batch(

@@ -29,13 +29,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.config import LogprobSpace
 from recast.draws import uniforms
+from recast.groups import most_probable_first
 from recast.policy.load import Policy
 from recast.policy.logprobs import over_children, token_scores
-from recast.rollout.order import most_probable_first
 from recast.rollout.tree import TreeDecoder
-from recast.types import Prompts, RolloutGroups, require
+from recast.types import LogprobSpace, Prompts, RolloutGroups, require
 
 
 @torch.no_grad()

@@ -11,11 +11,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from recast.config import LogprobSpace
 from recast.policy.load import Policy
 from recast.rollout.gumbel import perturbed_beams
 from recast.rollout.tree import TreeDecoder
-from recast.types import Prompts, RolloutGroups, require
+from recast.types import LogprobSpace, Prompts, RolloutGroups, require
 
 
 @torch.no_grad()

@@ -13,11 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from recast.config import LogprobSpace
 from recast.policy.load import Policy
 from recast.policy.logprobs import branch_scores
 from recast.policy.packed import grow, merge, root_layout, split_root
-from recast.types import Prompts, RolloutGroups
+from recast.types import LogprobSpace, Prompts, RolloutGroups
 
 
 class TreeDecoder:

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.scores import target_sids
+from recast.rewards.scores import target_sids
 from recast.signals.gates import gated
 from recast.types import Ranker, RecastError, RolloutGroups, Signal, require
 

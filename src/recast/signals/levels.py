@@ -23,8 +23,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from recast.groups import is_first
 from recast.signals.recast import repair
-from recast.types import RolloutGroups, Signal, is_first, require
+from recast.types import RolloutGroups, Signal, require
 
 
 def recast_levels(

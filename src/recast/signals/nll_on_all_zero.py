@@ -14,8 +14,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from recast.groups import has_hit
 from recast.signals.grpo import require_eps, standardise
-from recast.signals.recast import has_hit
 from recast.types import RolloutGroups, Signal
 
 

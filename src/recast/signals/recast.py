@@ -17,17 +17,16 @@ skipped and counted. r < 0, which its rewards never give, is a miss too.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import inf
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.scores import structural_score, target_sids
+from recast.groups import choose_target, has_hit, is_first, overwrite
+from recast.rewards.scores import structural_score, target_sids
 from recast.signals.grpo import require_eps, standardise
-from recast.types import RolloutGroups, Signal, is_first, require
+from recast.types import RolloutGroups, Signal, require
 
 
 def recast(groups: RolloutGroups, rewards: Float[Tensor, "B G"], *, w: float = 1.0) -> Signal:
@@ -71,51 +70,6 @@ def repair(
     columns = torch.arange(rewards.shape[1], device=rewards.device)
     replaced = (columns == worst_row(scores, groups.exists)[:, None]) & where[:, None]
     return overwrite(groups, replaced, target), rewards.masked_fill(replaced, 1.0), where
-
-
-def overwrite(
-    groups: RolloutGroups, replaced: Bool[Tensor, "B G"], target: Target
-) -> RolloutGroups:
-    """The groups with these rollouts replaced by their prompt's target, without weights."""
-    token = replaced[..., None]
-    return replace(
-        groups,
-        tokens=torch.where(token, target.tokens[:, None], groups.tokens),
-        items=torch.where(replaced, target.items[:, None], groups.items),
-        rollout_logprobs=torch.where(token, target.logprobs[:, None], groups.rollout_logprobs),
-        loss_mask=groups.loss_mask | token,
-        weights=None,
-    )
-
-
-def has_hit(groups: RolloutGroups, rewards: Float[Tensor, "B G"]) -> Bool[Tensor, " B"]:
-    """True for groups with an existing rollout of positive reward."""
-    return (groups.exists & (rewards > 0)).any(1)
-
-
-class Target(NamedTuple):
-    """One target per prompt; where `exists` is False there is none and the rest is padding."""
-
-    tokens: Int[Tensor, "B L"]
-    items: Int[Tensor, " B"]
-    logprobs: Float[Tensor, "B L"]
-    exists: Bool[Tensor, " B"]
-
-
-def choose_target(groups: RolloutGroups, name: str = "anchor") -> Target:
-    """A seeded uniform choice among the targets of each prompt; `name` is that of its draw."""
-    prompts = groups.prompts
-    valid = (prompts.target_items >= 0).double()
-    draw = groups.uniforms(name, 1) * valid.sum(1, keepdim=True)
-    chosen = torch.searchsorted(valid.cumsum(1), draw, right=True)[:, 0]
-    chosen = chosen.clamp(max=valid.shape[1] - 1)
-    rows = torch.arange(len(valid), device=chosen.device)
-    return Target(
-        tokens=prompts.targets[rows, chosen],
-        items=prompts.target_items[rows, chosen],
-        logprobs=groups.target_logprobs[rows, chosen],
-        exists=valid.any(1),
-    )
 
 
 def worst_row(scores: Float[Tensor, "B G"], exists: Bool[Tensor, "B G"]) -> Int[Tensor, " B"]:

@@ -32,11 +32,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from recast.groups import append_target, has_hit, is_first
 from recast.signals.grpo import require_eps, standardise
-from recast.signals.identity import append_target
-from recast.signals.recast import has_hit
 from recast.signals.simpo import simpo_pair, simpo_slope
-from recast.types import RolloutGroups, Signal, is_first, require
+from recast.types import RolloutGroups, Signal, require
 
 
 def riser(

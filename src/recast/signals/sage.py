@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from recast.scores import structural_score, target_sids
+from recast.rewards.scores import structural_score, target_sids
 from recast.signals.grpo import require_eps, standardise
 from recast.signals.rank_grpo import as_lists
 from recast.types import RolloutGroups, Signal, require

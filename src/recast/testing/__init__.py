@@ -1,8 +1,8 @@
 """The contract of rewards, signals and losses: a function in; nothing out, or a line saying why.
 
 Ours pass these checks and yours can: `check_signal(my_signal)` in a test is all it takes. They run
-the function on made-up groups of every kind (`recast.probe`), with the rewards of hits, constant
-and dense ones, with and without importance weights, for 1, 2 and 7 rollouts or lists.
+the function on made-up groups of every kind (`recast.methods.probe`), with the rewards of hits,
+constant and dense ones, with and without importance weights, for 1, 2 and 7 rollouts or lists.
 
 Ties: rows are permuted only in groups without a tie in rewards, SIDs, structural scores and
 log-probabilities, so "the first of equals" is a legal rule: rows come most probable first.

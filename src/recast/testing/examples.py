@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.probe import KINDS, probe_groups
+from recast.groups import reorder, select
+from recast.methods.probe import KINDS, probe_groups
 from recast.rewards.hit import first_hit
-from recast.rollout.order import reorder
-from recast.types import RolloutGroups, select
+from recast.types import RolloutGroups
 
 CONSTANTS = (0.0, 1.0, 1 / 3)
 LARGEST = 7

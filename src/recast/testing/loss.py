@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast.parts import Part, name_of, with_parameters
-from recast.probe import loss_inputs, probe_loss
+from recast.methods.parts import Part, name_of, with_parameters
+from recast.methods.probe import loss_inputs, probe_loss
 
 
 def check_loss(loss: Callable[..., Tensor], *, parameters: Mapping[str, Any] | None = None) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast.parts import Part, name_of, require_resources, supply, with_parameters
-from recast.probe import probe_groups, probe_resources
+from recast.methods.parts import Part, name_of, require_resources, supply, with_parameters
+from recast.methods.probe import probe_groups, probe_resources
 from recast.testing.examples import CONSTANTS, LARGEST, Example, examples, orders, without_ties
 from recast.testing.reading import (
     BrokenError,

@@ -11,19 +11,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from recast.guard import blame, guard_groups, guard_signal
-from recast.integrations.trl.host import (
-    disable_gradient_checkpointing,
-    unwrap_model_for_generation,
-)
+from recast.integrations.trl.host import disable_gradient_checkpointing, unwrap_model_for_generation
 from recast.integrations.trl.packed import PackedGRPOTrainer
 from recast.items.catalog import Catalog
 from recast.items.fan_out import fan_out
-from recast.learnability import group_metrics
-from recast.parts import Part, find_part, name_of, resources, spell, supply
+from recast.methods.guard import blame, guard_groups, guard_signal
+from recast.methods.parts import Part, find_part, name_of, resources, spell, supply
+from recast.methods.probe import probe_groups, probe_resources
 from recast.policy.load import as_policy
-from recast.probe import probe_groups, probe_resources
 from recast.rewards.hit import first_hit
+from recast.train.learnability import group_metrics
 from recast.types import Prompts, RecastError, RolloutGroups, Signal, require
 
 OVER_CHILDREN = ("gumbel", "gumbel_pg", "vstar")

@@ -1,0 +1,122 @@
+"""Judging: `evaluate`, `stratify` and `ground`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from recast.config.check import at_least, check_seed, no_empty
+from recast.types import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """`recast evaluate`: rank the whole catalogue for every row of a split."""
+
+    data: str
+    """Folder made by `recast prepare`."""
+    policy: str
+    """Folder of the policy (it carries its catalogue)."""
+    output: str
+    """Folder to create."""
+    split: Literal["valid", "test"] = "test"
+    """Whose rows are ranked."""
+    beam_width: int = 32
+    """Beams per row; HR@32 needs 32."""
+    decoder: Literal["beam", "d3"] = "beam"
+    """By the policy alone, or by D3's mixture of the policy and a guide that reads no text."""
+    guide: str | None = None
+    """For d3: a policy of one-level semantic IDs, or module:function."""
+    alpha: float = 0.9
+    """For d3: weight of the policy; the guide gets the rest."""
+    invalid_rows: int = 1000
+    """Rows decoded without the trie, by the policy alone, to measure the invalid rate."""
+    seed: int = 0
+    """Seed of the resampling of users."""
+    device: str = "cpu"
+    """Where the policy computes, as torch names it: cpu, cuda, cuda:1."""
+    threads: int | None = None
+    """Torch threads; unset: measured."""
+
+    def __post_init__(self) -> None:
+        no_empty(self, "guide")
+        check_seed(self.seed)
+        at_least(self, 1, "invalid_rows", "threads")
+        need = "metrics at 10 need 10 or more"
+        require(self.beam_width >= 10, "beam_width", self.beam_width, need)
+        require(0 <= self.alpha <= 1, "alpha", self.alpha, "give a weight from 0 to 1")
+        if self.decoder == "d3":
+            need = "decoder d3 needs one: the folder of a policy of one-level semantic IDs "
+            need += "(`recast tokenize --num_levels 1`, then `recast sft`), or module:function"
+            require(self.guide is not None, "guide", self.guide, need)
+        else:
+            remedy = "it belongs to decoder d3: set decoder to d3, or leave it out"
+            require(self.guide is None, "guide", self.guide, remedy)
+            require(self.alpha == EvaluateConfig.alpha, "alpha", self.alpha, remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StratifyConfig:
+    """`recast stratify`: where would a ranker move the logged item within the policy's rollouts?"""
+
+    data: str
+    """Folder made by `recast prepare`."""
+    policy: str
+    """Folder of the policy (it carries its catalogue)."""
+    ranker: str
+    """Folder of a policy of one-level semantic IDs, or module:function."""
+    output: str
+    """Folder to create."""
+    split: Literal["valid", "test"] = "valid"
+    """Whose rows are looked at."""
+    rows: int = 2000
+    """Rows, a seeded sample of the split."""
+    group_size: int = 32
+    """Beams per row; the logged item joins them."""
+    prompts_per_step: int = 32
+    """Rows rolled out together, at least: each takes its negatives from the others."""
+    tau: float = 0.25
+    """The logged item is well placed among this share of the beams."""
+    rho: float = 0.5
+    """A negative is suppressed below this share of the beams."""
+    num_negatives: int = 5
+    """Negatives per row."""
+    seed: int = 0
+    """Seed of the batches, the negatives and the resampling of users."""
+    threads: int | None = None
+    """Torch threads; unset: measured."""
+
+    def __post_init__(self) -> None:
+        no_empty(self, "ranker")
+        check_seed(self.seed)
+        at_least(self, 2, "rows", "group_size", "prompts_per_step")
+        at_least(self, 1, "num_negatives", "threads")
+        require(0 < self.tau <= 1, "tau", self.tau, "give a share above 0, up to 1")
+        require(0 <= self.rho <= 1, "rho", self.rho, "give a share from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundConfig:
+    """`recast ground`: rank real items by the free text that an LLM wrote for each row."""
+
+    data: str
+    """Folder made by `recast prepare`."""
+    catalog: str
+    """Folder made by `recast tokenize`, with its text embeddings."""
+    texts: str
+    """CSV or Parquet file with the columns `row_id` and `text`, one line per row of the split."""
+    output: str
+    """Folder to create."""
+    encoder: str | None = None
+    """Hugging Face encoder folder, or `minilm`; unset: the one the catalogue was made with."""
+    gamma: float = 0.0
+    """Pull towards popular items, from 0 (none) to 100."""
+    split: Literal["valid", "test"] = "test"
+    """Whose rows the texts were written for."""
+    seed: int = 0
+    """Seed of the order of equal items and of the resampling of users."""
+
+    def __post_init__(self) -> None:
+        no_empty(self, "encoder")
+        check_seed(self.seed)
+        require(0 <= self.gamma <= 100, "gamma", self.gamma, "give a power from 0 to 100")

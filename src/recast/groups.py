@@ -1,0 +1,149 @@
+"""What can be done to groups without tearing one apart: groups in, groups out.
+
+Rows are selected, joined, reordered or replaced with everything that belongs to them: tokens,
+items, log-probabilities, mask and weights move together, here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from recast.types import Prompts, RolloutGroups
+
+_Typed = TypeVar("_Typed", Prompts, RolloutGroups)
+
+
+def select(batch: _Typed, index: Int[Tensor, " N"]) -> _Typed:
+    """The prompts `index` of a batch, in that order, with everything that belongs to them."""
+    chosen: dict[str, Any] = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Prompts):
+            chosen[field.name] = select(value, index)
+        else:
+            chosen[field.name] = value[index] if isinstance(value, Tensor) else value
+    return type(batch)(**chosen)
+
+
+def join(parts: Sequence[RolloutGroups], prompts: Prompts) -> RolloutGroups:
+    """The groups of `prompts`, which these parts hold in turn."""
+    joined: dict[str, Any] = {}
+    for field in fields(RolloutGroups):
+        values = [getattr(part, field.name) for part in parts]
+        joined[field.name] = torch.cat(values) if isinstance(values[0], Tensor) else values[0]
+    return RolloutGroups(**joined | {"prompts": prompts})
+
+
+def reorder(groups: RolloutGroups, index: Int[Tensor, "B N"]) -> RolloutGroups:
+    """The rollouts `index` of every group, in that order, with everything that belongs to them."""
+    token = index[..., None].expand(-1, -1, groups.tokens.shape[2])
+    return replace(
+        groups,
+        tokens=groups.tokens.gather(1, token),
+        items=groups.items.gather(1, index),
+        rollout_logprobs=groups.rollout_logprobs.gather(1, token),
+        loss_mask=groups.loss_mask.gather(1, token),
+        weights=None if groups.weights is None else groups.weights.gather(1, index),
+    )
+
+
+def most_probable_first(groups: RolloutGroups) -> RolloutGroups:
+    """Every group by summed log-probability; equals keep their order, the missing come last."""
+    total = groups.rollout_logprobs.sum(-1).masked_fill(~groups.exists, -torch.inf)
+    return reorder(groups, total.argsort(dim=1, descending=True, stable=True))
+
+
+def is_first(rows: Int[Tensor, "*batch N L"]) -> Bool[Tensor, "*batch N"]:
+    """True where a row repeats no earlier row.
+
+    >>> is_first(torch.tensor([[1, 2], [3, 4], [1, 2]]))
+    tensor([ True,  True, False])
+    """
+    same = (rows.unsqueeze(-2) == rows.unsqueeze(-3)).all(-1)
+    return ~same.tril(diagonal=-1).any(-1)
+
+
+def has_hit(groups: RolloutGroups, rewards: Float[Tensor, "B G"]) -> Bool[Tensor, " B"]:
+    """True for groups with an existing rollout of positive reward."""
+    return (groups.exists & (rewards > 0)).any(1)
+
+
+def is_mixed(groups: RolloutGroups, rewards: Float[Tensor, "B G"]) -> Bool[Tensor, " B"]:
+    """True for groups whose existing rollouts do not all have the same reward."""
+    first = rewards.gather(1, groups.exists.int().argmax(1, keepdim=True))
+    return ((rewards != first) & groups.exists).any(1)
+
+
+class Target(NamedTuple):
+    """One target per prompt; where `exists` is False there is none and the rest is padding."""
+
+    tokens: Int[Tensor, "B L"]
+    items: Int[Tensor, " B"]
+    logprobs: Float[Tensor, "B L"]
+    exists: Bool[Tensor, " B"]
+
+
+def choose_target(groups: RolloutGroups, name: str = "anchor") -> Target:
+    """A seeded uniform choice among the targets of each prompt; `name` is that of its draw."""
+    prompts = groups.prompts
+    valid = (prompts.target_items >= 0).double()
+    draw = groups.uniforms(name, 1) * valid.sum(1, keepdim=True)
+    chosen = torch.searchsorted(valid.cumsum(1), draw, right=True)[:, 0]
+    chosen = chosen.clamp(max=valid.shape[1] - 1)
+    rows = torch.arange(len(valid), device=chosen.device)
+    return Target(
+        tokens=prompts.targets[rows, chosen],
+        items=prompts.target_items[rows, chosen],
+        logprobs=groups.target_logprobs[rows, chosen],
+        exists=valid.any(1),
+    )
+
+
+def overwrite(
+    groups: RolloutGroups, replaced: Bool[Tensor, "B G"], target: Target
+) -> RolloutGroups:
+    """The groups with these rollouts replaced by their prompt's target, without weights."""
+    token = replaced[..., None]
+    return replace(
+        groups,
+        tokens=torch.where(token, target.tokens[:, None], groups.tokens),
+        items=torch.where(replaced, target.items[:, None], groups.items),
+        rollout_logprobs=torch.where(token, target.logprobs[:, None], groups.rollout_logprobs),
+        loss_mask=groups.loss_mask | token,
+        weights=None,
+    )
+
+
+def append_target(
+    groups: RolloutGroups, rewards: Float[Tensor, "B G"]
+) -> tuple[RolloutGroups, Float[Tensor, "B G+1"], Bool[Tensor, " B"]]:
+    """Row G + 1 of every group: its target, reward 1, where there is no hit; and where.
+
+    Elsewhere the row does not exist. Of several targets it is a seeded choice. The groups have no
+    importance weights any more: the target was not drawn.
+    """
+    target = choose_target(groups)
+    added = ~has_hit(groups, rewards) & target.exists
+    row, token = added[:, None], added[:, None, None]
+
+    def join(rows: Tensor, last: Tensor) -> Tensor:
+        return torch.cat([rows, last.to(rows.dtype)], dim=1)
+
+    longer = replace(
+        groups,
+        # Where it does not exist the row still holds a SID that the trie knows.
+        tokens=join(groups.tokens, target.tokens[:, None]),
+        items=join(groups.items, target.items[:, None].masked_fill(~row, -1)),
+        rollout_logprobs=join(
+            groups.rollout_logprobs, target.logprobs[:, None].masked_fill(~token, 0.0)
+        ),
+        loss_mask=join(groups.loss_mask, token.expand(-1, -1, groups.tokens.shape[2])),
+        weights=None,
+    )
+    return longer, join(rewards, row), added

@@ -1,0 +1,307 @@
+"""Methods: frozen values that name samplers, a reward, a signal and a loss with their defaults.
+
+Changing a method is one line: `METHODS["mine"] = replace(METHODS["recast"], signal=my_signal)`, and
+`mine` is a method like the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+
+from jaxtyping import Float
+from torch import Tensor
+
+from recast import losses
+from recast.methods.parts import nearest
+from recast.rewards.collaborative import collaborative
+from recast.rewards.gflow import gflow
+from recast.rewards.hit import first_hit, set_ratio
+from recast.rewards.ranking import ranking
+from recast.signals.adagrpo import adagrpo
+from recast.signals.adaptive import recast_adaptive
+from recast.signals.dr_grpo import dr_grpo
+from recast.signals.gates import fixed_mix, random_gate
+from recast.signals.grpo import grpo
+from recast.signals.gumbel import gumbel_pg
+from recast.signals.identity import identity
+from recast.signals.levels import recast_levels
+from recast.signals.likelihood import likelihood
+from recast.signals.nll_on_all_zero import nll_on_all_zero
+from recast.signals.rank_grpo import rank_grpo
+from recast.signals.recast import boundary_only, recast, repair_only
+from recast.signals.riser import riser
+from recast.signals.sage import sage
+from recast.signals.vstar import vstar
+from recast.types import LogprobSpace, Loss, RecastError, Signal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """One way of turning rollouts into an update."""
+
+    summary: str
+    paper: str = ""
+    """arXiv id; empty for ours."""
+    label: str
+    """Name in tables."""
+    samplers: tuple[str, ...] = ("sample", "beam", "dynamic")
+    """Samplers that can serve it, the first by default; none: it needs no rollouts."""
+    reward: Callable[..., Float[Tensor, "B G"]] = first_hit
+    signal: Callable[..., Signal]
+    loss: Loss = losses.ppo_clip
+    space: LogprobSpace = "full"
+    """`trie` where the method's formula needs probabilities over the allowed children."""
+    lr: float = 3e-5
+    """Ours, for models below a million parameters; OpenOneRec's 2e-6 belongs to 1.7 billion."""
+    kl_coef: float = 0.001
+    """OpenOneRec's run_grpo.sh, `low_var_kl`."""
+    nll_coef: float = 0.0
+    """Likelihood anchor: weight of the target's likelihood, added for every prompt."""
+    add_gt: bool = False
+    """Overwrite the last rollout of every group by the target, whether or not it was hit."""
+    min_group_size: int = 2
+    list_length: int = 1
+    """Items per list, for samplers of lists."""
+    fill_batch: bool = False
+    """Roll out further prompts until the batch is full of groups whose rewards differ."""
+
+    @property
+    def sampler(self) -> str | None:
+        return self.samplers[0] if self.samplers else None
+
+
+METHODS: dict[str, Method] = {
+    "openonerec_rl": Method(
+        summary="GRPO on every rollout, the baseline of OpenOneRec",
+        paper="2512.24762",
+        label="GRPO",
+        signal=grpo,
+    ),
+    "recast": Method(
+        summary="repair all-zero groups, contrast the boundary pair",
+        paper="2604.22169",
+        label="ReCast",
+        reward=set_ratio,
+        signal=recast,
+    ),
+    "recast_repair_only": Method(
+        summary="ablation of recast: repair, then GRPO on the whole group",
+        paper="2604.22169",
+        label="ReCast, repair only",
+        reward=set_ratio,
+        signal=repair_only,
+    ),
+    "recast_boundary_only": Method(
+        summary="ablation of recast: the boundary pair of groups that hit, no repair",
+        paper="2604.22169",
+        label="ReCast, boundary only",
+        reward=set_ratio,
+        signal=boundary_only,
+    ),
+    "recast_levels": Method(
+        summary="repair, then one soft negative for every level of the target's path",
+        label="ReCast, levels",
+        reward=set_ratio,
+        signal=recast_levels,
+    ),
+    "recast_adaptive": Method(
+        summary="repair whose weight recedes as groups become trainable by themselves",
+        label="ReCast, adaptive",
+        reward=set_ratio,
+        signal=recast_adaptive,
+    ),
+    "rere": Method(
+        summary="constrained beams, punish the more probable wrong items more",
+        paper="2510.12211",
+        label="ReRe",
+        samplers=("beam", "sample", "dynamic"),
+        reward=ranking,
+        signal=partial(grpo, eps=1e-4),
+        loss=losses.reinforce,
+    ),
+    "rere_anchored": Method(
+        summary="rere with a likelihood anchor",
+        label="ReRe, anchored",
+        samplers=("beam", "sample", "dynamic"),
+        reward=ranking,
+        signal=partial(grpo, eps=1e-4),
+        loss=losses.reinforce,
+        nll_coef=0.1,
+    ),
+    "minionerec": Method(
+        summary="the same trainer as rere, on semantic IDs",
+        paper="2510.24431",
+        label="MiniOneRec",
+        samplers=("beam", "sample", "dynamic"),
+        reward=ranking,
+        signal=partial(grpo, eps=1e-4),
+        loss=losses.reinforce,
+    ),
+    "adagrpo": Method(
+        summary="likelihood, plus GRPO where the policy is unsure and the ranker is not",
+        paper="2606.08480",
+        label="AdaGRPO",
+        reward=collaborative,
+        signal=partial(adagrpo, tau=0.5, rho=0.25),
+        kl_coef=0.0,
+    ),
+    "random_gate": Method(
+        summary="control of adagrpo: a gate that opens at random, at a given rate",
+        label="Random gate",
+        reward=collaborative,
+        signal=random_gate,
+        kl_coef=0.0,
+    ),
+    "fixed_mix": Method(
+        summary="control of adagrpo: likelihood plus a fixed share of GRPO, no gate",
+        label="Fixed mix",
+        reward=collaborative,
+        signal=fixed_mix,
+        kl_coef=0.0,
+    ),
+    "ungated": Method(
+        summary="control of adagrpo: the gate always open",
+        label="Ungated",
+        reward=collaborative,
+        signal=partial(fixed_mix, grpo_weight=1.0),
+        kl_coef=0.0,
+    ),
+    "sft_continued": Method(
+        summary="control: the target's likelihood on the same prompts, no rollouts",
+        label="SFT continued",
+        samplers=(),
+        signal=likelihood,
+        kl_coef=0.0,
+        min_group_size=0,
+    ),
+    "nll_on_all_zero": Method(
+        summary="control of recast: GRPO, and the target's likelihood where nothing was hit",
+        label="NLL on all-zero",
+        signal=nll_on_all_zero,
+    ),
+    "dr_grpo": Method(
+        summary="GRPO without division by the deviation or the length",
+        paper="2503.20783",
+        label="Dr. GRPO",
+        signal=dr_grpo,
+        loss=losses.dr_grpo,
+        kl_coef=0.0,
+    ),
+    "dapo": Method(
+        summary="clip-higher, token mean, batches filled with groups whose rewards differ",
+        paper="2503.14476",
+        label="DAPO",
+        samplers=("sample",),
+        signal=grpo,
+        loss=partial(losses.ppo_clip, dual_clip=inf),
+        kl_coef=0.0,
+        fill_batch=True,
+    ),
+    "gspo": Method(
+        summary="GRPO with one clipped ratio per sequence",
+        paper="2507.18071",
+        label="GSPO",
+        signal=grpo,
+        loss=losses.gspo,
+        kl_coef=0.0,
+    ),
+    "ecpo": Method(
+        summary="GRPO whose ratio is capped early for negatives (OneRec)",
+        paper="2506.13695",
+        label="ECPO",
+        signal=grpo,
+        loss=losses.ecpo,
+        kl_coef=0.0,
+    ),
+    "gbpo": Method(
+        summary="GRPO with the ratio bounded by the gradient of cross-entropy (OneRec-V2)",
+        paper="2508.20900",
+        label="GBPO",
+        signal=grpo,
+        loss=losses.gbpo,
+        kl_coef=0.0,
+    ),
+    "riser": Method(
+        summary="GRPO where the group hit, SimPO pairs against the target where it failed",
+        paper="2602.00632",
+        label="RISER",
+        samplers=("dynamic", "sample", "beam"),
+        signal=riser,
+    ),
+    "vstar": Method(
+        summary="sibling-relative advantages, one per prefix of the trie",
+        paper="2602.10699",
+        label="V-STAR",
+        samplers=("beam", "sample", "dynamic"),
+        signal=vstar,
+        space="trie",
+    ),
+    "sage": Method(
+        summary="objectives of a list, standardised before they are added",
+        paper="2601.21452",
+        label="SAGE",
+        samplers=("lists",),
+        list_length=4,
+        signal=sage,
+        loss=losses.sage_clip,
+        kl_coef=0.0,
+    ),
+    "rank_grpo": Method(
+        summary="a return and a baseline for every rank of a list",
+        paper="2510.20150",
+        label="Rank-GRPO",
+        samplers=("lists",),
+        list_length=4,
+        signal=rank_grpo,
+        loss=partial(losses.gspo, clip_low=0.06, clip_high=0.08),
+    ),
+    "gflowgr": Method(
+        summary="rollouts in proportion to their reward: trajectory balance over the trie",
+        paper="2506.16114",
+        label="GFlowGR",
+        samplers=("sample", "beam"),
+        reward=gflow,
+        signal=identity,
+        loss=losses.trajectory_balance,
+        space="trie",
+        kl_coef=0.0,
+        nll_coef=1.0,
+    ),
+    "dpo": Method(
+        summary="DPO on pairs of the target and each wrong rollout",
+        paper="2305.18290",
+        label="DPO",
+        signal=partial(identity, add_target=True, distinct=True),
+        loss=losses.dpo,
+        kl_coef=0.0,
+    ),
+    "s_dpo": Method(
+        summary="softmax DPO: the target against all wrong rollouts at once",
+        paper="2406.09215",
+        label="S-DPO",
+        signal=partial(identity, add_target=True, distinct=True),
+        loss=losses.s_dpo,
+        kl_coef=0.0,
+    ),
+    "gumbel_pg": Method(
+        summary="unbiased policy gradient on items drawn without replacement",
+        paper="1903.06059",
+        label="Gumbel top-k",
+        samplers=("gumbel",),
+        signal=gumbel_pg,
+        space="trie",
+        kl_coef=0.0,
+    ),
+}
+
+
+def find_method(name: str) -> Method:
+    """The method of that name; `RecastError` with the nearest name otherwise."""
+    if name not in METHODS:
+        raise RecastError(
+            f"method is {name!r}: {nearest(name, METHODS)}choose one of {', '.join(METHODS)}"
+        )
+    return METHODS[name]

@@ -1,0 +1,1 @@
+"""What a run writes and says: its folder, its screen, its files, its surroundings."""

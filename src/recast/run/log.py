@@ -1,0 +1,259 @@
+"""The voice of a run: metrics, rollouts and stages in; the run folder and the screen out.
+
+A run folder holds `config.yaml` (resolved), `env.json`, `metrics.jsonl` (one object per call),
+`tb/` (TensorBoard) and `rollouts/step-*.parquet`. On a terminal a stage is a live bar with the
+time that is left; elsewhere it is plain lines, one in `LINE_EVERY_S` seconds at most.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import polars as pl
+import yaml
+from jaxtyping import Float
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from recast.run.environment import environment
+from recast.run.files import refuse_existing, staged_file
+from recast.run.rollouts import rollout_table
+from recast.types import Metrics, RecastError, RolloutGroups, Signal
+
+LINE_EVERY_S = 5.0
+"""Seconds between two plain lines of a stage; a validation always gets its line."""
+
+ROLLOUT_STEPS = 25
+"""Steps per Parquet file of rollouts: large enough for few files, small enough to read one."""
+
+SHOWN = {
+    "group/all_zero_frac": "all-zero",
+    "group/single_hit_frac": "single-hit",
+    "group/trainable_frac": "trainable",
+    "group/repaired_frac": "repaired",
+    "reward/mean": "reward",
+    "valid/ndcg@10": "NDCG@10",
+    "actor/kl": "KL",
+    "actor/grad_norm": "grad",
+}
+"""The metrics on screen and their short names, learnability first."""
+
+
+class _Screen(Console):
+    def on_broken_pipe(self) -> None:
+        """A reader that left (`| head`) silences the run; it does not end it."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+
+
+class RunLog:
+    """Everything a run writes and says about itself.
+
+    Use as a context manager: entering creates the folder (`RecastError` if it holds something),
+    leaving by an error before the first metric removes it again unless a stage wrote into it.
+    `config` is the resolved settings as plain data. A run inside another one names it as `parent`
+    and speaks on its screen and in its `metrics.jsonl`. `silent=True` prints nothing.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: dict[str, Any],
+        *,
+        parent: RunLog | None = None,
+        silent: bool = False,
+    ) -> None:
+        self.folder = refuse_existing(folder)
+        own = _Screen(quiet=silent, highlight=False, markup=False, soft_wrap=True)
+        self.console: Console = parent.console if parent else own
+        self._parent = parent
+        self._config = config
+        self._began = time.monotonic()
+        self._hinted = False
+        self._rollouts: list[pl.DataFrame] = []
+
+    def __enter__(self) -> RunLog:
+        settings = yaml.safe_dump(self._config, sort_keys=False)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            (self.folder / "config.yaml").write_text(settings, encoding="utf-8")
+            self.environment()
+            self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+            self._board: SummaryWriter | None = None  # made by the first point
+        except OSError:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        nothing_yet = self._metrics.tell() == 0 and not self._rollouts
+        self._metrics.close()
+        if self._board:
+            self._board.close()
+        ours = {"config.yaml", "env.json", "metrics.jsonl", "tb"}
+        if error and nothing_yet and {entry.name for entry in self.folder.iterdir()} <= ours:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            self._write_rollouts()
+
+    def environment(self, data_hash: str | None = None) -> None:
+        """Write `env.json`; call it again once the hash of the data is known."""
+        described = json.dumps(environment(data_hash), indent=2)
+        (self.folder / "env.json").write_text(described + "\n", encoding="utf-8")
+
+    def say(self, text: str) -> None:
+        """One line for the person at the screen."""
+        self.console.print(text)
+
+    def plan(self, stages: list[tuple[str, float]]) -> None:
+        """Say how long each stage will take (seconds), before the first one starts."""
+        self.say(f"Plan: about {duration(sum(seconds for _, seconds in stages))} in all")
+        width = max(len(name) for name, _ in stages)
+        for name, seconds in stages:
+            self.say(f"  {name:<{width}}  {duration(seconds):>8}")
+
+    def metrics(self, step: int, metrics: Metrics, stage: str) -> None:
+        """Append one line to `metrics.jsonl` and one point per metric to TensorBoard.
+
+        Raises `RecastError` for a NaN or an infinity, and then writes none of them.
+        """
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise RecastError(
+                    f"{name} is {value} at step {step} of {stage}: the run has diverged, "
+                    "start it again with a lower lr"
+                )
+        seconds = round(time.monotonic() - self._began, 3)
+        line = {"step": step, "stage": stage, "time_s": seconds, **metrics}
+        run: RunLog | None = self
+        while run:  # the run that this one is part of keeps a copy
+            run._metrics.write(json.dumps(line) + "\n")
+            run._metrics.flush()
+            run = run._parent
+        self._board = self._board or SummaryWriter(str(self.folder / "tb"))
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+        all_zero = metrics.get("group/all_zero_frac", 0.0)
+        repaired = metrics.get("group/repaired_frac", 0.0) > 0
+        if all_zero > 0.8 and not repaired and not self._hinted:
+            self._hinted = True
+            self.say(
+                f"hint: {all_zero:.0%} of the groups hold no hit, so their rollouts alone teach "
+                "nothing: repair them (method recast), raise group_size or train SFT longer"
+            )
+
+    def rollouts(
+        self, step: int, groups: RolloutGroups, rewards: Float[Tensor, "B G"], signal: Signal
+    ) -> None:
+        """Keep a step's rollouts for `rollouts/step-NNNNNN.parquet`, named by its last step."""
+        if not groups.items.numel():
+            return
+        self._rollouts.append(rollout_table(step, groups, rewards, signal))
+        if len(self._rollouts) >= ROLLOUT_STEPS:
+            self._write_rollouts()
+
+    def _write_rollouts(self) -> None:
+        if not self._rollouts:
+            return
+        table = pl.concat(self._rollouts)
+        last = int(table["step"][-1])
+        with staged_file(self.folder / "rollouts" / f"step-{last:06d}.parquet") as file:
+            table.write_parquet(file)
+        self._rollouts.clear()
+
+    @contextmanager
+    def stage(self, name: str, total: int, estimate_s: float | None = None) -> Iterator[Stage]:
+        """A stretch of `total` units that should take `estimate_s` seconds, shown as it goes."""
+        planned = f"about {duration(estimate_s)}" if estimate_s else "starts"
+        stage = Stage(self, name, total, estimate_s)
+        if self.console.is_terminal and not self.console.quiet:
+            with Live(get_renderable=stage.picture, console=self.console, transient=True):
+                yield stage
+        else:
+            self.say(f"{name}: {planned}")
+            yield stage
+        self.say(f"{name}: done in {duration(time.monotonic() - stage.began)}")
+
+
+class Stage:
+    """The progress of one stage; made by `RunLog.stage`."""
+
+    def __init__(self, log: RunLog, name: str, total: int, estimate_s: float | None) -> None:
+        self.began = time.monotonic()
+        self._log, self._name, self._total, self._estimate_s = log, name, total, estimate_s
+        self._done = 0
+        self._line = ""
+        self._last_line = self.began
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        self._task = self._bar.add_task(name, total=total, left="")
+
+    def advance(self, metrics: Metrics | None = None, step: int | None = None) -> None:
+        """One more unit is done; its metrics, if any, are logged at `step` (default: the unit)."""
+        self._done += 1
+        if metrics:
+            self._log.metrics(self._done if step is None else step, metrics, self._name)
+            self._line = shown(metrics)
+        now = time.monotonic()
+        is_validation = any(name.startswith("valid/") for name in metrics or {})
+        is_due = now - self._last_line >= LINE_EVERY_S and not self._log.console.is_terminal
+        if is_validation or is_due:
+            self._last_line = now
+            self._log.say(f"{self._name} {self._done}/{self._total}, {self._left()}  {self._line}")
+
+    def picture(self) -> Group:
+        """What a terminal shows now: the bar and, below it, the latest metrics."""
+        self._bar.update(self._task, completed=self._done, left=self._left())
+        return Group(self._bar, Text(self._line))
+
+    def _left(self) -> str:
+        """Time still to go: by the pace so far, by the estimate before the first unit is done."""
+        spent = time.monotonic() - self.began
+        if self._done:
+            return f"{duration(spent / self._done * max(self._total - self._done, 0))} left"
+        if self._estimate_s:
+            return f"{duration(max(self._estimate_s - spent, 0.0))} left"
+        return "starting"
+
+
+def shown(metrics: Metrics) -> str:
+    """The metrics of `SHOWN` in its order; a step that has none of them shows its first four.
+
+    >>> shown({"actor/kl": 0.01, "group/all_zero_frac": 0.85, "actor/tokens": 512.0})
+    'all-zero 0.85  KL 0.01'
+    >>> shown({"sft/loss": 3.25})
+    'sft/loss 3.25'
+    """
+    chosen = [(SHOWN[name], metrics[name]) for name in SHOWN if name in metrics]
+    chosen = chosen or list(metrics.items())[:4]
+    return "  ".join(f"{name} {value:.3g}" for name, value in chosen)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> duration(42.4), duration(90), duration(630)
+    ('42 s', '1.5 min', '10.5 min')
+    """
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,44 @@
+"""A step's rollouts as a table: groups, rewards and signal in, one row per rollout out."""
+
+from __future__ import annotations
+
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from recast.types import RolloutGroups, Signal
+
+
+def rollout_table(
+    step: int, groups: RolloutGroups, rewards: Float[Tensor, "B G"], signal: Signal
+) -> pl.DataFrame:
+    """One row per rollout, as it was drawn and rewarded, with the weight the signal gave its place.
+
+    `rank` is the place in the group (0 = first), `logprob` the sum over the rollout's tokens,
+    `advantage` the mean over them; `repaired` marks a place where the signal put other tokens, so
+    that its advantage and `keep` belong to those. Rows that the signal added are left out.
+    """
+    num_prompts, group_size = groups.items.shape
+    repaired = (signal.groups.tokens[:, :group_size] != groups.tokens).any(-1)
+    learned = signal.groups.loss_mask[:, :group_size]
+    advantages = signal.advantages[:, :group_size].expand(groups.tokens.shape) * learned
+    columns = {
+        "row_id": groups.prompts.row_ids.repeat_interleave(group_size),
+        "rank": torch.arange(group_size).repeat(num_prompts),
+        "item": groups.items,
+        "tokens": groups.tokens.flatten(0, 1),
+        "logprob": (groups.rollout_logprobs * groups.loss_mask).sum(-1),
+        "reward": rewards,
+        "advantage": advantages.sum(-1) / learned.sum(-1).clamp(min=1),
+        "keep": signal.keep[:, :group_size],
+        "repaired": repaired,
+    }
+    flat = {
+        name: (value if name == "tokens" else value.flatten()).detach().cpu().numpy()
+        for name, value in columns.items()
+    }
+    tokens = pl.Series("tokens", flat.pop("tokens")).cast(pl.List(pl.Int32))
+    table = pl.DataFrame(flat).insert_column(3, tokens)
+    step_column = pl.Series("step", [step], dtype=pl.Int32).new_from_index(0, len(table))
+    return table.insert_column(0, step_column)

@@ -1,0 +1,256 @@
+"""The actor: a Signal in, one optimizer step out; it never learns which paper the signal is from.
+
+Only what carries weight goes through the model: prompts and rollouts that cannot change the
+gradient are dropped before the reference and the policy pass, and each prompt that stays is sent
+once. Sums come first, each stream is divided once by its global count, whatever was sent, so the
+gradient depends neither on micro-batches nor on what was dropped.
+
+A loss names what it needs among `LOSS_INPUTS`, and the shape of its result names the unit it is a
+mean over: `[B, K, L]` counted tokens, `[B, K]` rollouts, `[B]` groups with a kept rollout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from inspect import signature
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from recast.config import KLRollouts
+from recast.groups import select
+from recast.losses import SILENT_AT_ZERO, kl_k3
+from recast.policy.load import Policy
+from recast.policy.logprobs import branch_logprobs
+from recast.policy.prompts import by_length
+from recast.types import LogprobSpace, Loss, Metrics, Prompts, RecastError, Signal
+
+LOSS_INPUTS = ("logprobs", "old_logprobs", "ref_logprobs", "advantages", "loss_mask")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """The part of a signal that is sent: K rollouts and T targets per prompt, N = K + T.
+
+    The branches are the rollouts, then the targets; T is 0 where no likelihood is asked for.
+    """
+
+    prompts: Prompts
+    branches: Int[Tensor, "B N L"]
+    rollout_logprobs: Float[Tensor, "B K L"]
+    advantages: Float[Tensor, "B K L"]
+    loss_mask: Bool[Tensor, "B K L"]
+    nll_weight: Float[Tensor, "B T L"]
+    ref_logprobs: Float[Tensor, "B K L"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Actor:
+    """What an update needs besides the signal."""
+
+    policy: Policy
+    reference: Policy | None
+    """Frozen copy for the KL and for losses that compare with it; None when neither is asked."""
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    kl_coef: float
+    kl_rollouts: KLRollouts
+    max_grad_norm: float
+    space: LogprobSpace
+    micro_batch_tokens: int
+    updates_per_rollout: int
+
+
+def update(actor: Actor, signal: Signal) -> Metrics:
+    """`updates_per_rollout` optimizer steps on one signal; returns the last step's metrics.
+
+    With one step the old log-probabilities are the update's own, detached: the ratio is exactly 1.
+    With several they are those of the rollout, which the same weights gave. A signal that keeps
+    nothing leaves the policy as it is (`actor/kept_rows` is 0); one that keeps rollouts of
+    advantage 0 makes its step with the gradient 0, whether they were sent or not.
+    """
+    sent = rollouts_to_send(actor, signal)
+    metrics: Metrics = {
+        "actor/kept_rows": float(signal.keep.sum()),
+        "actor/sent_rows": float(sent.sum()),
+    }
+    if not bool(signal.keep.any() | (signal.nll_weight != 0).any()):
+        return metrics
+    batches = list(micro_batches(signal, sent, actor.micro_batch_tokens))
+    if (reference := actor.reference) is not None:
+        ref = [_ref_logprobs(reference, actor, batch) for batch in batches]
+        batches = [replace(b, ref_logprobs=x) for b, x in zip(batches, ref, strict=True)]
+    counts = _counts(signal)
+    for _ in range(actor.updates_per_rollout):
+        metrics |= _step(actor, batches, counts)
+    return metrics
+
+
+def rollouts_to_send(actor: Actor, signal: Signal) -> Bool[Tensor, "B G"]:
+    """The kept rollouts that can change the gradient: all of them, or those with an advantage.
+
+    One without changes nothing where the loss is silent at an advantage of 0 and no KL is taken
+    over it. A user's loss is given them all.
+    """
+    loss = actor.loss.func if isinstance(actor.loss, partial) else actor.loss
+    has_kl = actor.kl_coef > 0 and actor.kl_rollouts == "kept"
+    if has_kl or not any(loss is ours for ours in SILENT_AT_ZERO):
+        return signal.keep
+    return signal.keep & (signal.advantages != 0).any(-1)
+
+
+def needs(loss: Loss, name: str) -> bool:
+    """Whether the loss asks for the input of that name.
+
+    >>> from recast.losses import ppo_clip
+    >>> needs(ppo_clip, "old_logprobs"), needs(ppo_clip, "ref_logprobs")
+    (True, False)
+    """
+    return name in signature(loss).parameters
+
+
+def micro_batches(signal: Signal, sent: Bool[Tensor, "B G"], max_tokens: int) -> Iterator[Batch]:
+    """Prompts with a rollout to send or a likelihood, bucketed by length, in batches of at most
+    `max_tokens` tokens; a prompt and its branches are never split."""
+    prompts = signal.groups.prompts
+    has_nll = signal.nll_weight != 0
+    rows = (sent.any(1) | has_nll).nonzero()[:, 0]
+    width = (sent.sum(1) + has_nll * prompts.targets.shape[1])[rows]
+    branch_tokens = width * (signal.groups.tokens.shape[2] - 1)
+    for index in by_length(prompts.lengths[rows], branch_tokens, max_tokens):
+        yield _gather(signal, sent, rows[index])
+
+
+def _gather(signal: Signal, sent: Bool[Tensor, "B G"], rows: Int[Tensor, " N"]) -> Batch:
+    groups = select(signal.groups, rows)
+    prompts = groups.prompts
+    prompts = replace(prompts, tokens=prompts.tokens[:, : int(prompts.lengths.max())])
+    keep, nll_weight = sent[rows], signal.nll_weight[rows]
+    # Rollouts to send first, in their order; short groups are filled with rows of no weight.
+    kept = int(keep.sum(1).max())
+    order = keep.int().argsort(dim=1, descending=True, stable=True)[:, :kept]
+    token = order[..., None].expand(-1, -1, groups.tokens.shape[2])
+    mask = groups.loss_mask & keep[..., None]
+    branches = [groups.tokens.gather(1, token)]
+    advantages = signal.advantages[rows].expand(groups.tokens.shape).gather(1, token)
+    weight = advantages[:, :0]
+    if bool((nll_weight != 0).any()):
+        is_target = (prompts.target_items >= 0)[..., None].expand(prompts.targets.shape)
+        count = is_target[..., :1].sum(1, keepdim=True).clamp(min=1)
+        weight = nll_weight[:, None, None] * is_target / count
+        branches.append(prompts.targets)
+    return Batch(
+        prompts=prompts,
+        branches=torch.cat(branches, dim=1),
+        rollout_logprobs=groups.rollout_logprobs.gather(1, token),
+        advantages=advantages,
+        loss_mask=mask.gather(1, token),
+        nll_weight=weight,
+    )
+
+
+@torch.no_grad()
+def _ref_logprobs(reference: Policy, actor: Actor, batch: Batch) -> Float[Tensor, "B K L"]:
+    rollouts = batch.branches[:, : batch.advantages.shape[1]]
+    if not rollouts.shape[1]:
+        return batch.advantages
+    return branch_logprobs(reference, batch.prompts, rollouts, actor.space)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Counts:
+    """What the sums are divided by."""
+
+    units: tuple[int, int, int]
+    """Groups, rollouts and tokens that are kept: by the dimensions of a loss, less one."""
+    nll_tokens: int
+    """A prompt counts once however many targets it has: they share its weight."""
+
+
+def _counts(signal: Signal) -> _Counts:
+    kept = signal.groups.loss_mask & signal.keep[..., None]
+    prompts = signal.groups.prompts
+    has_nll = (signal.nll_weight != 0) & (prompts.target_items >= 0).any(1)
+    units = (kept.any(-1).any(-1), kept.any(-1), kept)
+    groups, rollouts, tokens = (max(int(unit.sum()), 1) for unit in units)
+    return _Counts(
+        units=(groups, rollouts, tokens),
+        nll_tokens=max(int(has_nll.sum()) * prompts.targets.shape[2], 1),
+    )
+
+
+def _step(actor: Actor, batches: list[Batch], counts: _Counts) -> Metrics:
+    tokens, nll_tokens = counts.units[2], counts.nll_tokens
+    model = actor.policy.model
+    parameters = list(model.parameters())
+    actor.optimizer.zero_grad(set_to_none=True)
+    if not batches:  # an optimizer leaves out parameters without a gradient, its momentum included
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+    sent_tokens = max(sum(int(batch.loss_mask.sum()) for batch in batches), 1)
+    sums = torch.zeros(4, dtype=torch.float64)
+    # Checkpointing works in training mode alone, decoding with a cache only outside of it.
+    model.train(model.is_activation_checkpointing)
+    for batch in batches:
+        both = branch_logprobs(actor.policy, batch.prompts, batch.branches, actor.space)
+        logprobs, target_logprobs = both.tensor_split([batch.advantages.shape[1]], dim=1)
+        old = logprobs.detach() if actor.updates_per_rollout == 1 else batch.rollout_logprobs
+        policy_loss = _policy_loss(actor.loss, batch, logprobs, old, counts.units)
+        nll = -(target_logprobs * batch.nll_weight).sum()
+        total = policy_loss + nll / nll_tokens
+        kl = policy_loss.new_zeros(())
+        if actor.kl_coef and batch.ref_logprobs is not None:
+            over = batch.loss_mask
+            if actor.kl_rollouts == "weighted":
+                over = over & (batch.advantages != 0).any(-1, keepdim=True)
+            kl = _masked_sum(kl_k3(logprobs, batch.ref_logprobs), over)
+            total = total + actor.kl_coef * kl / tokens
+        total.backward()
+        moved = _masked_sum(((logprobs - old).detach().exp() - 1).abs(), batch.loss_mask)
+        sums += torch.stack([policy_loss, nll, kl, moved]).detach().double().cpu()
+    model.eval()
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, actor.max_grad_norm)
+    actor.optimizer.step()
+    kl_metric = {"actor/kl": float(sums[2]) / tokens} if actor.kl_coef else {}
+    return kl_metric | {
+        "actor/policy_loss": float(sums[0]),
+        "actor/nll": float(sums[1]) / nll_tokens,
+        "actor/ratio_deviation": float(sums[3]) / sent_tokens,
+        "actor/grad_norm": float(grad_norm),
+    }
+
+
+def _policy_loss(
+    loss: Loss,
+    batch: Batch,
+    logprobs: Float[Tensor, "B K L"],
+    old_logprobs: Float[Tensor, "B K L"],
+    counts: tuple[int, int, int],
+) -> Float[Tensor, ""]:
+    """This batch's part of the mean of the loss over all that it is a loss of."""
+    if not batch.advantages.shape[1]:
+        return logprobs.sum()  # of nothing: 0, and part of the graph
+    inputs = (logprobs, old_logprobs, batch.ref_logprobs, batch.advantages, batch.loss_mask)
+    named = dict(zip(LOSS_INPUTS, inputs, strict=True))
+    values = loss(**{name: value for name, value in named.items() if needs(loss, name)})
+    shape = tuple(logprobs.shape)
+    if not (isinstance(values, Tensor) and values.is_floating_point() and values.requires_grad):
+        raise RecastError(
+            "the loss returned no tensor with a gradient: compute it from `logprobs`, in floats"
+        )
+    if values.shape not in (shape, shape[:2], shape[:1]):
+        raise RecastError(
+            f"the loss returned the shape {list(values.shape)}: give {list(shape)} (per token), "
+            f"{list(shape[:2])} (per rollout) or {list(shape[:1])} (per group)"
+        )
+    mask = batch.loss_mask
+    while mask.ndim > values.ndim:
+        mask = mask.any(-1)
+    return _masked_sum(values, mask) / counts[values.ndim - 1]
+
+
+def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, values, 0.0).sum()

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from recast.config import EvaluateConfig, ModelConfig, PrepareConfig
+from recast.data.folder import load_data
+from recast.data.prepare import prepare
+from recast.evaluation import rank as evaluate
+from recast.evaluation.metrics import read_ranks, row_metrics
+from recast.evaluation.rank import evaluate_policy, invalid_frac, rank_policy, sample_rows
+from recast.items.catalog import build_catalog
+from recast.policy.load import Policy, create_policy, load_policy, save_policy
+from recast.policy.prompts import build_prompts
+from recast.policy.ranker import load_ranker
+from recast.rollout.beam import beam_search
+from recast.types import Prompts, RecastError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> EvaluateConfig:
+    """A data folder of 12 users and 30 items, and a policy that was never trained."""
+    folder = tmp_path_factory.mktemp("run")
+    draw = torch.Generator().manual_seed(0)
+    events = [
+        (user, int(item), 100 * place + user)
+        for user in range(12)
+        for place, item in enumerate(torch.randperm(30, generator=draw)[:15])
+    ]
+    table = pl.DataFrame(events, schema=["user", "item", "time"], orient="row")
+    table.write_csv(folder / "events.csv")
+    prepare(PrepareConfig(interactions=str(folder / "events.csv"), output=str(folder / "data")))
+    save_policy(policy_of(30), folder / "policy")
+    return EvaluateConfig(
+        data=str(folder / "data"),
+        policy=str(folder / "policy"),
+        output=str(folder / "eval"),
+        beam_width=10,
+        invalid_rows=5,
+        threads=torch.get_num_threads(),
+    )
+
+
+def policy_of(num_items: int) -> Policy:
+    codes = torch.stack([torch.arange(num_items) // 6, torch.arange(num_items) % 6], 1)
+    model = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=2)
+    return create_policy(model, build_catalog(codes, (6, 6)), window=8, seed=0)
+
+
+def test_what_is_written_is_what_was_ranked(run: EvaluateConfig) -> None:
+    means = evaluate_policy(run)
+    folder = Path(run.output)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "eval.json",
+        "rows.parquet",
+    ]
+    data, policy = load_data(run.data), load_policy(run.policy)
+    rows = data.rows("test")
+    ranks, again = read_ranks(folder), rank_policy(policy, data, rows, 10)
+    assert torch.equal(ranks.row_ids, rows)
+    assert torch.equal(ranks.sid_rank, again.sid_rank)
+    facts = json.loads((folder / "eval.json").read_text())
+    metrics = facts.pop("metrics")
+    assert facts == asdict(run) | {
+        "split": "test",
+        "split_name": data.split_name,
+        "rows": len(rows),
+        "users": len(data.users[rows].unique()),
+        "resampled": "users",
+        "draws": 10_000,
+        "seed": 0,
+        "beam_width": 10,
+        "invalid_rows": 5,
+        "invalid_frac": pytest.approx(means["invalid_frac"]),
+    }
+    for name, values in row_metrics(ranks).items():
+        found = metrics[name]
+        assert found["value"] == means[name] == pytest.approx(float(values.mean()))
+        assert found["low"] <= found["value"] <= found["high"]
+    few = sample_rows(data, "test", 5)
+    assert means["invalid_frac"] == invalid_frac(policy, data, few, 10)
+    assert means["rows"] == len(rows)
+
+
+def test_an_existing_folder_is_kept(run: EvaluateConfig, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    with pytest.raises(RecastError, match="already holds something: remove it or choose another"):
+        evaluate_policy(replace(run, output=str(tmp_path)))
+    assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_policy_of_other_items_is_refused(run: EvaluateConfig, tmp_path: Path) -> None:
+    save_policy(policy_of(29), tmp_path / "policy")
+    other = replace(run, policy=str(tmp_path / "policy"), output=str(tmp_path / "eval"))
+    with pytest.raises(RecastError, match="the data has 30 items, the catalogue 29"):
+        evaluate_policy(other)
+    assert not (tmp_path / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"beam_width": 9}, "beam_width is 9: metrics at 10 need 10 or more"),
+        ({"invalid_rows": 0}, "invalid_rows is 0: give 1 or more"),
+        ({"decoder": "d3"}, r"guide is None: decoder d3 needs one: the folder of a policy of one"),
+        ({"guide": "runs/sasrec"}, r"guide is 'runs/sasrec': it belongs to decoder d3: set deco"),
+        ({"alpha": 0.5}, r"alpha is 0.5: it belongs to decoder d3: set decoder to d3, or leave"),
+        ({"decoder": "d3", "guide": "a:b", "alpha": 1.1}, r"alpha is 1.1: give a weight from 0"),
+    ],
+)
+def test_settings_out_of_range(run: EvaluateConfig, setting: dict, message: str) -> None:
+    with pytest.raises(RecastError, match=message):
+        replace(run, **setting)
+
+
+def test_a_beam_wider_than_the_catalogue(run: EvaluateConfig) -> None:
+    data, policy = load_data(run.data), load_policy(run.policy)
+    rows = data.rows("test")
+    all_items, wider = (rank_policy(policy, data, rows, width) for width in (30, 10**6))
+    assert torch.equal(all_items.sid_rank, wider.sid_rank)
+    assert torch.equal(all_items.items_before, wider.items_before)
+    assert bool((wider.sid_rank > 0).all())
+    few = rows[:2]
+    assert invalid_frac(policy, data, few, 10**6) == invalid_frac(policy, data, few, 30)
+    assert invalid_frac(policy, data, rows[:0], 10) == 0
+
+
+def test_damaged_ranks(tmp_path: Path) -> None:
+    with pytest.raises(RecastError, match=r"rows.parquet is damaged \(.*\): make it again with"):
+        read_ranks(tmp_path)
+    pl.DataFrame({"row_id": [0.5]}).write_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(RecastError, match=r"rows.parquet is damaged \("):
+        read_ranks(tmp_path)
+
+
+def likes_high_items(prompts: Prompts, items: torch.Tensor) -> torch.Tensor:
+    return 3.0 * items
+
+
+def one_level_policy(num_items: int) -> Policy:
+    model = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=2)
+    catalog = build_catalog(torch.arange(num_items)[:, None], (num_items,))
+    return create_policy(model, catalog, window=8, seed=1)
+
+
+@pytest.mark.parametrize("batch", [256, 7])
+def test_d3_ranks_by_the_guide_s_scores_of_the_whole_catalogue(
+    run: EvaluateConfig, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "_MAX_BATCH", batch)
+    data, policy = load_data(run.data), load_policy(run.policy)
+    rows = data.rows("test")
+    by_policy, own = (
+        rank_policy(policy, data, rows, 30, guide=guide, alpha=1.0)
+        for guide in (None, likes_high_items)
+    )
+    assert torch.equal(by_policy.sid_rank, own.sid_rank)
+    by_guide = rank_policy(policy, data, rows, 30, guide=likes_high_items, alpha=0.0)
+    for row, rank in zip(rows.tolist(), by_guide.sid_rank.tolist(), strict=True):
+        target, past = int(data.items[row]), data.items[data.starts[row] : row].tolist()
+        assert rank == 1 + len(set(range(target + 1, 30)) - set(past))
+    assert not torch.equal(by_policy.sid_rank, by_guide.sid_rank)
+
+
+def test_d3_with_a_trained_ranker_s_folder(run: EvaluateConfig, tmp_path: Path) -> None:
+    save_policy(one_level_policy(30), tmp_path / "sasrec")
+    settings = {"decoder": "d3", "guide": str(tmp_path / "sasrec"), "alpha": 0.3}
+    config = replace(run, output=str(tmp_path / "eval"), **settings)  # type: ignore[arg-type]
+    means = evaluate_policy(config)
+    facts = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert {key: facts[key] for key in settings} == settings
+    # The invalid rate is the policy's own, whatever the decoder.
+    plain = replace(run, output=str(tmp_path / "plain"))
+    assert means["invalid_frac"] == evaluate_policy(plain)["invalid_frac"]
+
+    data, policy = load_data(run.data), load_policy(run.policy)
+    rows = data.rows("test")
+    prompts = build_prompts(data, policy.catalog, rows, policy.window)
+    guide = load_ranker(str(tmp_path / "sasrec"), policy.catalog)
+    scores = guide(prompts, torch.arange(30).expand(len(rows), -1))
+    beams = beam_search(policy, prompts, 10, guide=scores, alpha=0.3)
+    hits = beams.items == prompts.target_items
+    places = torch.where(hits.any(1), hits.int().argmax(1) + 1, 0)
+    assert torch.equal(read_ranks(tmp_path / "eval").sid_rank, places)
+    assert not torch.equal(read_ranks(tmp_path / "plain").sid_rank, places)
+
+
+def test_a_guide_for_other_items_is_refused(run: EvaluateConfig, tmp_path: Path) -> None:
+    save_policy(one_level_policy(29), tmp_path / "sasrec")
+    output = str(tmp_path / "eval")
+    for guide, message in (
+        (str(tmp_path / "sasrec"), "ranks 29 items, the policy writes 30: train the ranker on"),
+        (run.policy, "has 2 levels, a ranker has one token per item: make one with `recast"),
+        ("nowhere", "is 'nowhere': there is no such folder"),
+    ):
+        with pytest.raises(RecastError, match=message):
+            evaluate_policy(replace(run, output=output, decoder="d3", guide=guide))
+    assert not Path(output).exists()

@@ -1,0 +1,260 @@
+"""Methods and parts that cannot work: refused before the first step, or stopped at it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_walk import failure, rl_args
+
+from recast.data.folder import load_data
+from recast.methods.table import METHODS
+
+PARTS = """
+from dataclasses import replace
+
+import torch
+
+from recast.signals.grpo import grpo
+
+
+def wide(groups, rewards):
+    return replace(grpo(groups, rewards), keep=torch.ones(len(rewards), 3, dtype=torch.bool))
+
+
+def nan(groups, rewards, *, late: bool = False):
+    found = grpo(groups, rewards)
+    if late and groups.step == 0:
+        return found
+    advantages = found.advantages.clone()
+    advantages[1, 0] = float("nan")
+    return replace(found, advantages=advantages)
+
+
+def unlikely(groups, rewards):
+    return replace(grpo(groups, rewards), nll_weight=-torch.ones(len(rewards)))
+
+
+def whole(groups, rewards):
+    found = grpo(groups, rewards)
+    return replace(found, advantages=torch.ones_like(found.advantages, dtype=torch.long))
+
+
+def graph(groups, rewards):
+    found = grpo(groups, rewards)
+    return replace(found, advantages=found.advantages.clone().requires_grad_())
+
+
+def others(groups, rewards):
+    prompts = replace(groups.prompts, row_ids=groups.prompts.row_ids + 1)
+    return grpo(replace(groups, prompts=prompts), rewards)
+
+
+def boast(groups, rewards):
+    return replace(grpo(groups, rewards), metrics={"reward/mean": 99.0})
+
+
+def writes(groups, rewards):
+    found = grpo(groups, rewards.clone())
+    rewards.fill_(1.0)
+    return found
+
+
+def leaves(groups, rewards):
+    raise SystemExit(0)
+
+
+def text(groups, rewards):
+    return "no signal"
+
+
+def crash(groups, rewards):
+    return rewards[0, 999]
+
+
+def weather(groups, rewards, *, forecast):
+    return grpo(groups, rewards)
+
+
+def flat(groups):
+    return torch.zeros(len(groups.items))
+
+
+def rubbish(policy, prompts, group_size, *, space, seed, step, policy_version):
+    return "rollouts" if seed == 0 else 1 / 0
+
+
+def graphless(logprobs, advantages):
+    return torch.zeros_like(advantages)
+
+
+def scalar(logprobs, advantages):
+    return (logprobs * advantages).mean()
+"""
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A working directory with `bad_parts.py`, forgotten afterwards."""
+    (tmp_path / "bad_parts.py").write_text(PARTS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    sys.modules.pop("bad_parts", None)
+
+
+REFUSED = {
+    "--method=rerre": "method is 'rerre': did you mean 'rere'?",
+    "--reward=first_hits": "reward is 'first_hits': did you mean 'first_hit'?",
+    "--signal=recasst": "signal is 'recasst': did you mean 'recast'?",
+    "--loss=ppo_clp": "loss is 'ppo_clp': did you mean 'ppo_clip'?",
+    "--sampler=beem": "sampler is 'beem': did you mean 'beam'?",
+    "--signal_args.v=2": "signal_args has 'v', which is no parameter of recast: choose from w",
+    "--signal_args.w=-1": "w is -1: ",
+    "--signal_args.w=.nan": "w is nan: ",
+    "--signal_args.w=big": "signal_args.w is 'big': give a float, such as 1.0",
+    "--loss_args.clip_low=2": "clip_low is 2: ",
+    "--method=rere --reward_args.form=other": "form is 'other': ",
+    "--sampler_args.oversample=2": "sampler_args has 'oversample', which is no parameter of sample",
+    "--method=adagrpo": "method 'adagrpo' needs ranker (collaborative): give --ranker",
+    "--method=adagrpo --ranker=nowhere": "ranker is 'nowhere': there is no such folder",
+    "--method=adagrpo --ranker=math:sqrt --prompts_per_step=1": "prompts_per_step is 1: adagrpo ",
+    "--reward=semantic": "method 'recast' needs embeddings (semantic): give --embeddings",
+    "--reward=semantic --embeddings=nowhere": "nowhere holds no embeddings: give the folder",
+    "--reward=format": "method 'recast' needs texts (format): rollouts are semantic IDs",
+    "--method=dapo --sampler=beam": "sampler is 'beam', which cannot serve method 'dapo': use ",
+    "--method=gumbel_pg --sampler=sample": "which cannot serve method 'gumbel_pg': use gumbel",
+    "--sampler=gumbel": "sampler is 'gumbel', which cannot serve method 'recast': use sample or ",
+    "--method=vstar --logprob_space=full": "logprob_space is 'full': method 'vstar' is defined",
+    "--method=gumbel_pg --add_gt=true": "add_gt is True: method 'gumbel_pg' has no last rollout",
+    "--method=sft_continued --add_gt=true": "add_gt is True: method 'sft_continued' has no last",
+    "--group_size=1": "group_size is 1: method 'recast' needs 2 rollouts or more per prompt",
+    "--nll_coef=-1": "nll_coef is -1.0: give 0 or more",
+    "--signal=": "signal is '': give a name or leave it out",
+    "--method=sft_continued --signal=grpo": "makes no rollouts that signal grpo could read",
+    "--signal=rank_grpo --list_length=2": "sampler 'sample' draws no lists for signal rank_grpo",
+    "--list_length=0": "list_length is 0: give 1 or more",
+    "--list_length=5": "sampler 'sample' draws no lists for signal recast: start",
+    "--ranker=math:sqrt": "ranker is 'math:sqrt': method 'recast' uses none, leave it out",
+    "--loss=trajectory_balance": "signal 'recast' gives advantages: add --signal identity",
+}
+
+
+@pytest.mark.parametrize(("more", "line"), REFUSED.items())
+def test_what_does_not_fit_is_refused_before_anything_is_loaded(
+    walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: str, line: str
+) -> None:
+    # No data there: whoever looks at it first is too late. Resources are looked for behind it.
+    data = walk / ("data" if "nowhere" in more else "missing")
+    args = [*rl_args(walk, tmp_path / "run"), f"--data={data}", *more.split()]
+    found, code = failure(capsys, *map(str, args))
+    assert line in found
+    assert code == 2
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("--method=riser --sampler_args.oversample=0", "oversample is 0: "),
+        ("--sampler=dynamic --sampler_args.oversample=.nan", "oversample is nan: "),
+    ],
+)
+def test_a_sampler_s_parameter_is_refused_before_the_run_has_a_folder(
+    walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: str, line: str
+) -> None:
+    args = [*rl_args(walk, tmp_path / "run"), *more.split()]
+    found, code = failure(capsys, *map(str, args))
+    assert found.startswith(line)
+    assert code == 2
+    assert not (tmp_path / "run").exists()
+
+
+STOPPED = {
+    "--signal=bad_parts:nan": "signal nan gave advantages that are not finite: [nan, ",
+    "--signal=bad_parts:text": "signal text gave a str: return a Signal",
+    "--signal=bad_parts:unlikely": "signal unlikely gave nll_weight below 0: not allowed",
+    "--signal=bad_parts:graph": "signal graph gave advantages that carry a gradient: return them",
+    "--signal=bad_parts:others": "signal others gave groups of other prompts: return `groups`",
+    "--signal=bad_parts:boast": "signal boast gave the metric 'reward/mean' = 99.0: give a float",
+    "--reward=bad_parts:flat --signal=grpo": "reward flat gave rewards of the shape [4]: return ",
+}
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize(("more", "line"), STOPPED.items())
+def test_a_wrong_result_stops_the_first_step_and_leaves_the_group(
+    walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: str, line: str
+) -> None:
+    run = tmp_path / "run"
+    args = [*rl_args(walk, run, "--method=openonerec_rl"), *more.split()]
+    found, code = failure(capsys, *map(str, args))
+    assert line in found
+    assert found.endswith(f"the group is in {run / 'failed_group.json'}")
+    assert code == 2
+    group = json.loads((run / "failed_group.json").read_text())
+    assert group["step"] == 1
+    data = load_data(walk / "data")
+    assert group["target_items"] == [int(data.items[group["row_id"]])]
+    assert len(group["tokens"]) == len(group["items"]) == 4
+    assert not (run / "policy").exists()
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_wrong_shape_as_a_user_meets_it(walk: Path, tmp_path: Path) -> None:
+    """In a process of its own, where nothing checks the shapes of types."""
+    args = rl_args(walk, tmp_path / "run", "--method=openonerec_rl", "--signal=bad_parts:wide")
+    command = [sys.executable, "-m", "recast.cli", *map(str, args)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr == (
+        "recast: error: signal wide gave keep of the shape [4, 3]: return [4, 4]; the group is in "
+        f"{tmp_path / 'run' / 'failed_group.json'}\n"
+    )
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_result_that_goes_wrong_later_names_its_step_and_its_prompt(
+    walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    more = ("--method=openonerec_rl", "--signal=bad_parts:nan", "--signal_args.late=true")
+    found, _ = failure(capsys, *map(str, rl_args(walk, run, *more)))
+    assert "signal nan(late=True) gave advantages that are not finite: [nan, " in found
+    assert json.loads((run / "failed_group.json").read_text())["step"] == 2
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("--signal=bad_parts:crash", "signal crash failed (IndexError: "),
+        ("--signal=bad_parts:weather", "needs forecast (weather): give it a default, or bind it"),
+        ("--signal=bad_parts:none", "signal is 'bad_parts:none': bad_parts has no function 'none'"),
+        ("--signal=bad_parts:leaves", "signal leaves failed (SystemExit: 0): mend it"),
+        ("--signal=bad_parts:writes", "signal writes changed its input rewards in place: clone it"),
+        ("--signal=builtins:dict", "signal is 'builtins:dict', which tells nothing of its"),
+        ("--loss=bad_parts:graphless", "the loss returned no tensor with a gradient: compute it"),
+        ("--loss=bad_parts:scalar", "the loss returned the shape []: give "),
+        ("--sampler=bad_parts:rubbish", "sampler rubbish gave a str: return RolloutGroups of its"),
+        (
+            "--sampler=bad_parts:rubbish --seed=1",
+            "sampler rubbish failed (ZeroDivisionError: division by zero): mend it",
+        ),
+    ],
+)
+def test_a_part_that_cannot_work(
+    walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: str, line: str
+) -> None:
+    args = rl_args(walk, tmp_path / "run", *more.split())
+    found, code = failure(capsys, *map(str, args))
+    assert line in found
+    assert code == 2
+
+
+def test_each_method_s_own_samplers_serve_it() -> None:
+    assert all("gumbel" not in m.samplers or m.space == "trie" for m in METHODS.values())

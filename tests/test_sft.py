@@ -1,0 +1,127 @@
+"""Supervised training on the small walk: reproducible, without a leak, and it learns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import polars as pl
+import torch
+import yaml
+from small_walk import MODEL, metric_lines, same, sft_config, weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from recast.data.folder import data_hash, load_data
+from recast.evaluation.metrics import PRIMARY, row_metrics
+from recast.evaluation.rank import rank_scores, sample_rows, validate
+from recast.items.catalog import load_catalog
+from recast.policy.baselines import popularity
+from recast.policy.load import load_policy
+from recast.sft import train_sft, user_windows
+
+
+def test_it_learns_more_than_popularity(walk: Path) -> None:
+    data, catalog = load_data(walk / "data"), load_catalog(walk / "catalog")
+    rows = sample_rows(data, "valid", 2000)
+    ranks = rank_scores(popularity(data), data, catalog, rows)
+    best = max(line["valid/ndcg@10"] for line in metric_lines(walk / "sft"))
+    # With seen items out, few candidates are left, so popularity is no bad guess here.
+    assert best > 0.1 + float(row_metrics(ranks)[PRIMARY].mean())
+    # What was saved is the best epoch.
+    again = validate(load_policy(walk / "sft" / "policy"), data, rows)
+    assert again["valid/ndcg@10"] == best
+
+
+def test_the_run_folder(walk: Path) -> None:
+    run = walk / "sft"
+    assert sorted(file.name for file in run.iterdir()) == [
+        "config.yaml",
+        "env.json",
+        "metrics.jsonl",
+        "policy",
+        "tb",
+    ]
+    assert yaml.safe_load((run / "config.yaml").read_text()) == asdict(sft_config(walk, run))
+    environment = json.loads((run / "env.json").read_text())
+    assert environment["data_hash"] == data_hash(walk / "data")
+    assert environment["torch_threads"] == 1
+    lines = metric_lines(run)
+    assert {tuple(line) for line in lines} == {
+        ("step", "stage", "time_s", "sft/loss", "valid/ndcg@10", "valid/hr@10")
+    }
+    windows = user_windows(load_data(walk / "data"), sft_config(walk, run), 0)
+    assert lines[0]["step"] == -(-len(windows) // 32)
+    assert lines[0]["sft/loss"] > lines[-1]["sft/loss"]
+    board = EventAccumulator(str(run / "tb"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("sft/loss")] == [line["step"] for line in lines]
+    files = {file.name for file in (run / "policy").iterdir()}
+    assert {"model.safetensors", "config.json", "recast.json", "catalog"} <= files
+    assert load_catalog(run / "policy" / "catalog").codes.equal(
+        load_catalog(walk / "catalog").codes
+    )
+
+
+def test_the_seed_decides_every_bit(walk: Path, tmp_path: Path) -> None:
+    torch.rand(7)  # what ran before has no influence
+    first = train_sft(sft_config(walk, tmp_path / "a", epochs=2, seed=5))
+    again = train_sft(sft_config(walk, tmp_path / "b", epochs=2, seed=5))
+    train_sft(sft_config(walk, tmp_path / "c", epochs=2, seed=6))
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+    assert first.keys() == again.keys()
+    assert {k: v for k, v in first.items() if k != "cpu_s"} == {
+        k: v for k, v in again.items() if k != "cpu_s"
+    }
+    assert first["cpu_s"] > 0
+    assert first["rollouts"] == 0
+
+
+def test_later_events_do_not_leak(walk: Path, tmp_path: Path) -> None:
+    """Other items in the rl, valid and test events: the same windows, losses and weights."""
+    other = tmp_path / "walk"
+    shutil.copytree(walk / "catalog", other / "catalog")
+    shutil.copytree(walk / "data", other / "data")
+    file = other / "data" / "interactions.parquet"
+    events = pl.read_parquet(file)
+    rolled = pl.col("item").last().over("user", "later")  # any item of the user's later ones
+    previous = pl.col("item").shift().over("user", "later").fill_null(rolled)
+    changed = events.with_columns(later=pl.col("split") != "train")
+    changed = changed.with_columns(item=pl.when("later").then(previous).otherwise("item"))
+    changed.drop("later").write_parquet(file)
+
+    before, after = load_data(walk / "data"), load_data(other / "data")
+    moved = before.items != after.items
+    assert not moved[before.splits == 0].any()
+    assert moved[before.splits > 0].double().mean() > 0.9
+    for epoch in range(3):
+        config = sft_config(walk, tmp_path)
+        assert user_windows(before, config, epoch).equal(user_windows(after, config, epoch))
+    for name, folder in (("a", walk), ("b", other)):
+        train_sft(sft_config(folder, tmp_path / name, epochs=1))
+    lines = [metric_lines(tmp_path / name)[0] for name in "ab"]
+    assert lines[0]["sft/loss"] == lines[1]["sft/loss"]
+    assert lines[0]["valid/ndcg@10"] != lines[1]["valid/ndcg@10"]
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_patience(walk: Path, tmp_path: Path) -> None:
+    """A rate too small to change a rank: the first epoch stays the best, two more are waited."""
+    config = sft_config(walk, tmp_path / "run", lr=1e-12, epochs=30, patience=2)
+    found = train_sft(config)
+    lines = metric_lines(tmp_path / "run")
+    assert len(lines) == 3
+    assert found["sft/epoch"] == 1
+    assert found["optimizer_steps"] == lines[-1]["step"]
+    assert found["valid/ndcg@10"] == lines[0]["valid/ndcg@10"]
+
+
+def test_a_policy_of_ones_own_is_the_start(walk: Path, tmp_path: Path) -> None:
+    start = str(walk / "sft" / "policy")
+    model = type(MODEL)(path=start)
+    train_sft(sft_config(walk, tmp_path / "run", model=model, lr=1e-12, epochs=1))
+    before, after = weights(walk / "sft"), weights(tmp_path / "run")
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[k], after[k], atol=1e-9) for k in before)
