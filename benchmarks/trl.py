@@ -43,7 +43,7 @@ from recast.policy.prompts import build_prompts
 from recast.rewards.hit import first_hit
 from recast.signals.grpo import grpo
 from recast.train.actor import Actor, update
-from recast.types import SPLITS, Interactions
+from recast.types import SPLITS, Draw, Interactions
 
 UNREAD = "the last layer's attention over the prompt, which nobody reads"
 
@@ -147,7 +147,7 @@ class RecastSteps(TrainerCallback):
         rows = last_rows(self.events)[index * size : (index + 1) * size]
         policy = self.actor.policy
         prompts = build_prompts(self.events, self.catalog, rows, policy.window)
-        groups = self.sampler(policy, prompts, self.case.group_size, space="full", step=index)
+        groups = self.sampler(policy, prompts, self.case.group_size, Draw(step=index))
         update(self.actor, grpo(groups, first_hit(groups)))
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:

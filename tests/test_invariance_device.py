@@ -18,7 +18,7 @@ from recast.sft import train_sft
 from recast.types import RecastError
 
 OWN: dict[str, dict[str, Any]] = {"dapo": {"max_rollout_batches": 2}}
-RANKED = ("adagrpo", "random_gate", "fixed_mix", "ungated")
+RANKED = ("adagrpo", "random_gate", "fixed_mix", "ungated", "reward_weighted")
 
 
 def test_a_tensor_of_the_cpu_is_refused() -> None:

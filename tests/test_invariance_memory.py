@@ -12,6 +12,7 @@ from small_walk import rl_config, weights
 
 from recast.data.folder import load_data
 from recast.groups import select
+from recast.methods.assembly import sampler_of
 from recast.methods.table import METHODS
 from recast.policy import memory
 from recast.policy.load import load_policy
@@ -45,16 +46,20 @@ def test_a_run_in_little_memory_ends_where_it_ends_in_much(
 @pytest.mark.parametrize("name", ["openonerec_rl", "rere", "gumbel_pg", "rank_grpo"])
 def test_rollouts_in_parts_are_those_of_one_call(walk: Path, tmp_path: Path, name: str) -> None:
     policy, data = load_policy(walk / "sft" / "policy"), load_data(walk / "data")
-    config = rl_config(walk, tmp_path / "run")
+    method = METHODS[name]
     prompts = build_prompts(data, policy.catalog, data.rows("valid")[:9], policy.window)
     prompts = select(prompts, prompts.lengths.argsort(descending=True))
     whole, parts = (
         Search(
-            method=METHODS[name],
+            method=method,
             policy=policy,
             interactions=data,
-            config=config,
-            max_tokens=tokens,
+            sampler=sampler_of(method, method.samplers[0], {}),
+            group_size=6,
+            seed=0,
+            max_batches=1,
+            micro_batch_tokens=tokens,
+            folder=str(tmp_path),
         ).roll_out(3, prompts)
         for tokens in (10**6, 60)
     )

@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from small_walk import metric_lines, rl_config, same, weights
+from torch import Tensor
 
 from recast.config import RLConfig
 from recast.data.folder import load_data
@@ -26,7 +27,8 @@ from recast.rl import train_rl
 from recast.rollout.beam import beam_search
 from recast.rollout.sample import sample
 from recast.train.search import prompt_batches
-from recast.types import Metrics, RecastError
+from recast.train.setup import set_up_rl
+from recast.types import Interactions, Metrics, RecastError
 
 SAMPLERS = {"sample": sample, "beam": beam_search}
 RUNS = [(m, s) for m in ("openonerec_rl", "recast") for s in SAMPLERS] + [("sft_continued", None)]
@@ -47,6 +49,13 @@ def runs(walk: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return found
 
 
+def batches_of(data: Interactions, config: RLConfig, count: int | None = None) -> Tensor:
+    """The row ids of every step."""
+    return prompt_batches(
+        data.rows("rl"), config.prompts_per_step, count or config.steps, config.seed
+    )
+
+
 def rollouts_of(run: Path) -> pl.DataFrame:
     return pl.read_parquet(run / "rollouts" / "*.parquet")
 
@@ -55,7 +64,7 @@ def test_a_row_comes_once_in_a_pass(walk: Path, tmp_path: Path) -> None:
     data = load_data(walk / "data")
     rows = data.rows("rl")
     config = rl_config(walk, tmp_path, steps=40, prompts_per_step=8)
-    batches = prompt_batches(data, config, RECAST)
+    batches = batches_of(data, config)
     assert batches.shape == (40, 8)
     per_pass = len(rows) // 8
     for start in range(0, 40 - per_pass + 1, per_pass):
@@ -64,21 +73,25 @@ def test_a_row_comes_once_in_a_pass(walk: Path, tmp_path: Path) -> None:
         assert torch.isin(used, rows).all()
     assert not batches[:per_pass].equal(batches[per_pass : 2 * per_pass])
     with pytest.raises(RecastError, match=r"prompts_per_step is 500: .* rows in the rl slice"):
-        prompt_batches(data, replace(config, prompts_per_step=500), RECAST)
-    # Neither the method nor the number of steps moves a prompt; the seed does.
-    few = replace(config, steps=3)
-    assert prompt_batches(data, few, METHODS["openonerec_rl"]).equal(batches[:3])
-    assert not prompt_batches(data, replace(config, seed=1), RECAST).equal(batches)
-    # A method that fills its batches finds the same ones first, and further ones behind.
-    filling = replace(RECAST, fill_batch=True)
-    more = prompt_batches(data, replace(few, max_rollout_batches=4), filling)
-    assert more.shape == (12, 8)
-    assert more.equal(batches[:12])
+        batches_of(data, replace(config, prompts_per_step=500))
+    # How many are asked for moves no prompt; the seed does.
+    assert batches_of(data, config, 3).equal(batches[:3])
+    assert not batches_of(data, replace(config, seed=1)).equal(batches)
+
+
+def test_a_method_that_fills_its_batches_finds_further_ones_behind(
+    walk: Path, tmp_path: Path
+) -> None:
+    config = rl_config(walk, tmp_path / "run", method="dapo", max_rollout_batches=4)
+    setup = set_up_rl(config)
+    batches = batches_of(load_data(walk / "data"), config, 12)
+    assert setup.batches.equal(batches[:3])
+    assert setup.surplus.equal(batches[3:])
 
 
 def test_all_methods_see_the_same_prompts(walk: Path, runs: Runs) -> None:
     data = load_data(walk / "data")
-    wanted = prompt_batches(data, rl_config(walk, Path("unused")), RECAST)
+    wanted = batches_of(data, rl_config(walk, Path("unused")))
     for key in WITH_ROLLOUTS:
         table = rollouts_of(runs[key][0])
         assert table["step"].to_list() == [s for s in (1, 2, 3) for _ in range(8 * 6)]
@@ -154,10 +167,8 @@ def test_the_rollouts_of_the_first_step(walk: Path, runs: Runs, method: str, sam
     """The Parquet file holds what the SFT policy rolls out, rewarded by hand."""
     data, policy = load_data(walk / "data"), load_policy(walk / "sft" / "policy")
     config = rl_config(walk, Path("unused"))
-    prompts = build_prompts(
-        data, policy.catalog, prompt_batches(data, config, RECAST)[0], policy.window
-    )
-    groups = SAMPLERS[sampler](policy, prompts, config.group_size, seed=0, step=0)
+    prompts = build_prompts(data, policy.catalog, batches_of(data, config)[0], policy.window)
+    groups = SAMPLERS[sampler](policy, prompts, config.group_size)
     table = rollouts_of(runs[method, sampler][0]).filter(pl.col("step") == 1)
     assert table["item"].to_list() == groups.items.flatten().tolist()
     assert table["rank"].to_list() == list(range(6)) * 8
@@ -252,7 +263,7 @@ def test_draws_of_the_prompts_by_hand(walk: Path, tmp_path: Path) -> None:
     rows = data.rows("rl")
     drawn = uniforms(0, 0, rows, "prompts", 1)[:, 0].tolist()
     by_draw = [row for _, row in sorted(zip(drawn, rows.tolist(), strict=True))]
-    assert prompt_batches(data, rl_config(walk, tmp_path), RECAST)[0].tolist() == by_draw[:8]
+    assert batches_of(data, rl_config(walk, tmp_path))[0].tolist() == by_draw[:8]
 
 
 def test_weights_are_float32_in_training_whatever_they_were_and_bfloat16_computes_alike(

@@ -19,7 +19,8 @@ from recast.evaluation.rank import rank_scores, sample_rows, validate
 from recast.items.catalog import load_catalog
 from recast.policy.baselines import popularity
 from recast.policy.load import load_policy
-from recast.sft import train_sft, user_windows
+from recast.sft import train_sft
+from recast.train.windows import user_windows
 
 
 def test_it_learns_more_than_popularity(walk: Path) -> None:
@@ -51,7 +52,7 @@ def test_the_run_folder(walk: Path) -> None:
     assert {tuple(line) for line in lines} == {
         ("step", "stage", "time_s", "sft/loss", "valid/ndcg@10", "valid/hr@10")
     }
-    windows = user_windows(load_data(walk / "data"), sft_config(walk, run), 0)
+    windows = user_windows(load_data(walk / "data"), 8, 0, 0)
     assert lines[0]["step"] == -(-len(windows) // 32)
     assert lines[0]["sft/loss"] > lines[-1]["sft/loss"]
     board = EventAccumulator(str(run / "tb"))
@@ -97,8 +98,7 @@ def test_later_events_do_not_leak(walk: Path, tmp_path: Path) -> None:
     assert not moved[before.splits == 0].any()
     assert moved[before.splits > 0].double().mean() > 0.9
     for epoch in range(3):
-        config = sft_config(walk, tmp_path)
-        assert user_windows(before, config, epoch).equal(user_windows(after, config, epoch))
+        assert user_windows(before, 8, 0, epoch).equal(user_windows(after, 8, 0, epoch))
     for name, folder in (("a", walk), ("b", other)):
         train_sft(sft_config(folder, tmp_path / name, epochs=1))
     lines = [metric_lines(tmp_path / name)[0] for name in "ab"]

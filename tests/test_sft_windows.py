@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recast.config import SFTConfig
-from recast.sft import cosine, user_windows, window_loss
+from recast.sft import cosine
+from recast.train.windows import user_windows, window_loss
 from recast.types import SPLITS, Interactions
 
 
@@ -41,6 +42,12 @@ def events_of(
     )
 
 
+def windows_of(events: Interactions, config: SFTConfig, epoch: int) -> Tensor:
+    return user_windows(
+        events, config.window, config.seed, epoch, backwards_frac=config.backwards_frac
+    )
+
+
 def rows_of(windows: Tensor) -> list[list[int]]:
     """The windows without padding, in the order of their first item."""
     return sorted([item for item in row if item >= 0] for row in windows.tolist())
@@ -57,7 +64,7 @@ CUTS = [
 
 def test_the_windows_of_one_user() -> None:
     events = events_of([7])
-    found = [rows_of(user_windows(events, config(), epoch)) for epoch in range(30)]
+    found = [rows_of(windows_of(events, config(), epoch)) for epoch in range(30)]
     assert all(windows in CUTS for windows in found)
     assert all(cut in found for cut in CUTS)
 
@@ -66,23 +73,23 @@ def test_other_splits_never_appear() -> None:
     late = ["rl", "valid", "test"]
     events = events_of([6, 7], split_of=["train"] * 3 + late + ["train"] * 4 + late)
     for epoch in range(10):
-        windows = user_windows(events, config(), epoch)
+        windows = windows_of(events, config(), epoch)
         assert set(windows.flatten().tolist()) <= {-1, 0, 1, 2, 6, 7, 8, 9}
     other = events.items.where(events.splits == 0, (events.items + 1) % 13)
-    changed = user_windows(replace(events, items=other), config(), 9)
+    changed = windows_of(replace(events, items=other), config(), 9)
     assert torch.equal(changed, windows)
 
 
 def test_users_of_one_event_make_no_window() -> None:
-    assert user_windows(events_of([1, 1, 1]), config(), 0).shape == (0, 3)
-    assert user_windows(events_of([2], split_of=["rl", "test"]), config(), 0).shape == (0, 3)
+    assert windows_of(events_of([1, 1, 1]), config(), 0).shape == (0, 3)
+    assert windows_of(events_of([2], split_of=["rl", "test"]), config(), 0).shape == (0, 3)
 
 
 def test_backwards_mirrors_every_window() -> None:
     events = events_of([7, 5, 2])
     for epoch in range(5):
-        forward = user_windows(events, config(), epoch)
-        mirrored = user_windows(events, config(backwards_frac=1.0), epoch)
+        forward = windows_of(events, config(), epoch)
+        mirrored = windows_of(events, config(backwards_frac=1.0), epoch)
         assert [[i for i in row if i >= 0][::-1] for row in forward.tolist()] == [
             [i for i in row if i >= 0] for row in mirrored.tolist()
         ]
@@ -91,17 +98,17 @@ def test_backwards_mirrors_every_window() -> None:
 
 def test_a_part_is_read_backwards() -> None:
     events = events_of([4] * 1000)
-    windows = user_windows(events, config(window=4, backwards_frac=0.3), 0)
+    windows = windows_of(events, config(window=4, backwards_frac=0.3), 0)
     backwards = (windows[:, 1] < windows[:, 0]).double().mean().item()
     assert backwards == pytest.approx(0.3, abs=0.06)  # 4 standard errors of about 900 windows
 
 
 def test_seed_and_epoch_decide() -> None:
     events = events_of([9] * 20, times=[0] * 180)
-    first = user_windows(events, config(), 0)
-    assert torch.equal(first, user_windows(events, config(), 0))
-    assert rows_of(first) != rows_of(user_windows(events, config(), 1))
-    assert rows_of(first) != rows_of(user_windows(events, config(seed=1), 0))
+    first = windows_of(events, config(), 0)
+    assert torch.equal(first, windows_of(events, config(), 0))
+    assert rows_of(first) != rows_of(windows_of(events, config(), 1))
+    assert rows_of(first) != rows_of(windows_of(events, config(seed=1), 0))
 
 
 @given(st.data())
@@ -112,7 +119,7 @@ def test_every_event_once(data: st.DataObject) -> None:
                                                                     max_size=n)))]  # fmt: skip
     window, epoch = data.draw(st.integers(2, 5)), data.draw(st.integers(0, 3))
     events = events_of(lengths, times)
-    windows = user_windows(events, config(window=window, backwards_frac=0.0), epoch)
+    windows = windows_of(events, config(window=window, backwards_frac=0.0), epoch)
     assert windows.shape[1] == window
     known = windows >= 0
     assert (known[:, :-1] | ~known[:, 1:]).all()  # padding on the right
@@ -139,7 +146,7 @@ def test_order_is_free_within_one_time_only() -> None:
     events = events_of([6], times=[0, 0, 0, 5, 5, 9])
     orders = set()
     for epoch in range(200):
-        row = user_windows(events, config(window=20, seed=3), epoch)
+        row = windows_of(events, config(window=20, seed=3), epoch)
         if row.shape[0] == 1 and (row >= 0).sum() == 6:  # not cut in two
             orders.add(tuple(row[0, :6].tolist()))
     assert {(sorted(o[:3]) == [0, 1, 2], sorted(o[3:5]) == [3, 4], o[5]) for o in orders} == {

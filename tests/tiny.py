@@ -156,7 +156,6 @@ def make_groups(
         rollout_logprobs=-1.0 - torch.arange(rollouts.numel()).view(rollouts.shape) / 100,
         target_logprobs=-5.0 - torch.arange(wanted.numel()).view(wanted.shape) / 100,
         loss_mask=mask,
-        policy_version=0,
         seed=seed,
         step=0,
     )

@@ -96,6 +96,24 @@ class Prompts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Draw:
+    """What a sampler is told besides policy, prompts and group size: its randomness and its record.
+
+    Example, the draws of step 3 of seed 0, recorded over the allowed children:
+    `Draw(logprob_space="trie", seed=0, step=3)`.
+    """
+
+    logprob_space: LogprobSpace = "full"
+    """In which the log-probability of a token is recorded (and by which a search ranks)."""
+    seed: int = 0
+    step: int = 0
+
+    def uniforms(self, prompts: Prompts, name: str, width: int) -> Float[Tensor, "B width"]:
+        """Draws in [0, 1) for every prompt; they depend on (seed, step, row, name) alone."""
+        return uniforms(self.seed, self.step, prompts.row_ids, name, width)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutGroups:
     """G rollouts for each of B prompts, never torn apart, most probable first.
 
@@ -113,7 +131,6 @@ class RolloutGroups:
     rollout_logprobs: Float[Tensor, "B G L"]
     target_logprobs: Float[Tensor, "B T L"]
     loss_mask: Bool[Tensor, "B G L"]
-    policy_version: int
     seed: int
     step: int
     weights: Float[Tensor, "B G"] | None = None
@@ -157,3 +174,25 @@ Ranker = Callable[[Prompts, Int[Tensor, "B N"]], Float[Tensor, "B N"]]
 
 Loss = Callable[..., Float[Tensor, "B K L"] | Float[Tensor, "B K"] | Float[Tensor, " B"]]
 """One value per token, per rollout or per group of the rollouts that are kept."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Traits:
+    """Facts about a part that others act on; a part without an entry has none of them.
+
+    Each room keeps the entries of its parts beside their names: `recast.losses.TRAITS` and so on;
+    `recast.methods.parts.traits_of` reads them all.
+    """
+
+    is_silent_at_zero: bool = False
+    """Loss: a rollout of advantage 0 adds nothing, neither by itself nor to what others add."""
+    has_rewards: bool = False
+    """Loss: reads the advantages as rewards. Signal: gives the rewards as advantages."""
+    is_over_children: bool = False
+    """Sampler, signal: its formula needs probabilities over the allowed children."""
+    is_weighted: bool = False
+    """Sampler: its groups carry importance weights."""
+    has_fixed_rows: bool = False
+    """Sampler: no rollout may be overwritten by the target (`add_gt`)."""
+    reads_batch: bool = False
+    """Signal: a prompt's weights depend on the other prompts of the batch."""

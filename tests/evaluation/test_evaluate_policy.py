@@ -19,6 +19,7 @@ from recast.policy.load import Policy, create_policy, load_policy, save_policy
 from recast.policy.prompts import build_prompts
 from recast.policy.ranker import load_ranker
 from recast.rollout.beam import beam_search
+from recast.rollout.decoder import Decoder
 from recast.types import Prompts, RecastError
 
 
@@ -156,11 +157,11 @@ def test_d3_ranks_by_the_guide_s_scores_of_the_whole_catalogue(
     data, policy = load_data(run.data), load_policy(run.policy)
     rows = data.rows("test")
     by_policy, own = (
-        rank_policy(policy, data, rows, 30, guide=guide, alpha=1.0)
+        rank_policy(policy, data, rows, 30, Decoder(guide=guide, alpha=1.0))
         for guide in (None, likes_high_items)
     )
     assert torch.equal(by_policy.sid_rank, own.sid_rank)
-    by_guide = rank_policy(policy, data, rows, 30, guide=likes_high_items, alpha=0.0)
+    by_guide = rank_policy(policy, data, rows, 30, Decoder(guide=likes_high_items, alpha=0.0))
     for row, rank in zip(rows.tolist(), by_guide.sid_rank.tolist(), strict=True):
         target, past = int(data.items[row]), data.items[data.starts[row] : row].tolist()
         assert rank == 1 + len(set(range(target + 1, 30)) - set(past))
@@ -183,7 +184,7 @@ def test_d3_with_a_trained_ranker_s_folder(run: EvaluateConfig, tmp_path: Path) 
     prompts = build_prompts(data, policy.catalog, rows, policy.window)
     guide = load_ranker(str(tmp_path / "sasrec"), policy.catalog)
     scores = guide(prompts, torch.arange(30).expand(len(rows), -1))
-    beams = beam_search(policy, prompts, 10, guide=scores, alpha=0.3)
+    beams = beam_search(policy, prompts, 10, decoder=Decoder(guide=lambda *_: scores, alpha=0.3))
     hits = beams.items == prompts.target_items
     places = torch.where(hits.any(1), hits.int().argmax(1) + 1, 0)
     assert torch.equal(read_ranks(tmp_path / "eval").sid_rank, places)

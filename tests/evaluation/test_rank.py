@@ -15,6 +15,7 @@ from recast.items.catalog import Catalog, build_catalog
 from recast.policy.load import Policy
 from recast.policy.prompts import build_prompts
 from recast.rollout.beam import beam_search
+from recast.rollout.decoder import Decoder
 from recast.types import Interactions, RecastError
 
 # Items 0 and 1 share a SID, and 5, 6 and 7.
@@ -170,7 +171,7 @@ def test_invalid_beams_are_counted() -> None:
     invalid = []
     for row in rows:
         prompts = build_prompts(data, catalog, row[None], policy.window)
-        beams = beam_search(policy, prompts, 4, constrained=False)
+        beams = beam_search(policy, prompts, 4, decoder=Decoder(constrained=False))
         invalid += [tuple(beam) not in valid for beam in beams.tokens[0].tolist()]
     assert len(invalid) == 36
     assert invalid_frac(policy, data, rows, 4) == sum(invalid) / 36

@@ -85,7 +85,8 @@ def _measure(config: StratifyConfig, table: Tensor) -> tuple[dict[str, Tensor], 
     def ranker(prompts: Prompts, items: Tensor) -> Tensor:
         return table[prompts.row_ids].gather(1, items)
 
-    return measure(groups, ranker, config), groups
+    settings = {name: getattr(config, name) for name in ("tau", "rho", "num_negatives")}
+    return measure(groups, ranker, **settings), groups
 
 
 def test_ranks_are_among_the_beams_and_the_target(config: StratifyConfig) -> None:

@@ -84,8 +84,8 @@ def flat(groups):
     return torch.zeros(len(groups.items))
 
 
-def rubbish(policy, prompts, group_size, *, space, seed, step, policy_version):
-    return "rollouts" if seed == 0 else 1 / 0
+def rubbish(policy, prompts, group_size, draw):
+    return "rollouts" if draw.seed == 0 else 1 / 0
 
 
 def graphless(logprobs, advantages):
@@ -125,7 +125,7 @@ REFUSED = {
     "--method=adagrpo --ranker=math:sqrt --prompts_per_step=1": "prompts_per_step is 1: adagrpo ",
     "--reward=semantic": "method 'recast' needs embeddings (semantic): give --embeddings",
     "--reward=semantic --embeddings=nowhere": "nowhere holds no embeddings: give the folder",
-    "--reward=format": "method 'recast' needs texts (format): rollouts are semantic IDs",
+    "--reward=format": "reward is 'format': did you mean",
     "--method=dapo --sampler=beam": "sampler is 'beam', which cannot serve method 'dapo': use ",
     "--method=gumbel_pg --sampler=sample": "which cannot serve method 'gumbel_pg': use gumbel",
     "--sampler=gumbel": "sampler is 'gumbel', which cannot serve method 'recast': use sample or ",
@@ -177,10 +177,10 @@ def test_a_sampler_s_parameter_is_refused_before_the_run_has_a_folder(
 STOPPED = {
     "--signal=bad_parts:nan": "signal nan gave advantages that are not finite: [nan, ",
     "--signal=bad_parts:text": "signal text gave a str: return a Signal",
-    "--signal=bad_parts:unlikely": "signal unlikely gave nll_weight below 0: not allowed",
-    "--signal=bad_parts:graph": "signal graph gave advantages that carry a gradient: return them",
+    "--signal=bad_parts:unlikely": "signal unlikely gave nll_weight below 0: give 0 or more",
+    "--signal=bad_parts:graph": "signal graph gave advantages with a gradient: detach what",
     "--signal=bad_parts:others": "signal others gave groups of other prompts: return `groups`",
-    "--signal=bad_parts:boast": "signal boast gave the metric 'reward/mean' = 99.0: give a float",
+    "--signal=bad_parts:boast": "signal boast gave the metric 'reward/mean' = 99.0: the loop logs",
     "--reward=bad_parts:flat --signal=grpo": "reward flat gave rewards of the shape [4]: return ",
 }
 
@@ -238,8 +238,8 @@ def test_a_result_that_goes_wrong_later_names_its_step_and_its_prompt(
         ("--signal=bad_parts:leaves", "signal leaves failed (SystemExit: 0): mend it"),
         ("--signal=bad_parts:writes", "signal writes changed its input rewards in place: clone it"),
         ("--signal=builtins:dict", "signal is 'builtins:dict', which tells nothing of its"),
-        ("--loss=bad_parts:graphless", "the loss returned no tensor with a gradient: compute it"),
-        ("--loss=bad_parts:scalar", "the loss returned the shape []: give "),
+        ("--loss=bad_parts:graphless", "the loss gave a tensor without a gradient: compute it"),
+        ("--loss=bad_parts:scalar", "the loss gave the shape []: return "),
         ("--sampler=bad_parts:rubbish", "sampler rubbish gave a str: return RolloutGroups of its"),
         (
             "--sampler=bad_parts:rubbish --seed=1",

@@ -40,8 +40,19 @@ def test_parameters_have_defaults_and_resources_have_none() -> None:
 
 def test_the_loop_s_own_arguments_of_a_sampler_are_no_parameters() -> None:
     sample = KINDS["sampler"]["sample"]
-    assert parameters(sample) == {}
+    assert parameters(sample) == {"temperature": 1.0}
     assert resources(sample) == set()
+
+
+def test_a_part_may_call_its_parameters_as_it_likes() -> None:
+    def mine(groups, rewards, *, alpha=1.0, seed=0, step=1, space="a", guide="b"):
+        return alpha, seed, step, space, guide
+
+    given = {"alpha": 2.0, "seed": 3, "step": 4, "space": "c", "guide": "d"}
+    part = with_parameters("signal", mine, given)
+    assert parameters(part) == given
+    assert spell(part)[1] == given
+    assert part(0, 0) == (2.0, 3, 4, "c", "d")
 
 
 def test_what_is_set_stays_settable_and_what_is_supplied_is_no_longer_asked_for() -> None:

@@ -43,7 +43,7 @@ def _recall(walk: Path, run: Path) -> float:
 
 def _settings(name: str, ranker: Path) -> dict[str, Any]:
     method = METHODS[name]
-    needs_ranker = name in ("adagrpo", "random_gate", "fixed_mix", "ungated")
+    needs_ranker = name in ("adagrpo", "random_gate", "fixed_mix", "ungated", "reward_weighted")
     own = OWN.get(name, {}) | ({"ranker": str(ranker)} if needs_ranker else {})
     return {"method": name} | own | ({} if method.samplers else {"group_size": 1})
 

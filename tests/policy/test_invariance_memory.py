@@ -13,7 +13,7 @@ from shapes import Shapes
 from recast.policy.logprobs import branch_logprobs
 from recast.rollout.beam import beam_search
 from recast.rollout.sample import sample
-from recast.types import Prompts
+from recast.types import Draw, Prompts
 
 PROMPT = 512
 HEADS = 4
@@ -77,7 +77,7 @@ def test_rollouts_build_no_vocabulary_mask_and_no_copy_of_the_prompt(
     prompts = _long_prompts(catalog)
     for space in ("full", "trie"):
         with Shapes() as shapes:
-            search(policy, prompts, group_size, space=space)
+            search(policy, prompts, group_size, Draw(logprob_space=space))
         masks = [s for s, dtype in shapes.found if dtype == torch.bool]
         assert masks
         assert not [s for s in masks if s[-1:] == (vocabulary,)]

@@ -12,8 +12,9 @@ from recast.groups import select
 from recast.policy import logprobs
 from recast.policy.logprobs import branch_logprobs
 from recast.rollout.beam import beam_search
+from recast.rollout.decoder import Decoder
 from recast.rollout.sample import sample
-from recast.types import LogprobSpace, Prompts, RecastError
+from recast.types import Draw, LogprobSpace, Prompts, RecastError
 
 SEEN = [[0, 1, 3], [6], []]
 
@@ -93,7 +94,9 @@ def test_beams_without_the_trie_stay_on_the_levels_of_their_space(prompts: Promp
     plain = tiny.twin(policy.model)
     starts = torch.tensor([policy.catalog.level_tokens(level) for level in range(3)])[:, 0]
     every = torch.cartesian_prod(*(torch.arange(n) for n in (3, 3, 4))) + starts
-    found = beam_search(policy, prompts, 36, constrained=False, space="level")
+    found = beam_search(
+        policy, prompts, 36, Draw(logprob_space="level"), decoder=Decoder(constrained=False)
+    )
     for row in range(3):
         wanted = {}
         for branch in every.tolist():
@@ -165,7 +168,7 @@ def test_what_the_trie_forces_is_not_sent(prompts: Prompts) -> None:
     assert (scores["trie"][0, :2, 2] == 0).all()
     assert (scores["trie"][0, 2:, 2] < 0).all()
     sent.clear()
-    found = sample(policy, one, 40, space="trie", seed=1)
+    found = sample(policy, one, 40, Draw(logprob_space="trie", seed=1))
     torch.testing.assert_close(
         found.rollout_logprobs[0],
         branch_logprobs(policy, one, found.tokens, "trie")[0].detach(),

@@ -20,7 +20,7 @@ from recast.rollout.beam import beam_search
 from recast.rollout.sample import sample
 from recast.signals.recast import recast
 from recast.train.actor import Actor, update
-from recast.types import Prompts, RecastError
+from recast.types import Draw, Prompts, RecastError
 
 NUM_ITEMS = 12
 HISTORIES = [[1, 2, 3, 4, 5, 6, 7], [7], [], [8, 9]]
@@ -174,7 +174,7 @@ def test_one_level_goes_through_rollout_signal_and_actor() -> None:
     beams = beam_search(policy, own, 5)
     assert beams.tokens.shape == (4, 5, 1)
     assert torch.equal(beams.items, best)
-    drawn = sample(policy, own, 5, space="trie")
+    drawn = sample(policy, own, 5, Draw(logprob_space="trie"))
     assert bool(allowed.gather(1, drawn.items).all())
     logprobs = branch_logprobs(policy, own, drawn.tokens, "trie")
     torch.testing.assert_close(logprobs, drawn.rollout_logprobs)

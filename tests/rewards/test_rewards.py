@@ -22,7 +22,6 @@ from recast.rewards.hit import any_hit, first_hit, set_ratio
 from recast.rewards.partial import partial_hit
 from recast.rewards.ranking import rank_reward, ranking
 from recast.rewards.semantic import semantic
-from recast.rewards.think_format import has_thought, think_format
 from recast.signals.grpo import standardise
 from recast.types import Prompts, RecastError, RolloutGroups
 
@@ -232,29 +231,3 @@ def test_collaborative_asks_about_every_prompt_and_passes_no_gradient_on() -> No
     scale = torch.ones((), requires_grad=True)
     found = collaborative(groups, ranker=lambda prompts, items: items.float() * scale)
     assert not found.requires_grad
-
-
-@pytest.mark.parametrize(
-    ("text", "thought"),
-    [
-        ("<think>the user likes tea</think>\n<s_a_1><s_b_2><s_c_9>", True),
-        ("<think>12345678901</think>", True),
-        ("<think>1234567890</think>", False),  # more than ten
-        ("<think>  1 2 3 4 5\n6 7 8\t9 0  \r\n  </think>", False),  # blanks do not count
-        ("the user likes tea</think>", False),
-        ("<think>the user likes tea", False),
-        ("</think>the user likes tea<think>", False),
-        ("</think><think>the user likes tea</think>", False),  # the first closing tag decides
-        ("<think></think><think>the user likes tea</think>", False),
-        ("", False),
-    ],
-)
-def test_thoughts(text: str, thought: bool) -> None:
-    assert has_thought(text) is thought
-
-
-def test_think_format_scores_every_existing_rollout() -> None:
-    good = "<think>the user likes tea</think>"
-    assert think_format(_groups(), texts=[[good, "", good, good]]).tolist() == [[1, 0, 1, 0]]
-    with pytest.raises(RecastError, match=r"texts per group is \[1\]: give one decoded response"):
-        think_format(_groups(), texts=[[good]])

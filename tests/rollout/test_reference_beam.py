@@ -12,7 +12,8 @@ from recast.groups import select
 from recast.items.catalog import Catalog
 from recast.policy.logprobs import branch_logprobs
 from recast.rollout.beam import beam_search
-from recast.types import Prompts, RecastError
+from recast.rollout.decoder import Decoder
+from recast.types import Draw, Prompts, RecastError
 
 GROUP = 6
 
@@ -73,7 +74,7 @@ def test_a_beam_as_wide_as_the_catalogue_ranks_every_item_exactly(space: str) ->
     catalog = tiny.tiny_catalog()
     policy = tiny.tiny_policy("qwen3", catalog)
     prompts = tiny.make_prompts(catalog, [[4, 5], [0]], [[1], [7]], [[4, 5], [0]])
-    groups = beam_search(policy, prompts, 7, space=space)
+    groups = beam_search(policy, prompts, 7, Draw(logprob_space=space))
     plain = tiny.twin(policy.model)
     for row, num_unseen in enumerate((6, 7)):
         wanted = naive.item_logprobs(plain, catalog, prompts, row, space)
@@ -109,7 +110,7 @@ def test_unconstrained_beams_are_the_best_sequences_of_the_whole_vocabulary() ->
     pairs = torch.cartesian_prod(torch.arange(size), torch.arange(size))[None]
     with torch.no_grad():
         scores = branch_logprobs(policy, prompts, pairs, "full").sum(-1)[0]
-    groups = beam_search(policy, prompts, size * size, constrained=False)
+    groups = beam_search(policy, prompts, size * size, decoder=Decoder(constrained=False))
     order = scores.argsort(descending=True)
     torch.testing.assert_close(groups.rollout_logprobs[0].sum(-1), scores[order])
     assert groups.tokens[0, 0].tolist() == pairs[0, order[0]].tolist()
@@ -125,7 +126,7 @@ def test_beams_and_update_agree_on_every_log_probability(space: str) -> None:
     for name in tiny.ARCHITECTURES:
         policy = tiny.tiny_policy(name, catalog)
         prompts = _prompts(catalog, exclude=True)
-        groups = beam_search(policy, prompts, GROUP, space=space)
+        groups = beam_search(policy, prompts, GROUP, Draw(logprob_space=space))
         with torch.no_grad():
             again = branch_logprobs(policy, prompts, groups.tokens, space)
             targets = branch_logprobs(policy, prompts, prompts.targets, space)
@@ -138,7 +139,7 @@ def test_several_targets_are_scored_each_on_its_own_branch() -> None:
     policy = tiny.tiny_policy("qwen3", catalog)
     prompts = tiny.make_prompts(catalog, [[1, 2, 3], [4]], [[20, 21, 22], [30]])
     for space in ("full", "trie"):
-        groups = beam_search(policy, prompts, 5, space=space)
+        groups = beam_search(policy, prompts, 5, Draw(logprob_space=space))
         plain = tiny.twin(policy.model)
         for row, targets in enumerate(([20, 21, 22], [30])):
             wanted = naive.item_logprobs(plain, catalog, prompts, row, space)
@@ -164,4 +165,4 @@ def test_a_target_outside_the_catalogue_has_no_trie_probability() -> None:
     prompts = tiny.make_prompts(catalog, [[1]], [[2]])
     prompts.targets[0, 0, 0] = catalog.vocab_size - 1
     with pytest.raises(RecastError, match="not in the catalogue"):
-        beam_search(policy, prompts, 2, space="trie")
+        beam_search(policy, prompts, 2, Draw(logprob_space="trie"))

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recast.rollout.dynamic import dynamic, select_dynamic
-from recast.rollout.sample import draw, sample
-from recast.types import RecastError
+from recast.rollout.sample import draw_items, sample
+from recast.types import Draw, RecastError
 
-ROW = {"seed": 3, "step": 2}
+ROW = Draw(seed=3, step=2)
 
 
 def _reference(drawn: list[int], targets: set[int], group_size: int) -> list[int]:
@@ -82,8 +82,8 @@ def test_the_group_is_the_selection_of_the_draws_of_sample_most_probable_first()
     policy = tiny.tiny_policy("qwen3", catalog)
     prompts = tiny.make_prompts(catalog, [[0, 1], [2]] * 20, [[7, 4], [5]] * 20)
     for oversample, num_draws in ((1.5, 7), (1.0, 5), (2.9, 14)):
-        groups = dynamic(policy, prompts, 5, oversample=oversample, **ROW)
-        drawn = draw(policy, prompts, num_draws, space="full", policy_version=0, **ROW)
+        groups = dynamic(policy, prompts, 5, ROW, oversample=oversample)
+        drawn = draw_items(policy, prompts, num_draws, ROW)
         for row in range(40):
             targets = {7, 4} if row % 2 == 0 else {5}
             wanted = _reference(drawn.items[row].tolist(), targets, 5)
@@ -92,9 +92,9 @@ def test_the_group_is_the_selection_of_the_draws_of_sample_most_probable_first()
         assert (total[:, 1:] <= total[:, :-1]).all()
         assert torch.equal(catalog.tokens(groups.items), groups.tokens)
         assert groups.weights is None
-    first = draw(policy, prompts, 5, space="full", policy_version=0, **ROW).items
+    first = draw_items(policy, prompts, 5, ROW).items
     assert torch.equal(first, drawn.items[:, :5])
-    assert torch.equal(first.sort().values, sample(policy, prompts, 5, **ROW).items.sort().values)
+    assert torch.equal(first.sort().values, sample(policy, prompts, 5, ROW).items.sort().values)
 
 
 def test_it_has_more_distinct_items_than_sampling_and_not_fewer_hits() -> None:

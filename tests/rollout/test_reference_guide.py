@@ -15,10 +15,16 @@ from torch import Tensor
 from recast.groups import select
 from recast.items.catalog import Catalog, build_catalog
 from recast.rollout.beam import beam_search
+from recast.rollout.decoder import Decoder
 from recast.rollout.guide import guide_logprobs, mix_scores
-from recast.types import Prompts, RecastError, RolloutGroups
+from recast.types import Draw, Prompts, RecastError, RolloutGroups
 
 HISTORIES = [[4, 5], [0], [1, 2, 3, 6], []]
+
+
+def mixture(scores: Tensor, alpha: float) -> Decoder:
+    """D3 with these scores, whatever it is asked."""
+    return Decoder(guide=lambda *_: scores, alpha=alpha)
 
 
 def prompts_of(catalog: Catalog) -> Prompts:
@@ -129,7 +135,9 @@ def test_d3_ranks_every_item_as_the_enumeration_does(space: str, alpha: float) -
     catalog = tiny.tiny_catalog()
     policy, prompts = tiny.tiny_policy("qwen3", catalog), prompts_of(catalog)
     scores = random_scores(len(prompts), catalog.num_items)
-    groups = beam_search(policy, prompts, 8, space=space, guide=scores, alpha=alpha)  # type: ignore[arg-type]
+    groups = beam_search(
+        policy, prompts, 8, Draw(logprob_space=space), decoder=mixture(scores, alpha)
+    )  # type: ignore[arg-type]
     plain = tiny.twin(policy.model)
     for row, seen in enumerate(HISTORIES):
         own = naive.item_logprobs(plain, catalog, prompts, row, space)
@@ -153,7 +161,7 @@ def test_the_guide_changes_which_items_a_narrow_beam_finds() -> None:
     policy = tiny.tiny_policy("llama", catalog)
     prompts = tiny.make_prompts(catalog, [[3, 9], [1]], [[5], [6]], [[3, 9], [1]])
     scores = random_scores(2, catalog.num_items)
-    groups = beam_search(policy, prompts, 3, guide=scores, alpha=0.5)
+    groups = beam_search(policy, prompts, 3, decoder=mixture(scores, 0.5))
     plain = tiny.twin(policy.model)
     codes = catalog.codes.tolist()
     for row, seen in enumerate(([3, 9], [1])):
@@ -183,18 +191,20 @@ def test_alpha_1_is_the_plain_beam_exactly(group_size: int) -> None:
     policy, prompts = tiny.tiny_policy("mistral", catalog), prompts_of(catalog)
     plain = beam_search(policy, prompts, group_size)
     scores = random_scores(len(prompts), catalog.num_items)
-    assert same(plain, beam_search(policy, prompts, group_size, guide=scores, alpha=1.0))
-    assert not same(plain, beam_search(policy, prompts, group_size, guide=scores, alpha=0.0))
+    assert same(plain, beam_search(policy, prompts, group_size, decoder=mixture(scores, 1.0)))
+    assert not same(plain, beam_search(policy, prompts, group_size, decoder=mixture(scores, 0.0)))
 
 
 def test_d3_does_not_depend_on_the_other_rows_of_the_batch() -> None:
     catalog = tiny.tiny_catalog()
     policy, prompts = tiny.tiny_policy("qwen3", catalog), prompts_of(catalog)
     scores = random_scores(len(prompts), catalog.num_items)
-    together = beam_search(policy, prompts, 5, guide=scores, alpha=0.4)
+    together = beam_search(policy, prompts, 5, decoder=mixture(scores, 0.4))
     for row in range(len(prompts)):
         chosen = torch.tensor([row])
-        alone = beam_search(policy, select(prompts, chosen), 5, guide=scores[chosen], alpha=0.4)
+        alone = beam_search(
+            policy, select(prompts, chosen), 5, decoder=mixture(scores[chosen], 0.4)
+        )
         assert torch.equal(alone.items[0], together.items[row])
 
 
@@ -203,7 +213,7 @@ def test_items_that_share_a_sid_count_together_and_seen_ones_not_at_all() -> Non
     policy = tiny.tiny_policy("qwen3", catalog)
     prompts = tiny.make_prompts(catalog, [[0], [0]], [[2], [2]], [[-1], [0]])
     scores = torch.tensor([[0.3, 0.3, 0.4]] * 2).log()
-    groups = beam_search(policy, prompts, 2, guide=scores, alpha=0.0)
+    groups = beam_search(policy, prompts, 2, decoder=mixture(scores, 0.0))
     assert groups.items.tolist() == [[0, 2], [2, 0]]
 
 
@@ -212,6 +222,6 @@ def test_settings_that_do_not_fit_are_refused() -> None:
     policy, prompts = tiny.tiny_policy("qwen3", catalog), prompts_of(catalog)
     scores = torch.zeros(len(prompts), 8)
     with pytest.raises(RecastError, match="constrained is False: a guide knows the children"):
-        beam_search(policy, prompts, 2, constrained=False, guide=scores)
+        beam_search(policy, prompts, 2, decoder=Decoder(constrained=False, guide=lambda *_: scores))
     with pytest.raises(RecastError, match=r"alpha is 1.5: give a weight from 0 to 1"):
-        beam_search(policy, prompts, 2, guide=scores, alpha=1.5)
+        beam_search(policy, prompts, 2, decoder=mixture(scores, 1.5))

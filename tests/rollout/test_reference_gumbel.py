@@ -18,9 +18,13 @@ from recast.policy.load import Policy
 from recast.policy.logprobs import branch_logprobs
 from recast.rollout.gumbel import given_maximum, gumbel, importance_weights, perturbed_beams
 from recast.rollout.tree import TreeDecoder
-from recast.types import Prompts, RecastError
+from recast.types import Draw, Prompts, RecastError
 
 MANY = 5000
+
+
+def trie_draw(seed: int, step: int) -> Draw:
+    return Draw(logprob_space="trie", seed=seed, step=step)
 
 
 def _policy() -> Policy:
@@ -60,7 +64,7 @@ def _kth_largest_cdf(phi: Tensor, k: int, at: Tensor) -> Tensor:
 def test_sets_are_drawn_without_replacement(group_size: int, seen: list[int]) -> None:
     policy = _policy()
     prompts = _repeated(policy, seen)
-    groups = gumbel(policy, prompts, group_size, seed=1)
+    groups = gumbel(policy, prompts, group_size, Draw(logprob_space="trie", seed=1))
     p = _exact(policy, prompts)
     counts = Counter(tuple(sorted(row)) for row in groups.items.tolist())
     wanted = {
@@ -87,10 +91,8 @@ def test_the_threshold_has_its_exact_distribution(width: int) -> None:
     """
     policy = _policy()
     prompts = _repeated(policy, [])
-    decoder = TreeDecoder(policy, prompts, "trie")
-    found = perturbed_beams(
-        decoder, policy, prompts, 2, width, name="x", space="trie", seed=5, step=0
-    )
+    tree = TreeDecoder(policy, prompts, "trie")
+    found = perturbed_beams(tree, 2, width, Draw(logprob_space="trie", seed=5), "x")
     phi = torch.tensor(list(_exact(policy, prompts).values()), dtype=torch.float64).log()
     for order in range(2):
         uniform = _kth_largest_cdf(phi, width, found.perturbed[:, order, width - 1])
@@ -127,7 +129,7 @@ def test_weighted_rollouts_estimate_the_policy_without_bias(
     """From groups of 3: the variance of a single rollout's weight is infinite."""
     policy = _policy()
     prompts = _repeated(policy, seen)
-    groups = gumbel(policy, prompts, group_size, seed=3)
+    groups = gumbel(policy, prompts, group_size, Draw(logprob_space="trie", seed=3))
     assert groups.weights is not None
     for item, p in _exact(policy, prompts).items():
         estimate = (groups.weights.double() * (groups.items == item)).sum(1)
@@ -201,17 +203,29 @@ def test_draws_depend_neither_on_the_batch_nor_on_its_order() -> None:
     policy = tiny.tiny_policy("mistral", catalog)
     histories = [[1, 2, 3, 4, 5, 6], [7], [], [8, 9, 10]]
     prompts = tiny.make_prompts(catalog, histories, [[20], [21], [22], [23]], histories)
-    whole = gumbel(policy, prompts, 8, seed=3, step=4)
-    backwards = gumbel(policy, select(prompts, torch.tensor([3, 2, 1, 0])), 8, seed=3, step=4)
+    whole = gumbel(policy, prompts, 8, trie_draw(3, 4))
+    backwards = gumbel(
+        policy,
+        select(prompts, torch.tensor([3, 2, 1, 0])),
+        8,
+        trie_draw(3, 4),
+    )
     assert torch.equal(backwards.tokens.flip(0), whole.tokens)
     assert whole.weights is not None
     for row in range(4):
-        alone = gumbel(policy, select(prompts, torch.tensor([row])), 8, seed=3, step=4)
+        alone = gumbel(
+            policy,
+            select(prompts, torch.tensor([row])),
+            8,
+            trie_draw(3, 4),
+        )
         assert alone.weights is not None
         assert torch.equal(alone.tokens[0], whole.tokens[row])
         torch.testing.assert_close(alone.weights[0], whole.weights[row], rtol=1e-4, atol=1e-6)
-    assert not torch.equal(gumbel(policy, prompts, 8, seed=3, step=5).tokens, whole.tokens)
-    assert not torch.equal(gumbel(policy, prompts, 8, seed=4, step=4).tokens, whole.tokens)
+    assert not torch.equal(gumbel(policy, prompts, 8, trie_draw(3, 5)).tokens, whole.tokens)
+    assert not torch.equal(
+        gumbel(policy, prompts, 8, Draw(logprob_space="trie", seed=4, step=4)).tokens, whole.tokens
+    )
 
 
 def test_the_weights_are_stable_however_far_from_the_threshold() -> None:
@@ -246,4 +260,4 @@ def test_another_space_is_refused(space: str) -> None:
     policy = _policy()
     prompts = tiny.make_prompts(policy.catalog, [[1]], [[2]])
     with pytest.raises(RecastError, match=f"logprob_space is '{space}': the gumbel sampler"):
-        gumbel(policy, prompts, 2, space=space)
+        gumbel(policy, prompts, 2, Draw(logprob_space=space))

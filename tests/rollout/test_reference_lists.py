@@ -15,7 +15,7 @@ from recast.items.catalog import build_catalog
 from recast.policy.load import Policy
 from recast.policy.logprobs import branch_logprobs
 from recast.rollout.lists import sample_lists
-from recast.types import Prompts, RecastError
+from recast.types import Draw, Prompts, RecastError
 
 MANY = 6000
 
@@ -44,7 +44,7 @@ def test_order_follows_plackett_luce_and_lists_are_independent(seen: list[int]) 
     catalog = tiny.tiny_catalog()
     policy = tiny.tiny_policy("qwen3", catalog)
     prompts = tiny.make_prompts(catalog, [[0, 1]] * MANY, [[7]] * MANY, [seen] * MANY)
-    groups = sample_lists(policy, prompts, 2, list_length=3, seed=2)
+    groups = sample_lists(policy, prompts, 2, Draw(seed=2), list_length=3)
     lists = groups.items.view(MANY, 2, 3)
     p = _exact(policy, prompts, 0)
     ordered = {
@@ -72,7 +72,7 @@ def test_items_are_distinct_within_a_list_and_recorded_as_the_update_sees_them()
     prompts = tiny.make_prompts(catalog, histories, [[20], [21], [22], [23]], histories)
     drawn = []
     for space in ("full", "level", "trie"):
-        groups = sample_lists(policy, prompts, 4, list_length=5, space=space)
+        groups = sample_lists(policy, prompts, 4, Draw(logprob_space=space), list_length=5)
         lists = groups.items.view(4, 4, 5)
         assert all(len(set(one)) == 5 for one in lists.flatten(0, 1).tolist())
         assert groups.exists.all()
@@ -94,13 +94,13 @@ def test_draws_depend_neither_on_the_batch_nor_on_its_order() -> None:
     policy = tiny.tiny_policy("mistral", catalog)
     histories = [[1, 2, 3, 4, 5, 6], [7], [], [8, 9, 10]]
     prompts = tiny.make_prompts(catalog, histories, [[20], [21], [22], [23]], histories)
-    whole = sample_lists(policy, prompts, 3, list_length=4, seed=3, step=4)
+    whole = sample_lists(policy, prompts, 3, Draw(seed=3, step=4), list_length=4)
     for row in range(4):
         one = select(prompts, torch.tensor([row]))
-        alone = sample_lists(policy, one, 3, list_length=4, seed=3, step=4)
+        alone = sample_lists(policy, one, 3, Draw(seed=3, step=4), list_length=4)
         assert torch.equal(alone.tokens[0], whole.tokens[row])
-    for other in ({"seed": 4, "step": 4}, {"seed": 3, "step": 5}):
-        changed = sample_lists(policy, prompts, 3, list_length=4, **other)
+    for other in (Draw(seed=4, step=4), Draw(seed=3, step=5)):
+        changed = sample_lists(policy, prompts, 3, other, list_length=4)
         assert not torch.equal(changed.tokens, whole.tokens)
 
 

@@ -13,6 +13,7 @@ import torch
 from recast.groups import select
 from recast.policy.logprobs import branch_logprobs
 from recast.rollout.sample import sample
+from recast.types import Draw
 
 
 @pytest.mark.parametrize("seen", [None, [[0, 1, 6], [2, 3]]])
@@ -24,7 +25,9 @@ def test_samples_follow_the_exact_distribution(space: str, seen: list[list[int]]
     counts: list[Counter[int]] = [Counter(), Counter()]
     steps, group_size = 40, 50
     for step in range(steps):
-        groups = sample(policy, prompts, group_size, space=space, seed=step % 4, step=step)
+        groups = sample(
+            policy, prompts, group_size, Draw(logprob_space=space, seed=step % 4, step=step)
+        )
         for row in range(2):
             counts[row].update(groups.items[row].tolist())
     plain = tiny.twin(policy.model)
@@ -46,7 +49,7 @@ def test_draws_of_one_group_are_independent() -> None:
     pairs: Counter[int] = Counter()
     steps = 400
     for step in range(steps):
-        groups = sample(policy, prompts, 2, step=step)
+        groups = sample(policy, prompts, 2, Draw(step=step))
         pairs[int((groups.items[0] == 0).sum())] += 1
     plain = tiny.twin(policy.model)
     p = exp(naive.item_logprobs(plain, catalog, prompts, 0, "trie")[0][0])
@@ -60,15 +63,15 @@ def test_draws_depend_neither_on_the_batch_nor_on_its_order() -> None:
     policy = tiny.tiny_policy("mistral", catalog)
     histories = [[1, 2, 3, 4, 5, 6], [7], [], [8, 9, 10]]
     prompts = tiny.make_prompts(catalog, histories, [[20], [21], [22], [23]], histories)
-    whole = sample(policy, prompts, 8, seed=3, step=4)
-    backwards = sample(policy, select(prompts, torch.tensor([3, 2, 1, 0])), 8, seed=3, step=4)
+    whole = sample(policy, prompts, 8, Draw(seed=3, step=4))
+    backwards = sample(policy, select(prompts, torch.tensor([3, 2, 1, 0])), 8, Draw(seed=3, step=4))
     assert torch.equal(backwards.tokens.flip(0), whole.tokens)
     for row in range(4):
-        alone = sample(policy, select(prompts, torch.tensor([row])), 8, seed=3, step=4)
+        alone = sample(policy, select(prompts, torch.tensor([row])), 8, Draw(seed=3, step=4))
         assert torch.equal(alone.tokens[0], whole.tokens[row])
         torch.testing.assert_close(alone.rollout_logprobs[0], whole.rollout_logprobs[row])
-    assert not torch.equal(sample(policy, prompts, 8, seed=3, step=5).tokens, whole.tokens)
-    assert not torch.equal(sample(policy, prompts, 8, seed=4, step=4).tokens, whole.tokens)
+    assert not torch.equal(sample(policy, prompts, 8, Draw(seed=3, step=5)).tokens, whole.tokens)
+    assert not torch.equal(sample(policy, prompts, 8, Draw(seed=4, step=4)).tokens, whole.tokens)
 
 
 def test_sampling_does_not_touch_the_global_generator() -> None:
@@ -86,7 +89,7 @@ def test_rollout_and_update_agree_on_every_log_probability(space: str) -> None:
     prompts = tiny.make_prompts(catalog, histories, [[20], [21], [22], [23]], histories)
     for name in tiny.ARCHITECTURES:
         policy = tiny.tiny_policy(name, catalog)
-        groups = sample(policy, prompts, 8, space=space)
+        groups = sample(policy, prompts, 8, Draw(logprob_space=space))
         with torch.no_grad():
             again = branch_logprobs(policy, prompts, groups.tokens, space)
             targets = branch_logprobs(policy, prompts, prompts.targets, space)
@@ -102,7 +105,10 @@ def test_the_space_changes_what_is_recorded_and_not_what_is_drawn() -> None:
     catalog = tiny.random_catalog(60, (4, 4, 5))
     policy = tiny.tiny_policy("qwen3", catalog)
     prompts = tiny.make_prompts(catalog, [[1, 2], [3]], [[20], [21]])
-    groups = [sample(policy, prompts, 16, space=space) for space in ("full", "level", "trie")]
+    groups = [
+        sample(policy, prompts, 16, Draw(logprob_space=space))
+        for space in ("full", "level", "trie")
+    ]
     drawn = [sorted(g.items[0].tolist()) for g in groups]
     assert drawn[0] == drawn[1] == drawn[2]
     full, level, trie = (g.rollout_logprobs.sum() for g in groups)
@@ -115,7 +121,7 @@ def test_a_row_without_a_candidate_has_no_rollout_and_one_candidate_is_always_dr
     seen = [list(range(8)), [0, 1, 2, 3, 4, 5, 6], [0]]
     prompts = tiny.make_prompts(catalog, [[1], [2], [0]], [[0], [7], [4]], seen)
     for space in ("full", "level"):
-        groups = sample(policy, prompts, 3, space=space)
+        groups = sample(policy, prompts, 3, Draw(logprob_space=space))
         assert groups.exists.tolist() == [[False] * 3, [True] * 3, [True] * 3]
         assert groups.items[:2].tolist() == [[-1] * 3, [7] * 3]
         assert (groups.tokens[0] == catalog.pad_token).all()

@@ -40,7 +40,6 @@ def groups_and_signal() -> tuple[RolloutGroups, torch.Tensor, Signal]:
         rollout_logprobs=torch.tensor([[[-1.0, -0.5], [-2.0, -0.5]], [[-1.0, -1.0], [-9.0, -9.0]]]),
         target_logprobs=torch.zeros(2, 1, 2),
         loss_mask=torch.tensor([[[True, True], [True, True]], [[True, True], [False, False]]]),
-        policy_version=0,
         seed=0,
         step=5,
     )

@@ -17,7 +17,7 @@ from recast.signals.gates import fixed_mix, gated, random_gate
 from recast.signals.grpo import grpo
 from recast.testing import check_signal
 from recast.train.actor import Actor, update
-from recast.types import RecastError, RolloutGroups, Signal
+from recast.types import Draw, RecastError, RolloutGroups, Signal
 
 REWARDS = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0], [1.0, 1, 1, 1]])
 
@@ -97,7 +97,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_prompts(open_rows: list[int])
     policy = tiny.tiny_policy("qwen3", tiny.random_catalog(60, (4, 4, 5)), torch.float64)
     histories = [[1, 2, 3, 4, 5, 6], [7], [], [8, 9, 10]]
     prompts = tiny.make_prompts(policy.catalog, histories, [[20], [21], [22], [23]])
-    groups = sample(policy, prompts, 4, seed=1)
+    groups = sample(policy, prompts, 4, Draw(seed=1))
     mask = groups.loss_mask.clone()
     mask[0, 3] = False
     groups = replace(groups, loss_mask=mask)

@@ -20,7 +20,7 @@ from recast.rollout.add_gt import add_gt
 from recast.rollout.gumbel import gumbel
 from recast.signals.gumbel import gumbel_pg
 from recast.train.actor import Actor, update
-from recast.types import Prompts, RecastError, RolloutGroups, Signal
+from recast.types import Draw, Prompts, RecastError, RolloutGroups, Signal
 
 SEEN = [[], [0, 1, 2, 3], list(range(8))]
 
@@ -145,7 +145,7 @@ def test_groups_of_all_items_give_the_exact_gradient(baseline: float) -> None:
 def test_an_update_is_the_weighted_sum_over_the_rollouts() -> None:
     policy = _policy()
     prompts = _prompts(policy)
-    groups = gumbel(policy, prompts, 3, seed=2)
+    groups = gumbel(policy, prompts, 3, Draw(logprob_space="trie", seed=2))
     rewards = _rewards_of_items(groups.items)
     assert groups.weights is not None
     terms = []
@@ -174,7 +174,7 @@ def test_the_mean_over_many_draws_is_the_exact_gradient(baseline: float) -> None
     jacobian = torch.stack(per_item)
     rewards = _rewards_of_items(torch.arange(8)).double()
     exact = (logprobs.detach().double().exp() * rewards) @ jacobian
-    groups = gumbel(policy, prompts, 3, seed=9)
+    groups = gumbel(policy, prompts, 3, Draw(logprob_space="trie", seed=9))
     signal = gumbel_pg(groups, _rewards_of_items(groups.items), baseline=baseline)
     # The actor's mean over the 3 rollouts, put on the items they are.
     per_group = torch.zeros(many, 8, dtype=torch.float64)

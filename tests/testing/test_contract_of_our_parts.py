@@ -15,7 +15,10 @@ import pytest
 import recast.losses
 import recast.rewards
 import recast.signals
-from recast.methods.parts import LOSSES, REWARDS, SIGNALS, Part, name_of, resources
+from recast.losses import LOSSES
+from recast.methods.parts import Part, name_of, resources
+from recast.rewards import REWARDS
+from recast.signals import SIGNALS
 from recast.testing import check_loss, check_reward, check_signal
 
 NOT_AT_ZERO = {"zero_at": (1.0, 1 / 3)}

@@ -64,10 +64,10 @@ def _in_place(groups: RolloutGroups) -> Tensor:
 
 
 BROKEN_REWARDS = {
-    _whole_numbers: "returns rewards of torch.int64, not a floating-point type",
-    _per_token: r"returns rewards of shape \[9, 1, 3\], not \[9, 1\]",
-    _rewards_what_is_not_there: "rewards a rollout that does not exist .* group 'no rollout'",
-    _log_of_nothing: r"returns rewards that are not finite: \[-inf\]",
+    _whole_numbers: "gives rewards of torch.int64: return floats",
+    _per_token: r"gives rewards of the shape \[9, 1, 3\]: return \[9, 1\]",
+    _rewards_what_is_not_there: "gives rewards on rollouts that do not exist .* group 'no rollout'",
+    _log_of_nothing: r"gives rewards that are not finite: \[-inf\]",
     _likely: "gives rewards with a gradient",
     _by_place: "permutation of the rollouts .* rewards is",
     _by_batch: "permutation of the prompts .* rewards is",
@@ -119,7 +119,7 @@ def _normalised_by_padding(logprobs: Tensor, ref_logprobs: Tensor, advantages: T
 
 
 BROKEN_LOSSES = {
-    _mean_loss: r"returns \[\], not a tensor of shape \[\[5, 3, 3\], \[5, 3\], \[5\]\]",
+    _mean_loss: r"gives the shape \[\]: return \[5, 3, 3\] \(per token\), \[5, 3\] \(per",
     _mean_of_all_rows: "has a gradient in padding",
     _infinite: "is not finite",
     _nan_gradient: "has a gradient that is not finite",

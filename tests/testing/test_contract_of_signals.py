@@ -134,28 +134,28 @@ def _always_refuses(groups: RolloutGroups, rewards: Tensor) -> Signal:
 
 
 BROKEN_SIGNALS = {
-    _wrong_shape: r"returns advantages of shape \[9, 1\], not \[9, 1, 1\] or \[9, 1, 3\]",
-    _nan_where_all_miss: r"returns advantages that are not finite: \[nan\], .* group 'all zero'",
+    _wrong_shape: r"gives advantages of the shape \[9, 1\]: return \[9, 1, 3\] or \[9, 1, 1\]",
+    _nan_where_all_miss: r"gives advantages that are not finite: \[nan\] .* group 'all zero'",
     _changes_rewards: "changes rewards of its input",
     _changes_groups: "changes rollout_logprobs of its input",
     _reads_the_place_of_a_row: r"permutation of the rollouts \(see permutable\): advantages is",
     _reads_the_place_of_a_prompt: r"permutation of the prompts \(see per_prompt\): nll_weight is",
-    _keeps_what_is_not_there: "keeps a rollout that does not exist .* group 'no rollout'",
+    _keeps_what_is_not_there: "gives keep on rollouts that do not exist .* group 'no rollout'",
     _carries_a_gradient: "gives advantages with a gradient",
     _draws_without_a_seed: "draws from torch's global generator",
     _draws_elsewhere: "something else for the same input again: nll_weight is",
     _does_not_compare: r"other than 0 to rewards that are all equal .* rewards \[1.0\]",
     _divides_by_a_tiny_std: r"other than 0 to rewards that are all equal .* rewards of 0.333",
     _needs_two: r"fails with IndexError \(index 1 is out of bounds .* on groups of 1",
-    _negative_likelihood: r"gives an nll_weight below 0: \[-1.0\]",
-    _float_keep: "returns keep of torch.float32, not torch.bool",
-    _bad_name: "logs 'my metric', not a slash name",
-    _tensor_metric: "logs signal/mean as Tensor, not as a float",
-    _nan_metric: "logs signal/std = nan, which is not finite",
-    _other_prompts: "returns groups of other prompts: .*'target_items'",
-    _switches_tokens_on: "switches on tokens .* group 'no rollout'",
+    _negative_likelihood: r"gives nll_weight below 0: give 0 or more .* group 'one hit'",
+    _float_keep: "gives keep of torch.float32: return torch.bool",
+    _bad_name: "gives the metric 'my metric' = 1.0: give it a slash name",
+    _tensor_metric: "gives the metric 'signal/mean' = .*, a Tensor: give a number",
+    _nan_metric: "gives the metric 'signal/std' = nan: give a finite number",
+    _other_prompts: "gives groups of other prompts: return `groups`",
+    _switches_tokens_on: "gives a loss_mask that counts tokens .* group 'no rollout'",
     _counts_padding: "one more column of padding: nll_weight is",
-    _returns_a_tensor: "returns a Tensor, not a Signal",
+    _returns_a_tensor: "gives a Tensor: return a Signal",
     _always_refuses: "refuses every example: weights are not to my taste",
 }
 
@@ -229,7 +229,7 @@ def test_parameters_are_set_and_misspelt_ones_corrected() -> None:
         return _with(signal, advantages=signal.advantages / scale)
 
     check_signal(scaled, parameters={"scale": 2.0})
-    with pytest.raises(AssertionError, match=r"^signal scaled\(scale=0.0\) returns advantages"):
+    with pytest.raises(AssertionError, match=r"^signal scaled\(scale=0.0\) gives advantages"):
         check_signal(scaled, parameters={"scale": 0.0})
     with pytest.raises(RecastError, match=r"'scael', .* of scaled: did you mean 'scale'"):
         check_signal(scaled, parameters={"scael": 2.0})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recast.groups import select
 from recast.losses import (
-    SILENT_AT_ZERO,
+    LOSSES,
     dpo,
     gbpo,
     gspo,
@@ -24,13 +24,13 @@ from recast.losses import (
     s_dpo,
     trajectory_balance,
 )
-from recast.methods.parts import LOSSES
+from recast.methods.parts import traits_of
 from recast.policy.load import Policy, disable_dropout
 from recast.policy.logprobs import branch_logprobs
 from recast.rollout.sample import sample
 from recast.signals.likelihood import likelihood
 from recast.train.actor import LOSS_INPUTS, Actor, micro_batches, needs, rollouts_to_send, update
-from recast.types import Prompts, Signal
+from recast.types import Draw, Prompts, Signal, Traits
 
 GROUP = 5
 
@@ -48,7 +48,7 @@ def _prompts(policy: Policy) -> Prompts:
 
 def _signal(policy: Policy) -> Signal:
     draw = torch.Generator().manual_seed(2)
-    groups = sample(policy, _prompts(policy), GROUP, seed=1)
+    groups = sample(policy, _prompts(policy), GROUP, Draw(seed=1))
     keep = torch.tensor(
         [[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
     ).bool()
@@ -293,7 +293,7 @@ def test_rollouts_without_advantage_are_not_sent_and_nothing_changes(
     settings = {"loss": loss, "updates_per_rollout": updates}
     found = _gradient(policy, signal, **settings)
     assert rollouts_to_send(_actor(policy, **settings), signal).sum() == 3
-    monkeypatch.setattr("recast.train.actor.SILENT_AT_ZERO", ())
+    monkeypatch.setattr("recast.train.actor.traits_of", lambda part: Traits())
     assert rollouts_to_send(_actor(policy, **settings), signal).sum() == 25
     limit = 1e-6 if updates == 1 else 1e-4  # steps of 0.1 blow rounding up
     assert naive.relative_error(found, _gradient(policy, signal, **settings)) <= limit
@@ -327,7 +327,7 @@ def test_the_list_of_losses_silent_at_zero_is_right(name: str) -> None:
         every, others = loss(**asked), loss(**{n: value[:, 1::2] for n, value in asked.items()})
         alone = every.ndim > 1 and not every[:, ::2].any()
         silent &= alone and torch.equal(every[:, 1::2], others)
-    assert silent == (loss in SILENT_AT_ZERO)
+    assert silent == traits_of(loss).is_silent_at_zero
 
 
 def test_a_batch_without_any_advantage_makes_the_same_step_as_if_it_were_sent(
@@ -343,7 +343,7 @@ def test_a_batch_without_any_advantage_makes_the_same_step_as_if_it_were_sent(
         update(actor, signal)
         before = copy.deepcopy(own.model.state_dict())
         if not dropped:
-            monkeypatch.setattr("recast.train.actor.SILENT_AT_ZERO", ())
+            monkeypatch.setattr("recast.train.actor.traits_of", lambda part: Traits())
         metrics = update(actor, nothing)
         assert (metrics["actor/kept_rows"], metrics["actor/sent_rows"]) == (25, 25 * (not dropped))
         assert metrics["actor/grad_norm"] == 0
@@ -465,7 +465,7 @@ def test_groups_with_missing_rollouts_train_in_every_space(space: str) -> None:
     policy = tiny.tiny_policy("qwen3", tiny.tiny_catalog())
     seen = [[0, 1, 2, 3, 4, 5], []]
     prompts = tiny.make_prompts(policy.catalog, [[1], [2]], [[6], [7]], seen)
-    groups = sample(policy, prompts, 4, space=space)
+    groups = sample(policy, prompts, 4, Draw(logprob_space=space))
     mask = groups.loss_mask.clone()
     mask[0, 2:] = False
     tokens = groups.tokens.masked_fill(~mask, policy.catalog.pad_token)

@@ -25,8 +25,9 @@ from recast.policy.prompts import build_prompts, check_catalog
 from recast.policy.ranker import load_ranker
 from recast.policy.threads import choose_threads
 from recast.rollout.beam import beam_search
+from recast.rollout.decoder import Decoder
 from recast.run.files import refuse_existing
-from recast.types import Interactions, Metrics, Prompts, Ranker, RecastError, RolloutGroups
+from recast.types import Interactions, Metrics, RecastError, RolloutGroups
 
 _CELLS = 2**24  # scores, or logits, held at a time
 _MAX_BATCH = 256
@@ -84,20 +85,17 @@ def rank_policy(
     interactions: Interactions,
     rows: Int[Tensor, " N"],
     beam_width: int,
-    *,
-    guide: Ranker | None = None,
-    alpha: float = 0.9,
+    decoder: Decoder = Decoder(),
 ) -> Ranks:
     """Rank by constrained beam search: the list is the `beam_width` best SIDs, or all of them.
 
-    With `guide`, best by D3's mixture; `guide` then scores the whole catalogue for every row.
+    With a guide, best by D3's mixture; it then scores the whole catalogue for every row.
     """
     beam_width = min(beam_width, policy.catalog.trie.num_leaves)
     places = torch.zeros(3, len(rows), dtype=torch.long)
-    for index in _batches(policy, interactions, rows, beam_width, guided=guide is not None):
+    for index in _batches(policy, interactions, rows, beam_width, guided=decoder.guide is not None):
         prompts = build_prompts(interactions, policy.catalog, rows[index], policy.window)
-        scores = None if guide is None else _score_all(guide, prompts, policy.catalog.num_items)
-        groups = beam_search(policy, prompts, beam_width, guide=scores, alpha=alpha)
+        groups = beam_search(policy, prompts, beam_width, decoder=decoder)
         places[:, index] = _place(groups, policy.catalog).cpu()
     sid_rank, items_before, num_sharing = places
     return Ranks(
@@ -117,7 +115,7 @@ def invalid_frac(
     invalid = total = 0
     for index in _batches(policy, interactions, rows, beam_width):
         prompts = build_prompts(interactions, policy.catalog, rows[index], policy.window)
-        groups = beam_search(policy, prompts, beam_width, constrained=False)
+        groups = beam_search(policy, prompts, beam_width, decoder=Decoder(constrained=False))
         invalid += int((groups.exists & (groups.items < 0)).sum())
         total += int(groups.exists.sum())
     return invalid / max(total, 1)
@@ -150,10 +148,10 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
     check_catalog(config.data, policy.catalog)
     rows = rows_to_rank(interactions, config.data, config.split)
     guide = load_ranker(config.guide, policy.catalog) if config.guide else None
+    decoder = Decoder(guide=guide, alpha=config.alpha)
 
     def rank(chosen: Int[Tensor, " N"]) -> Ranks:
-        width, alpha = config.beam_width, config.alpha
-        return rank_policy(policy, interactions, chosen, width, guide=guide, alpha=alpha)
+        return rank_policy(policy, interactions, chosen, config.beam_width, decoder)
 
     few = rows[next(_batches(policy, interactions, rows, config.beam_width))[:32]]
     threads = choose_threads(lambda: rank(few), config.threads, config.device)
@@ -173,12 +171,6 @@ def rows_to_rank(interactions: Interactions, data: str, split: str) -> Int[Tenso
     if not len(rows):
         raise RecastError(f"{data} has no row to rank in {split}: give more data")
     return rows
-
-
-@torch.no_grad()
-def _score_all(guide: Ranker, prompts: Prompts, num_items: int) -> Float[Tensor, "B I"]:
-    items = torch.arange(num_items, device=prompts.tokens.device)
-    return guide(prompts, items.expand(len(prompts), -1))
 
 
 def _precedes(

@@ -44,7 +44,7 @@ from recast.signals.adagrpo import (
     policy_scores,
     score,
 )
-from recast.types import Ranker, RecastError, RolloutGroups
+from recast.types import Draw, Ranker, RecastError, RolloutGroups
 
 COLUMNS = ("policy_rank", "ranker_rank", "effect", "chance_effect")
 _SAYS = {None: "all", True: "yes", False: "no"}
@@ -72,10 +72,19 @@ def stratify_policy(config: StratifyConfig) -> str:
 
     def roll_out(batch: Int[Tensor, " B"]) -> RolloutGroups:
         prompts = build_prompts(interactions, policy.catalog, batch, policy.window)
-        return beam_search(policy, prompts, config.group_size, seed=config.seed)
+        return beam_search(policy, prompts, config.group_size, Draw(seed=config.seed))
 
     threads = choose_threads(lambda: roll_out(batches[0]), config.threads)
-    found = [measure(roll_out(batch), ranker, config) for batch in batches]
+    found = [
+        measure(
+            roll_out(batch),
+            ranker,
+            tau=config.tau,
+            rho=config.rho,
+            num_negatives=config.num_negatives,
+        )
+        for batch in batches
+    ]
     columns = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     facts = asdict(config) | {"threads": threads, "split_name": interactions.split_name}
     content = facts | summarise(columns, interactions.users[rows], config.seed)
@@ -86,7 +95,9 @@ def stratify_policy(config: StratifyConfig) -> str:
     return text
 
 
-def measure(groups: RolloutGroups, ranker: Ranker, config: StratifyConfig) -> dict[str, Tensor]:
+def measure(
+    groups: RolloutGroups, ranker: Ranker, *, tau: float, rho: float, num_negatives: int
+) -> dict[str, Tensor]:
     """Per row: the ranks, the effect, f and g, and the same of random scores."""
     rivals = candidates(groups).rivals
     policy_rank = mean_rank(*policy_scores(groups), rivals)
@@ -94,10 +105,10 @@ def measure(groups: RolloutGroups, ranker: Ranker, config: StratifyConfig) -> di
     nothing = noise.new_full((len(noise), 1), -torch.inf)
     measured: dict[str, Tensor] = {"policy_rank": policy_rank}
     for prefix, scores in (
-        ("", score(groups, in_batch_negatives(groups, config.num_negatives), ranker)),
+        ("", score(groups, in_batch_negatives(groups, num_negatives), ranker)),
         ("chance_", Scores(noise[:, :-1], noise[:, -1:], nothing)),
     ):
-        uncertain, discriminates = diagnose(groups, scores, tau=config.tau, rho=config.rho)
+        uncertain, discriminates = diagnose(groups, scores, tau=tau, rho=rho)
         ranker_rank = mean_rank(scores.rollouts, scores.targets, rivals)
         measured |= {
             f"{prefix}ranker_rank": ranker_rank,

@@ -3,33 +3,44 @@
 The unit is the shape: `[B, K, L]` per token, `[B, K]` per rollout, `[B]` per group. The sum over
 the batch and the one division by a global count belong to the actor. A rollout without a counted
 token, a row that only fills up a group, contributes exactly 0.
+
+`LOSSES` are those with a name, `TRAITS` what others must know of some of them.
 """
 
-from recast.losses.dpo import dpo
-from recast.losses.dr_grpo import dr_grpo
-from recast.losses.ecpo import ecpo
-from recast.losses.gbpo import gbpo
-from recast.losses.gspo import gspo
-from recast.losses.kl import kl_k3
-from recast.losses.ppo_clip import ppo_clip
-from recast.losses.reinforce import reinforce
-from recast.losses.s_dpo import s_dpo
-from recast.losses.sage import sage_clip
-from recast.losses.trajectory_balance import trajectory_balance
+from __future__ import annotations
 
-__all__ = [
-    "dpo",
-    "dr_grpo",
-    "ecpo",
-    "gbpo",
-    "gspo",
-    "kl_k3",
-    "ppo_clip",
-    "reinforce",
-    "s_dpo",
-    "sage_clip",
-    "trajectory_balance",
-]
+from recast.losses.dpo import dpo as dpo
+from recast.losses.dr_grpo import dr_grpo as dr_grpo
+from recast.losses.ecpo import ecpo as ecpo
+from recast.losses.gbpo import gbpo as gbpo
+from recast.losses.gspo import gspo as gspo
+from recast.losses.kl import kl_k3 as kl_k3
+from recast.losses.ppo_clip import ppo_clip as ppo_clip
+from recast.losses.reinforce import reinforce as reinforce
+from recast.losses.s_dpo import s_dpo as s_dpo
+from recast.losses.sage import sage_clip as sage_clip
+from recast.losses.trajectory_balance import trajectory_balance as trajectory_balance
+from recast.types import Loss, Traits
 
-SILENT_AT_ZERO = (ppo_clip, dr_grpo, ecpo, gbpo, gspo, reinforce, sage_clip)
-"""In these a rollout of advantage 0 adds nothing, neither by itself nor to what others add."""
+LOSSES: dict[str, Loss] = {
+    "ppo_clip": ppo_clip,
+    "reinforce": reinforce,
+    "dr_grpo": dr_grpo,
+    "gspo": gspo,
+    "ecpo": ecpo,
+    "gbpo": gbpo,
+    "sage_clip": sage_clip,
+    "dpo": dpo,
+    "s_dpo": s_dpo,
+    "trajectory_balance": trajectory_balance,
+}
+TRAITS = {
+    "ppo_clip": Traits(is_silent_at_zero=True),
+    "reinforce": Traits(is_silent_at_zero=True),
+    "dr_grpo": Traits(is_silent_at_zero=True),
+    "gspo": Traits(is_silent_at_zero=True),
+    "ecpo": Traits(is_silent_at_zero=True),
+    "gbpo": Traits(is_silent_at_zero=True),
+    "sage_clip": Traits(is_silent_at_zero=True),
+    "trajectory_balance": Traits(has_rewards=True),
+}

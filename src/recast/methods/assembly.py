@@ -6,6 +6,7 @@ signal are tried once on made-up groups, so that a parameter out of range never 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,9 +19,7 @@ from recast.groups import select
 from recast.items.embed import load_embeddings
 from recast.items.fan_out import fan_out
 from recast.methods.parts import (
-    READ_REWARDS,
-    SAMPLERS,
-    SIGNALS,
+    KINDS,
     Part,
     find_part,
     is_users,
@@ -29,6 +28,7 @@ from recast.methods.parts import (
     resources,
     spell,
     supply,
+    traits_of,
     with_parameters,
 )
 from recast.methods.probe import probe_groups, probe_loss, probe_resources
@@ -37,93 +37,116 @@ from recast.policy.load import Policy
 from recast.policy.ranker import load_ranker
 from recast.types import RecastError, require
 
-_UNWEIGHTED = ("sample", "beam", "dynamic", "lists")
 _SWAPS = ("reward", "signal", "loss")
 STEP_RESOURCES = ("natural_frac",)
 """What the loop knows anew at every step."""
 
 
-def resolve(config: RLConfig) -> Method:
-    """The method of that name with what the config overrides, its parameters checked.
+def resolve(config: RLConfig, method: Method | None = None) -> Method:
+    """The method, by default the one that the config names, with what the config overrides, its
+    parameters checked.
 
     Raises `RecastError` naming the setting and the remedy.
     """
-    method = find_method(config.method)
+    named = config.method == RLConfig.method or method is None
+    require(named, "method", config.method, "a method was given as a value too: leave one out")
+    name = config.method if method is None else method.label
+    method = find_method(config.method) if method is None else method
+    method = _with_settings(_with_sampler(method, config, name), config)
+    method = _with_parts(method, config, name)
+    _refuse_misfits(method, config, name)
+    _probe(method, config, name)
+    return method
+
+
+def _with_sampler(method: Method, config: RLConfig, name: str) -> Method:
+    """The method with the one sampler that it will use."""
     if config.sampler and not method.samplers:
         raise RecastError(
-            f"sampler is {config.sampler!r}: method {config.method!r} makes no rollouts, "
-            "leave it out"
+            f"sampler is {config.sampler!r}: method {name!r} makes no rollouts, leave it out"
         )
-    if sampler := config.sampler or method.sampler:
-        sampler_of(method, config, sampler)
-        if sampler in SAMPLERS and sampler not in method.samplers:
-            raise RecastError(
-                f"sampler is {sampler!r}, which cannot serve method {config.method!r}: "
-                f"use {' or '.join(method.samplers)}"
-            )
-        method = replace(method, samplers=(sampler,))
-    changes: dict[str, Any] = {
-        name: getattr(config, name)
-        for name in ("lr", "kl_coef", "nll_coef", "add_gt", "list_length")
-        if getattr(config, name) is not None
-    }
+    sampler = config.sampler or method.sampler
+    if sampler is None:
+        return method
+    sampler_of(method, sampler, config.sampler_args)
+    if sampler in KINDS["sampler"] and sampler not in method.samplers:
+        raise RecastError(
+            f"sampler is {sampler!r}, which cannot serve method {name!r}: "
+            f"use {' or '.join(method.samplers)}"
+        )
+    return replace(method, samplers=(sampler,))
+
+
+def _with_settings(method: Method, config: RLConfig) -> Method:
+    names = ("lr", "kl_coef", "nll_coef", "add_gt", "list_length")
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return replace(method, **given)
+
+
+def _with_parts(method: Method, config: RLConfig, name: str) -> Method:
+    """The method with the parts that the config swaps in, and all parameters."""
+    changes: dict[str, Any] = {}
     for kind in _SWAPS:
-        name = getattr(config, kind)
-        part = find_part(kind, name) if name else getattr(method, kind)
+        swap = getattr(config, kind)
+        part = find_part(kind, swap) if swap else getattr(method, kind)
         changes[kind] = with_parameters(kind, part, getattr(config, f"{kind}_args"))
     swapped = [
         f"{kind} {getattr(config, kind)}"
         for kind in _SWAPS
         if spell(changes[kind])[0] != spell(getattr(method, kind))[0]
     ]
-    if swapped:
-        changes["label"] = f"{method.label} with {', '.join(swapped)}"
-    method = replace(method, **changes)
     if swapped and not method.samplers:
         raise RecastError(
-            f"method {config.method!r} makes no rollouts that {' and '.join(swapped)} could read: "
+            f"method {name!r} makes no rollouts that {' and '.join(swapped)} could read: "
             "choose another method"
         )
-    loss, signal = spell(method.loss)[0], spell(method.signal)[0]
-    if loss in READ_REWARDS and signal in SIGNALS and signal != "identity":
+    if swapped:
+        changes["label"] = f"{method.label} with {', '.join(swapped)}"
+    space = config.logprob_space or method.space
+    need = f"method {name!r} is defined over the allowed children, leave it out"
+    require(method.space in ("full", space), "logprob_space", space, need)
+    return replace(method, space=space, **changes)
+
+
+def _refuse_misfits(method: Method, config: RLConfig, name: str) -> None:
+    """Parts and settings that cannot go together."""
+    gives_rewards = traits_of(method.signal).has_rewards or is_users(method.signal)
+    if traits_of(method.loss).has_rewards and not gives_rewards:
         raise RecastError(
-            f"loss is {loss!r}, which reads rewards where signal {signal!r} gives advantages: "
-            "add --signal identity"
+            f"loss is {spell(method.loss)[0]!r}, which reads rewards where signal "
+            f"{spell(method.signal)[0]!r} gives advantages: add --signal identity"
         )
-    if method.add_gt and method.sampler in (None, "lists", "gumbel"):
+    sampler = find_part("sampler", method.sampler) if method.sampler else None
+    if method.add_gt and (sampler is None or traits_of(sampler).has_fixed_rows):
         what = f"its sampler {method.sampler}" if method.sampler else "without rollouts it"
         raise RecastError(
-            f"add_gt is True: method {config.method!r} has no last rollout to overwrite, {what} "
+            f"add_gt is True: method {name!r} has no last rollout to overwrite, {what} "
             "leaves no room for the target; leave it out"
         )
     least = method.min_group_size
-    need = f"method {config.method!r} needs {least} rollouts or more per prompt"
+    need = f"method {name!r} needs {least} rollouts or more per prompt"
     require(config.group_size >= least, "group_size", config.group_size, need)
-    space = config.logprob_space or method.space
-    need = f"method {config.method!r} is defined over the allowed children, leave it out"
-    require(method.space in ("full", space), "logprob_space", space, need)
-    method = replace(method, space=space)
-    need = f"method {config.method!r} takes no KL here, leave it out or raise kl_coef"
+    need = f"method {name!r} takes no KL here, leave it out or raise kl_coef"
     require(config.kl_rollouts == "kept" or method.kl_coef > 0, "kl_rollouts", "weighted", need)
-    _probe(method, config)
-    return method
 
 
-def sampler_of(method: Method, config: RLConfig, name: str) -> Part:
+def sampler_of(method: Method, name: str, args: Mapping[str, Any]) -> Part:
     """The sampler of that name with its parameters and the length of its lists."""
-    part = with_parameters("sampler", find_part("sampler", name), config.sampler_args)
+    part = with_parameters("sampler", find_part("sampler", name), args)
     return supply(part, {"list_length": method.list_length})
 
 
-def _probe(method: Method, config: RLConfig) -> None:
+def _probe(method: Method, config: RLConfig, name: str) -> None:
     """Refuse a resource that nobody supplies, then run the parts once on made-up groups."""
     parts = (method.reward, method.signal, method.loss)
     given = {name for name in ("ranker", "embeddings") if getattr(config, name)}
     available = {"fan_out", "list_length", *STEP_RESOURCES} | given
-    require_resources(f"method {config.method!r}", parts, available)
-    _refuse_idle(method, config, parts)
+    require_resources(f"method {name!r}", parts, available)
+    _refuse_idle(method, config, parts, name)
     size, length = max(config.group_size, 1) * method.list_length, method.list_length
-    groups = probe_groups(size, list_length=length, weighted=method.sampler not in _UNWEIGHTED)
+    sampler = find_part("sampler", method.sampler) if method.sampler else method.signal
+    may_weigh = traits_of(sampler).is_weighted or is_users(sampler)
+    groups = probe_groups(size, list_length=length, weighted=may_weigh)
     groups = select(groups, torch.arange(min(len(groups.prompts), config.prompts_per_step)))
     made_up = probe_resources(groups, list_length=length)
     rewards = _try(method.reward, supply(method.reward, made_up), groups)
@@ -134,7 +157,7 @@ def _probe(method: Method, config: RLConfig) -> None:
     _try(method.loss, probe_loss, method.loss)
 
 
-def _refuse_idle(method: Method, config: RLConfig, parts: tuple[Part, ...]) -> None:
+def _refuse_idle(method: Method, config: RLConfig, parts: tuple[Part, ...], name: str) -> None:
     """A setting that nothing would read is a mistake."""
     sampler = find_part("sampler", method.sampler) if method.sampler else method.signal
     if method.list_length > 1 and "list_length" not in resources(sampler):
@@ -143,12 +166,10 @@ def _refuse_idle(method: Method, config: RLConfig, parts: tuple[Part, ...]) -> N
             "start from method rank_grpo or sage, or leave list_length out"
         )
     asked = set[str]().union(*(resources(part) for part in (*parts, sampler)))
-    for name in ("ranker", "embeddings"):
-        value = getattr(config, name)
-        if value is not None and name not in asked:
-            raise RecastError(
-                f"{name} is {value!r}: method {config.method!r} uses none, leave it out"
-            )
+    for resource in ("ranker", "embeddings"):
+        value = getattr(config, resource)
+        if value is not None and resource not in asked:
+            raise RecastError(f"{resource} is {value!r}: method {name!r} uses none, leave it out")
 
 
 def _try(part: Part, call: Part, *inputs: Any) -> Any:

@@ -13,104 +13,31 @@ from functools import partial
 from inspect import Parameter, signature
 from typing import Any
 
-from recast import losses
+from recast import losses, rewards, rollout, signals
 from recast.config.plugin import load_function
-from recast.rewards.collaborative import collaborative
-from recast.rewards.gflow import gflow
-from recast.rewards.hit import any_hit, first_hit, set_ratio
-from recast.rewards.partial import partial_hit
-from recast.rewards.ranking import ranking
-from recast.rewards.semantic import semantic
-from recast.rewards.think_format import think_format
-from recast.rollout.beam import beam_search
-from recast.rollout.dynamic import dynamic
-from recast.rollout.gumbel import gumbel
-from recast.rollout.lists import sample_lists
-from recast.rollout.sample import sample
-from recast.signals.adagrpo import adagrpo
-from recast.signals.adaptive import recast_adaptive
-from recast.signals.dr_grpo import dr_grpo
-from recast.signals.gates import fixed_mix, random_gate
-from recast.signals.grpo import grpo
-from recast.signals.gumbel import gumbel_pg
-from recast.signals.identity import identity
-from recast.signals.levels import recast_levels
-from recast.signals.likelihood import likelihood
-from recast.signals.nll_on_all_zero import nll_on_all_zero
-from recast.signals.rank_grpo import rank_grpo
-from recast.signals.recast import boundary_only, recast, repair_only
-from recast.signals.riser import riser
-from recast.signals.sage import sage
-from recast.signals.vstar import vstar
-from recast.types import RecastError
+from recast.types import RecastError, Traits
 
 Part = Callable[..., Any]
 
-SAMPLERS: dict[str, Part] = {
-    "sample": sample,
-    "beam": beam_search,
-    "dynamic": dynamic,
-    "gumbel": gumbel,
-    "lists": sample_lists,
+KINDS: dict[str, dict[str, Part]] = {
+    "sampler": dict(rollout.SAMPLERS),
+    "reward": dict(rewards.REWARDS),
+    "signal": dict(signals.SIGNALS),
+    "loss": dict(losses.LOSSES),
 }
-REWARDS: dict[str, Part] = {
-    "first_hit": first_hit,
-    "any_hit": any_hit,
-    "set_ratio": set_ratio,
-    "partial": partial_hit,
-    "format": think_format,
-    "ranking": ranking,
-    "semantic": semantic,
-    "collaborative": collaborative,
-    "gflow": gflow,
-}
-SIGNALS: dict[str, Part] = {
-    "grpo": grpo,
-    "dr_grpo": dr_grpo,
-    "recast": recast,
-    "repair_only": repair_only,
-    "boundary_only": boundary_only,
-    "recast_levels": recast_levels,
-    "recast_adaptive": recast_adaptive,
-    "adagrpo": adagrpo,
-    "random_gate": random_gate,
-    "fixed_mix": fixed_mix,
-    "likelihood": likelihood,
-    "nll_on_all_zero": nll_on_all_zero,
-    "identity": identity,
-    "riser": riser,
-    "vstar": vstar,
-    "sage": sage,
-    "rank_grpo": rank_grpo,
-    "gumbel_pg": gumbel_pg,
-}
-LOSSES: dict[str, Part] = {
-    "ppo_clip": losses.ppo_clip,
-    "reinforce": losses.reinforce,
-    "dr_grpo": losses.dr_grpo,
-    "gspo": losses.gspo,
-    "ecpo": losses.ecpo,
-    "gbpo": losses.gbpo,
-    "sage_clip": losses.sage_clip,
-    "dpo": losses.dpo,
-    "s_dpo": losses.s_dpo,
-    "trajectory_balance": losses.trajectory_balance,
-}
-KINDS = {"sampler": SAMPLERS, "reward": REWARDS, "signal": SIGNALS, "loss": LOSSES}
 _NAMES: dict[Any, str] = {part: name for parts in KINDS.values() for name, part in parts.items()}
-
-READ_REWARDS = ("trajectory_balance",)
-"""Losses that read the advantages as rewards: of our signals only `identity` passes these on."""
+_TRAITS = {
+    KINDS[kind][name]: traits
+    for kind, room in (("sampler", rollout), ("signal", signals), ("loss", losses))
+    for name, traits in room.TRAITS.items()
+}
 
 REMEDIES = {
     "ranker": "give --ranker the folder of a policy of one-level semantic IDs (`recast tokenize "
     "--num_levels 1`, then `recast sft`), or module:function",
     "embeddings": "give --embeddings the folder of `recast tokenize` that holds text embeddings",
-    "texts": "rollouts are semantic IDs without text: choose another reward, such as first_hit",
 }
 """How to supply a resource that is missing."""
-
-_OF_THE_LOOP = {"space", "seed", "step", "policy_version", "guide", "alpha"}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -147,9 +74,7 @@ def parameters(part: Part) -> dict[str, Any]:
     return {
         name: p.default
         for name, p in signature(part).parameters.items()
-        if p.kind is Parameter.KEYWORD_ONLY
-        and p.default is not Parameter.empty
-        and name not in _OF_THE_LOOP
+        if p.kind is Parameter.KEYWORD_ONLY and p.default is not Parameter.empty
     }
 
 
@@ -160,6 +85,16 @@ def resources(part: Part) -> set[str]:
         for name, p in signature(part).parameters.items()
         if p.kind is Parameter.KEYWORD_ONLY and p.default is Parameter.empty
     }
+
+
+def needs(loss: Part, name: str) -> bool:
+    """Whether the loss asks for the input of that name.
+
+    >>> from recast.losses import ppo_clip
+    >>> needs(ppo_clip, "old_logprobs"), needs(ppo_clip, "ref_logprobs")
+    (True, False)
+    """
+    return name in signature(loss).parameters
 
 
 def with_parameters(kind: str, part: Part, values: Mapping[str, Any]) -> Part:
@@ -213,6 +148,18 @@ def name_of(part: Part) -> str:
     return f"{name}({words})" if words else name
 
 
+def unbound(part: Part) -> Part:
+    """The function under all that is bound to it."""
+    while isinstance(part, partial):
+        part = part.func
+    return part
+
+
+def traits_of(part: Part) -> Traits:
+    """What others must know of a part; a user's has no traits."""
+    return _TRAITS.get(unbound(part), Traits())
+
+
 def is_users(part: Part) -> bool:
     """Whether the part comes from outside the package."""
     name = spell(part)[0]
@@ -221,9 +168,7 @@ def is_users(part: Part) -> bool:
 
 def spell(part: Part) -> tuple[str, dict[str, Any]]:
     """The name that finds the part again, and all its parameters as they are set."""
-    function = part
-    while isinstance(function, partial):
-        function = function.func
+    function = unbound(part)
     where = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__name__)}"
     settable = parameters(function)  # of what is bound, resources are no setting
     values = {name: value for name, value in parameters(part).items() if name in settable}

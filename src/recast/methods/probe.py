@@ -91,7 +91,6 @@ def probe_groups(
         rollout_logprobs=logprobs * exists[..., None],
         target_logprobs=wanted * is_target[..., None],
         loss_mask=exists[..., None].expand(logprobs.shape).clone(),
-        policy_version=0,
         seed=seed,
         step=0,
         weights=probability / included * exists if weighted else None,
@@ -111,7 +110,6 @@ def probe_resources(groups: RolloutGroups, *, list_length: int = 1) -> dict[str,
         "fan_out": lambda of: (1 + of.tokens % 3) * of.exists[..., None],
         "natural_frac": 0.1,
         "list_length": list_length,
-        "texts": [[_text(i) for i in row] for row in groups.items.tolist()],
     }
 
 
@@ -198,7 +196,3 @@ def _ranker(prompts: Prompts, items: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]
     if bool((items < 0).any()):
         raise RecastError("the ranker was asked for item -1: clamp the items and mask the result")
     return torch.sin(12.9898 * items + 78.233 * prompts.row_ids[:, None])
-
-
-def _text(item: int) -> str:
-    return f"<think>the history points to it</think> item {item}" if item % 2 else f"item {item}"

@@ -14,27 +14,8 @@ from math import inf
 from jaxtyping import Float
 from torch import Tensor
 
-from recast import losses
+from recast import losses, rewards, signals
 from recast.methods.parts import nearest
-from recast.rewards.collaborative import collaborative
-from recast.rewards.gflow import gflow
-from recast.rewards.hit import first_hit, set_ratio
-from recast.rewards.ranking import ranking
-from recast.signals.adagrpo import adagrpo
-from recast.signals.adaptive import recast_adaptive
-from recast.signals.dr_grpo import dr_grpo
-from recast.signals.gates import fixed_mix, random_gate
-from recast.signals.grpo import grpo
-from recast.signals.gumbel import gumbel_pg
-from recast.signals.identity import identity
-from recast.signals.levels import recast_levels
-from recast.signals.likelihood import likelihood
-from recast.signals.nll_on_all_zero import nll_on_all_zero
-from recast.signals.rank_grpo import rank_grpo
-from recast.signals.recast import boundary_only, recast, repair_only
-from recast.signals.riser import riser
-from recast.signals.sage import sage
-from recast.signals.vstar import vstar
 from recast.types import LogprobSpace, Loss, RecastError, Signal
 
 
@@ -49,7 +30,7 @@ class Method:
     """Name in tables."""
     samplers: tuple[str, ...] = ("sample", "beam", "dynamic")
     """Samplers that can serve it, the first by default; none: it needs no rollouts."""
-    reward: Callable[..., Float[Tensor, "B G"]] = first_hit
+    reward: Callable[..., Float[Tensor, "B G"]] = rewards.first_hit
     signal: Callable[..., Signal]
     loss: Loss = losses.ppo_clip
     space: LogprobSpace = "full"
@@ -78,56 +59,56 @@ METHODS: dict[str, Method] = {
         summary="GRPO on every rollout, the baseline of OpenOneRec",
         paper="2512.24762",
         label="GRPO",
-        signal=grpo,
+        signal=signals.grpo,
     ),
     "recast": Method(
         summary="repair all-zero groups, contrast the boundary pair",
         paper="2604.22169",
         label="ReCast",
-        reward=set_ratio,
-        signal=recast,
+        reward=rewards.set_ratio,
+        signal=signals.recast,
     ),
     "recast_repair_only": Method(
         summary="ablation of recast: repair, then GRPO on the whole group",
         paper="2604.22169",
         label="ReCast, repair only",
-        reward=set_ratio,
-        signal=repair_only,
+        reward=rewards.set_ratio,
+        signal=signals.repair_only,
     ),
     "recast_boundary_only": Method(
         summary="ablation of recast: the boundary pair of groups that hit, no repair",
         paper="2604.22169",
         label="ReCast, boundary only",
-        reward=set_ratio,
-        signal=boundary_only,
+        reward=rewards.set_ratio,
+        signal=signals.boundary_only,
     ),
     "recast_levels": Method(
         summary="repair, then one soft negative for every level of the target's path",
         label="ReCast, levels",
-        reward=set_ratio,
-        signal=recast_levels,
+        reward=rewards.set_ratio,
+        signal=signals.recast_levels,
     ),
     "recast_adaptive": Method(
         summary="repair whose weight recedes as groups become trainable by themselves",
         label="ReCast, adaptive",
-        reward=set_ratio,
-        signal=recast_adaptive,
+        reward=rewards.set_ratio,
+        signal=signals.recast_adaptive,
     ),
     "rere": Method(
         summary="constrained beams, punish the more probable wrong items more",
         paper="2510.12211",
         label="ReRe",
         samplers=("beam", "sample", "dynamic"),
-        reward=ranking,
-        signal=partial(grpo, eps=1e-4),
+        reward=rewards.ranking,
+        signal=partial(signals.grpo, eps=1e-4),
         loss=losses.reinforce,
     ),
     "rere_anchored": Method(
         summary="rere with a likelihood anchor",
         label="ReRe, anchored",
         samplers=("beam", "sample", "dynamic"),
-        reward=ranking,
-        signal=partial(grpo, eps=1e-4),
+        reward=rewards.ranking,
+        signal=partial(signals.grpo, eps=1e-4),
         loss=losses.reinforce,
         nll_coef=0.1,
     ),
@@ -136,57 +117,66 @@ METHODS: dict[str, Method] = {
         paper="2510.24431",
         label="MiniOneRec",
         samplers=("beam", "sample", "dynamic"),
-        reward=ranking,
-        signal=partial(grpo, eps=1e-4),
+        reward=rewards.ranking,
+        signal=partial(signals.grpo, eps=1e-4),
         loss=losses.reinforce,
     ),
     "adagrpo": Method(
         summary="likelihood, plus GRPO where the policy is unsure and the ranker is not",
         paper="2606.08480",
         label="AdaGRPO",
-        reward=collaborative,
-        signal=partial(adagrpo, tau=0.5, rho=0.25),
+        reward=rewards.collaborative,
+        signal=partial(signals.adagrpo, tau=0.5, rho=0.25),
         kl_coef=0.0,
     ),
     "random_gate": Method(
         summary="control of adagrpo: a gate that opens at random, at a given rate",
         label="Random gate",
-        reward=collaborative,
-        signal=random_gate,
+        reward=rewards.collaborative,
+        signal=signals.random_gate,
         kl_coef=0.0,
     ),
     "fixed_mix": Method(
         summary="control of adagrpo: likelihood plus a fixed share of GRPO, no gate",
         label="Fixed mix",
-        reward=collaborative,
-        signal=fixed_mix,
+        reward=rewards.collaborative,
+        signal=signals.fixed_mix,
         kl_coef=0.0,
     ),
     "ungated": Method(
         summary="control of adagrpo: the gate always open",
         label="Ungated",
-        reward=collaborative,
-        signal=partial(fixed_mix, grpo_weight=1.0),
+        reward=rewards.collaborative,
+        signal=partial(signals.fixed_mix, grpo_weight=1.0),
         kl_coef=0.0,
     ),
     "sft_continued": Method(
         summary="control: the target's likelihood on the same prompts, no rollouts",
         label="SFT continued",
         samplers=(),
-        signal=likelihood,
+        signal=signals.likelihood,
+        kl_coef=0.0,
+        min_group_size=0,
+    ),
+    "reward_weighted": Method(
+        summary="control: the target's likelihood weighted by exp(reward / lam), no rollouts",
+        paper="2603.10279",
+        label="Reward-weighted SFT",
+        samplers=(),
+        signal=signals.reward_weighted,
         kl_coef=0.0,
         min_group_size=0,
     ),
     "nll_on_all_zero": Method(
         summary="control of recast: GRPO, and the target's likelihood where nothing was hit",
         label="NLL on all-zero",
-        signal=nll_on_all_zero,
+        signal=signals.nll_on_all_zero,
     ),
     "dr_grpo": Method(
         summary="GRPO without division by the deviation or the length",
         paper="2503.20783",
         label="Dr. GRPO",
-        signal=dr_grpo,
+        signal=signals.dr_grpo,
         loss=losses.dr_grpo,
         kl_coef=0.0,
     ),
@@ -195,7 +185,7 @@ METHODS: dict[str, Method] = {
         paper="2503.14476",
         label="DAPO",
         samplers=("sample",),
-        signal=grpo,
+        signal=signals.grpo,
         loss=partial(losses.ppo_clip, dual_clip=inf),
         kl_coef=0.0,
         fill_batch=True,
@@ -204,7 +194,7 @@ METHODS: dict[str, Method] = {
         summary="GRPO with one clipped ratio per sequence",
         paper="2507.18071",
         label="GSPO",
-        signal=grpo,
+        signal=signals.grpo,
         loss=losses.gspo,
         kl_coef=0.0,
     ),
@@ -212,7 +202,7 @@ METHODS: dict[str, Method] = {
         summary="GRPO whose ratio is capped early for negatives (OneRec)",
         paper="2506.13695",
         label="ECPO",
-        signal=grpo,
+        signal=signals.grpo,
         loss=losses.ecpo,
         kl_coef=0.0,
     ),
@@ -220,7 +210,7 @@ METHODS: dict[str, Method] = {
         summary="GRPO with the ratio bounded by the gradient of cross-entropy (OneRec-V2)",
         paper="2508.20900",
         label="GBPO",
-        signal=grpo,
+        signal=signals.grpo,
         loss=losses.gbpo,
         kl_coef=0.0,
     ),
@@ -229,14 +219,14 @@ METHODS: dict[str, Method] = {
         paper="2602.00632",
         label="RISER",
         samplers=("dynamic", "sample", "beam"),
-        signal=riser,
+        signal=signals.riser,
     ),
     "vstar": Method(
         summary="sibling-relative advantages, one per prefix of the trie",
         paper="2602.10699",
         label="V-STAR",
         samplers=("beam", "sample", "dynamic"),
-        signal=vstar,
+        signal=signals.vstar,
         space="trie",
     ),
     "sage": Method(
@@ -245,7 +235,7 @@ METHODS: dict[str, Method] = {
         label="SAGE",
         samplers=("lists",),
         list_length=4,
-        signal=sage,
+        signal=signals.sage,
         loss=losses.sage_clip,
         kl_coef=0.0,
     ),
@@ -255,7 +245,7 @@ METHODS: dict[str, Method] = {
         label="Rank-GRPO",
         samplers=("lists",),
         list_length=4,
-        signal=rank_grpo,
+        signal=signals.rank_grpo,
         loss=partial(losses.gspo, clip_low=0.06, clip_high=0.08),
     ),
     "gflowgr": Method(
@@ -263,8 +253,8 @@ METHODS: dict[str, Method] = {
         paper="2506.16114",
         label="GFlowGR",
         samplers=("sample", "beam"),
-        reward=gflow,
-        signal=identity,
+        reward=rewards.gflow,
+        signal=signals.identity,
         loss=losses.trajectory_balance,
         space="trie",
         kl_coef=0.0,
@@ -274,7 +264,7 @@ METHODS: dict[str, Method] = {
         summary="DPO on pairs of the target and each wrong rollout",
         paper="2305.18290",
         label="DPO",
-        signal=partial(identity, add_target=True, distinct=True),
+        signal=partial(signals.identity, add_target=True, distinct=True),
         loss=losses.dpo,
         kl_coef=0.0,
     ),
@@ -282,7 +272,7 @@ METHODS: dict[str, Method] = {
         summary="softmax DPO: the target against all wrong rollouts at once",
         paper="2406.09215",
         label="S-DPO",
-        signal=partial(identity, add_target=True, distinct=True),
+        signal=partial(signals.identity, add_target=True, distinct=True),
         loss=losses.s_dpo,
         kl_coef=0.0,
     ),
@@ -291,7 +281,7 @@ METHODS: dict[str, Method] = {
         paper="1903.06059",
         label="Gumbel top-k",
         samplers=("gumbel",),
-        signal=gumbel_pg,
+        signal=signals.gumbel_pg,
         space="trie",
         kl_coef=0.0,
     ),

@@ -17,7 +17,13 @@ from recast.types import Ranker, RolloutGroups
 
 
 def collaborative(groups: RolloutGroups, *, ranker: Ranker) -> Float[Tensor, "B G"]:
-    """The ranker's score of every rollout's item."""
+    """The ranker's score of every rollout's item.
+
+    >>> from recast.testing import make_groups
+    >>> groups = make_groups([[[4], [3], [5]]], [[[4]]], items=[[2, 1, -1]])
+    >>> collaborative(groups, ranker=lambda prompts, items: items + 0.5)  # the last has no item
+    tensor([[2.5000, 1.5000, 1.5000]])
+    """
     items = groups.items
     scores = ranker(groups.prompts, items.clamp(min=0)).detach().float()
     valid = items >= 0

@@ -18,6 +18,11 @@ from recast.types import RolloutGroups
 
 
 def gflow(groups: RolloutGroups) -> Float[Tensor, "B G"]:
-    """2 for a hit, else the shared levels over all levels."""
+    """2 for a hit, else the shared levels over all levels.
+
+    >>> from recast.testing import make_groups
+    >>> gflow(make_groups([[[3, 8], [3, 9], [2, 8]]], [[[3, 8]]]))  # 1 + 2/2, 0 + 1/2, 0 + 0/2
+    tensor([[2.0000, 0.5000, 0.0000]])
+    """
     prefix = shared_prefix(groups.predictions, target_sids(groups.prompts)).amax(-1)
     return first_hit(groups) + prefix / groups.tokens.shape[-1]

@@ -21,15 +21,33 @@ from recast.types import RolloutGroups
 
 
 def first_hit(groups: RolloutGroups) -> Float[Tensor, "B G"]:
-    """1 where the first SID that the rollout names is a target of its prompt."""
+    """1 where the first SID that the rollout names is a target of its prompt.
+
+    >>> from recast.testing import make_groups
+    >>> first_hit(make_groups([[[3, 8], [3, 9], [2, 9]]], [[[3, 8], [2, 9]]]))
+    tensor([[1., 0., 1.]])
+    """
     return sid_first_hit(groups.predictions, target_sids(groups.prompts))
 
 
 def any_hit(groups: RolloutGroups) -> Float[Tensor, "B G"]:
-    """1 where the rollout names a target of its prompt at all."""
+    """1 where the rollout names a target of its prompt at all.
+
+    >>> from recast.testing import make_groups
+    >>> groups = make_groups([[[3, 8], [2, 9]], [[3, 8], [2, 9]]], [[[2, 9]], [[2, 9], [3, 8]]])
+    >>> any_hit(groups)
+    tensor([[0., 1.],
+            [1., 1.]])
+    """
     return sid_any_hit(groups.predictions, target_sids(groups.prompts))
 
 
 def set_ratio(groups: RolloutGroups) -> Float[Tensor, "B G"]:
-    """Share of the SIDs that the rollout names which are targets of its prompt."""
+    """Share of the SIDs that the rollout names which are targets of its prompt.
+
+    >>> from recast.testing import make_groups
+    >>> rollouts, exists = [[[3, 8], [2, 9], [3, 8]]], [[True, True, False]]
+    >>> set_ratio(make_groups(rollouts, [[[3, 8]]], exists=exists))  # 1/1, 0/1, none named
+    tensor([[1., 0., 0.]])
+    """
     return sid_set_ratio(groups.predictions, target_sids(groups.prompts))

@@ -17,5 +17,11 @@ from recast.types import RolloutGroups
 
 
 def partial_hit(groups: RolloutGroups) -> Float[Tensor, "B G"]:
-    """ReCast's structural score as a reward, 0 to 1."""
+    """ReCast's structural score as a reward, 0 to 1.
+
+    >>> from recast.testing import make_groups
+    >>> rollouts = [[[3, 8, 1], [3, 8, 2], [3, 9, 1], [2, 8, 1]]]  # 3, 2, 1 and 0 shared levels
+    >>> partial_hit(make_groups(rollouts, [[[3, 8, 1]]]))
+    tensor([[1.0000, 0.1000, 0.0100, 0.0000]])
+    """
     return structural_score(groups.predictions, target_sids(groups.prompts))

@@ -25,7 +25,15 @@ FORMS = ("code", "paper")
 
 
 def ranking(groups: RolloutGroups, *, form: str = "code") -> Float[Tensor, "B G"]:
-    """Rule reward plus rank reward, in the form of the released `code` or of the `paper`."""
+    """Rule reward plus rank reward, in the form of the released `code` or of the `paper`.
+
+    >>> from recast.testing import make_groups
+    >>> groups = make_groups([[[2], [3], [4]]], [[[3]]], logprobs=[[-1, -2, -3]])
+    >>> ranking(groups)  # w = 1, 0.63, 0.5: S = 2.13
+    tensor([[-0.4693,  1.0000, -0.2346]])
+    >>> ranking(groups, form="paper")  # S = 1 + 0.5
+    tensor([[-0.6667,  1.0000, -0.3333]])
+    """
     require(form in FORMS, "form", form, f"choose one of {', '.join(FORMS)}")
     logprobs = torch.where(groups.loss_mask, groups.rollout_logprobs, 0.0).sum(-1)
     return rank_reward(first_hit(groups) > 0, logprobs, groups.exists, gated=form == "code")

@@ -19,36 +19,27 @@ from torch import Tensor
 
 from recast.groups import most_probable_first, reorder
 from recast.policy.load import Policy
-from recast.rollout.sample import draw
-from recast.types import LogprobSpace, Prompts, RolloutGroups, require
+from recast.rollout.sample import draw_items
+from recast.types import Draw, Prompts, RolloutGroups, require
 
 
 def dynamic(
     policy: Policy,
     prompts: Prompts,
     group_size: int,
+    draw: Draw = Draw(),
     *,
-    space: LogprobSpace = "full",
-    seed: int = 0,
-    step: int = 0,
-    policy_version: int = 0,
     oversample: float = 1.5,
+    temperature: float = 1.0,
 ) -> RolloutGroups:
     """G of floor(`oversample` G) constrained draws; 1.5 is the released code's factor.
 
-    The first G draws are those of `sample`. The group is chosen, so it is no sample of the policy:
-    it has no weights. Raises `RecastError` for an `oversample` below 1.
+    The first G draws are those of `sample` at the same `temperature`. The group is chosen, so it is
+    no sample of the policy: it has no weights. Raises `RecastError` for an `oversample` below 1 and
+    a temperature that is not positive.
     """
     require(1 <= oversample < inf, "oversample", oversample, "give a factor of 1 or more")
-    drawn = draw(
-        policy,
-        prompts,
-        floor(oversample * group_size),
-        space=space,
-        seed=seed,
-        step=step,
-        policy_version=policy_version,
-    )
+    drawn = draw_items(policy, prompts, floor(oversample * group_size), draw, temperature)
     same = (drawn.tokens[:, :, None] == prompts.targets[:, None]).all(-1)
     is_target = (same & (prompts.target_items >= 0)[:, None]).any(-1)
     return most_probable_first(reorder(drawn, select_dynamic(drawn.items, is_target, group_size)))

@@ -29,24 +29,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.draws import uniforms
 from recast.groups import most_probable_first
 from recast.policy.load import Policy
 from recast.policy.logprobs import over_children, token_scores
-from recast.rollout.tree import TreeDecoder
-from recast.types import LogprobSpace, Prompts, RolloutGroups, require
+from recast.rollout.tree import TreeDecoder, grow_paths
+from recast.types import Draw, Prompts, RolloutGroups, require
 
 
 @torch.no_grad()
 def gumbel(
-    policy: Policy,
-    prompts: Prompts,
-    group_size: int,
-    *,
-    space: LogprobSpace = "trie",
-    seed: int = 0,
-    step: int = 0,
-    policy_version: int = 0,
+    policy: Policy, prompts: Prompts, group_size: int, draw: Draw = Draw(logprob_space="trie")
 ) -> RolloutGroups:
     """G distinct items drawn without replacement, most probable first, with `weights`.
 
@@ -54,31 +46,19 @@ def gumbel(
     the weights are made of the probabilities that the items are drawn with.
     """
     remedy = "the gumbel sampler weighs by the probabilities it draws with, give 'trie'"
-    require(space == "trie", "logprob_space", space, remedy)
-    decoder = TreeDecoder(policy, prompts, space)
-    found = perturbed_beams(
-        decoder,
-        policy,
-        prompts,
-        1,
-        group_size + 1,
-        name="gumbel",
-        space=space,
-        seed=seed,
-        step=step,
-    )
+    require(draw.logprob_space == "trie", "logprob_space", draw.logprob_space, remedy)
+    tree = TreeDecoder(policy, prompts, draw.logprob_space)
+    found = perturbed_beams(tree, 1, group_size + 1, draw, "gumbel")
     perturbed, phi = found.perturbed[:, 0], found.phi[:, 0, :group_size]
     kappa = perturbed[:, group_size:]
     if not kappa.shape[1]:
         kappa = perturbed.new_full((len(prompts), 1), -torch.inf)
-    groups = decoder.finish(
+    groups = tree.finish(
         group_size,
+        draw,
         tokens=found.tokens[:, 0, :group_size],
         logprobs=found.logprobs[:, 0, :group_size],
         alive=perturbed[:, :group_size] > -torch.inf,
-        seed=seed,
-        step=step,
-        policy_version=policy_version,
     )
     weights = torch.zeros_like(groups.rollout_logprobs[..., 0])
     weights[:, : phi.shape[1]] = importance_weights(phi, kappa).to(weights.dtype)
@@ -107,7 +87,9 @@ def importance_weights(
 class PerturbedBeams:
     """D independent orders of the W best leaves of every prompt, by perturbed value.
 
-    W is smaller than asked where the trie has fewer; a value of -inf is no leaf.
+    W is smaller than asked where the trie has fewer; a value of -inf is no leaf. Example, one order
+    (D = 1) of the two best of three items with p = .5, .3, .2, where the noise put the third first:
+    `phi=[[[log .2, log .5]]]  perturbed=[[[0.4, -0.1]]]`, tokens and log-probabilities alike.
     """
 
     tokens: Int[Tensor, "B D W L"]
@@ -120,16 +102,7 @@ class PerturbedBeams:
 
 @torch.no_grad()
 def perturbed_beams(
-    decoder: TreeDecoder,
-    policy: Policy,
-    prompts: Prompts,
-    num_orders: int,
-    width: int,
-    *,
-    name: str,
-    space: LogprobSpace,
-    seed: int,
-    step: int,
+    tree: TreeDecoder, num_orders: int, width: int, draw: Draw, name: str
 ) -> PerturbedBeams:
     """The leaves with the `width` largest perturbed values, `num_orders` times independently.
 
@@ -137,23 +110,23 @@ def perturbed_beams(
     of a child is found by its order, its parent's rank and its place among its siblings, which
     neither the other rows nor the width of their nodes can change.
     """
-    catalog, rows = policy.catalog, prompts.row_ids
-    root = uniforms(seed, step, rows, f"{name}/root", num_orders)
+    policy, prompts = tree.policy, tree.prompts
+    root = draw.uniforms(prompts, f"{name}/root", num_orders)
     perturbed = _gumbel(root)[..., None]
     phi = torch.zeros_like(perturbed)
     nodes = parents = torch.zeros_like(phi, dtype=torch.long)
     tokens = nodes.new_empty(*nodes.shape, 0)
-    logprobs = decoder.target_logprobs[0].new_empty(*nodes.shape, 0)
-    for level, size in enumerate(catalog.codebook_sizes):
+    logprobs = tree.target_logprobs[0].new_empty(*nodes.shape, 0)
+    for level, size in enumerate(policy.catalog.codebook_sizes):
         if level:
-            decoder.extend(tokens[..., -1].flatten(1), parents.flatten(1), nodes.flatten(1))
+            tree.extend(tokens[..., -1].flatten(1), parents.flatten(1), nodes.flatten(1))
         num_nodes = nodes.shape[2]
-        hidden = decoder.hidden.expand(-1, num_orders * num_nodes, -1)
-        asked, child, allowed = catalog.children(level, nodes.flatten(1), decoder.excluded)
-        found = token_scores(policy, hidden, asked, allowed, space=space, level=level)
+        hidden = tree.hidden.expand(-1, num_orders * num_nodes, -1)
+        asked, child, allowed = policy.catalog.children(level, nodes.flatten(1), tree.excluded)
+        found = token_scores(policy, hidden, asked, allowed, space=tree.space, level=level)
         trie_scores = over_children(found, allowed)
         slots = width if level else 1
-        draws = uniforms(seed, step, rows, f"{name}/{level}", num_orders * slots * size)
+        draws = draw.uniforms(prompts, f"{name}/{level}", num_orders * slots * size)
         noise = _gumbel(draws).unflatten(1, (num_orders, slots, size))
         noise = noise[:, :, :num_nodes, : asked.shape[2]].flatten(1, 2)
         below = phi.flatten(1)[..., None] + trie_scores.double()
@@ -166,7 +139,7 @@ def perturbed_beams(
         )
         nodes = nodes.masked_fill(perturbed == -torch.inf, -1)
         mine = best // asked.shape[2]
-        tokens, logprobs = _grow(tokens, mine, token), _grow(logprobs, mine, logprob)
+        tokens, logprobs = grow_paths(tokens, mine, token), grow_paths(logprobs, mine, logprob)
         # The decoder counts the nodes of all orders in one row; its first call has one, the root.
         first = torch.arange(num_orders, device=mine.device)[:, None] * num_nodes
         parents = mine + first if level else mine
@@ -191,8 +164,3 @@ def given_maximum(
 def _gumbel(draws: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """Standard Gumbel variables from uniforms in [0, 1), all finite."""
     return -(-draws.clamp(min=2.0**-54).log()).log()
-
-
-def _grow(history: Tensor, parents: Int[Tensor, "B D W"], new: Tensor) -> Tensor:
-    index = parents[..., None].expand(*parents.shape, history.shape[3])
-    return torch.cat([history.gather(2, index), new[..., None]], dim=3)

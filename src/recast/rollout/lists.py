@@ -14,48 +14,28 @@ import torch.nn.functional as F
 from recast.policy.load import Policy
 from recast.rollout.gumbel import perturbed_beams
 from recast.rollout.tree import TreeDecoder
-from recast.types import LogprobSpace, Prompts, RolloutGroups, require
+from recast.types import Draw, Prompts, RolloutGroups, require
 
 
 @torch.no_grad()
 def sample_lists(
-    policy: Policy,
-    prompts: Prompts,
-    group_size: int,
-    *,
-    list_length: int,
-    space: LogprobSpace = "full",
-    seed: int = 0,
-    step: int = 0,
-    policy_version: int = 0,
+    policy: Policy, prompts: Prompts, group_size: int, draw: Draw = Draw(), *, list_length: int
 ) -> RolloutGroups:
     """G lists of N = `list_length` distinct items: row g * N + k is rank k of list g.
 
     Rows stand in the order of the lists, not the most probable first. A prompt with fewer than N
-    items has shorter lists, the rest of their rows does not exist. `space` says how a token's
-    log-probability is recorded; draws depend on (seed, step, row) alone.
+    items has shorter lists, the rest of their rows does not exist. `draw.logprob_space` says how a
+    token's log-probability is recorded; draws depend on (seed, step, row) alone.
     """
     require(list_length >= 1, "list_length", list_length, "give the number of items per list")
-    decoder = TreeDecoder(policy, prompts, space)
-    found = perturbed_beams(
-        decoder,
-        policy,
-        prompts,
-        group_size,
-        list_length,
-        name="lists",
-        space=space,
-        seed=seed,
-        step=step,
-    )
+    tree = TreeDecoder(policy, prompts, draw.logprob_space)
+    found = perturbed_beams(tree, group_size, list_length, draw, "lists")
     missing = list_length - found.perturbed.shape[2]
     perturbed = F.pad(found.perturbed, (0, missing), value=-torch.inf)
-    return decoder.finish(
+    return tree.finish(
         group_size * list_length,
+        draw,
         tokens=F.pad(found.tokens, (0, 0, 0, missing)).flatten(1, 2),
         logprobs=F.pad(found.logprobs, (0, 0, 0, missing)).flatten(1, 2),
         alive=(perturbed > -torch.inf).flatten(1),
-        seed=seed,
-        step=step,
-        policy_version=policy_version,
     )

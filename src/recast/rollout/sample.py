@@ -2,59 +2,45 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.draws import uniforms
 from recast.groups import most_probable_first
 from recast.policy.load import Policy
 from recast.policy.logprobs import over_children, token_scores
 from recast.rollout.tree import TreeDecoder
-from recast.types import LogprobSpace, Prompts, RolloutGroups
+from recast.types import Draw, Prompts, RolloutGroups, require
 
 
 def sample(
     policy: Policy,
     prompts: Prompts,
     group_size: int,
+    draw: Draw = Draw(),
     *,
-    space: LogprobSpace = "full",
-    seed: int = 0,
-    step: int = 0,
-    policy_version: int = 0,
+    temperature: float = 1.0,
 ) -> RolloutGroups:
-    """G draws with replacement, temperature 1, most probable first within the group.
+    """G draws with replacement, most probable first within the group.
 
-    A token is always *drawn* from the policy renormalised over the allowed children; `space`
-    only says how its log-probability is recorded. Draws depend on (seed, step, row) alone.
+    A token is always *drawn* from the policy renormalised over the allowed children at
+    `temperature`. Its *recorded* log-probability is the policy's own, at temperature 1, in
+    `draw.logprob_space`: what the update compares with. Draws depend on (seed, step, row) alone.
+    Raises `RecastError` for a temperature that is not positive.
     """
-    drawn = draw(
-        policy,
-        prompts,
-        group_size,
-        space=space,
-        seed=seed,
-        step=step,
-        policy_version=policy_version,
-    )
-    return most_probable_first(drawn)
+    return most_probable_first(draw_items(policy, prompts, group_size, draw, temperature))
 
 
 @torch.no_grad()
-def draw(
-    policy: Policy,
-    prompts: Prompts,
-    group_size: int,
-    *,
-    space: LogprobSpace,
-    seed: int,
-    step: int,
-    policy_version: int,
+def draw_items(
+    policy: Policy, prompts: Prompts, group_size: int, draw: Draw, temperature: float = 1.0
 ) -> RolloutGroups:
     """The draws of `sample` in the order drawn; fewer draws are the first of more."""
-    catalog = policy.catalog
-    decoder = TreeDecoder(policy, prompts, space)
+    require(0 < temperature < inf, "temperature", temperature, "give a number above 0")
+    catalog, space = policy.catalog, draw.logprob_space
+    tree = TreeDecoder(policy, prompts, space)
     shape = (len(prompts), group_size)
     nodes = torch.zeros(len(prompts), 1, dtype=torch.long, device=prompts.tokens.device)
     parents = nodes.expand(shape)
@@ -62,26 +48,23 @@ def draw(
     logprobs: list[Tensor] = []
     for level in range(catalog.num_levels):
         if level:
-            decoder.extend(tokens[-1], parents, nodes)
+            tree.extend(tokens[-1], parents, nodes)
             parents = torch.arange(group_size, device=nodes.device).expand(shape)
-        asked, child, allowed = catalog.children(level, nodes, decoder.excluded)
-        scores = token_scores(policy, decoder.hidden, asked, allowed, space=space, level=level)
-        drawn_from = over_children(scores, allowed).double().exp().cumsum(-1)
-        draws = uniforms(seed, step, prompts.row_ids, f"sample/{level}", group_size)
-        pick = _invert(drawn_from, draws)
+        asked, child, allowed = catalog.children(level, nodes, tree.excluded)
+        scores = token_scores(policy, tree.hidden, asked, allowed, space=space, level=level)
+        drawn_from = over_children(scores / temperature, allowed).double().exp().cumsum(-1)
+        pick = _invert(drawn_from, draw.uniforms(prompts, f"sample/{level}", group_size))
         alive = allowed.any(-1).expand(shape)
         token, nodes, logprob = (_pick(x, pick) for x in (asked, child, scores))
         nodes = nodes.masked_fill(~alive, -1)
         tokens.append(token)
         logprobs.append(logprob)
-    return decoder.finish(
+    return tree.finish(
         group_size,
+        draw,
         tokens=torch.stack(tokens, dim=-1),
         logprobs=torch.stack(logprobs, dim=-1),
         alive=nodes >= 0,
-        seed=seed,
-        step=step,
-        policy_version=policy_version,
     )
 
 

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from recast.policy.load import Policy
 from recast.policy.logprobs import branch_scores
 from recast.policy.packed import grow, merge, root_layout, split_root
-from recast.types import LogprobSpace, Prompts, RolloutGroups
+from recast.types import Draw, LogprobSpace, Prompts, RolloutGroups
 
 
 class TreeDecoder:
@@ -26,7 +26,7 @@ class TreeDecoder:
     """
 
     def __init__(self, policy: Policy, prompts: Prompts, space: LogprobSpace) -> None:
-        self._policy, self._prompts, self._space = policy, prompts, space
+        self.policy, self.prompts, self.space = policy, prompts, space
         # Without a config every layer keeps all keys; the windows are the layout's business.
         self._cache = DynamicCache()
         self.excluded: Int[Tensor, "B S"] = policy.catalog.trie.excluded(prompts.seen)
@@ -52,14 +52,14 @@ class TreeDecoder:
 
         `parents` index the branches of the previous call.
         """
-        level, num_targets = len(self.target_logprobs), self._prompts.targets.shape[1]
-        targets = self._prompts.targets[:, :, level - 1]
+        level, num_targets = len(self.target_logprobs), self.prompts.targets.shape[1]
+        targets = self.prompts.targets[:, :, level - 1]
         of_targets = self._nodes[:, self._nodes.shape[1] - num_targets :]
         own = torch.cat([self._nodes.gather(1, parents), of_targets], dim=1)
         tokens = torch.cat([tokens, targets], dim=1)
-        if self._space == "trie":
+        if self.space == "trie":
             nodes = torch.cat([nodes, self._paths[:, :, level]], dim=1)
-            tokens = self._policy.catalog.without_forced(tokens, nodes, level)
+            tokens = self.policy.catalog.without_forced(tokens, nodes, level)
         self._nodes, above, found = merge(own, tokens)
         self._layout = grow(self._layout, above)
         hidden = self._forward(found, self._layout.query_positions)
@@ -69,7 +69,7 @@ class TreeDecoder:
         self.target_logprobs.append(self._score_targets(at_targets, level))
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        return self._policy.model.base_model(
+        return self.policy.model.base_model(
             input_ids=tokens,
             position_ids=positions,
             past_key_values=self._cache,
@@ -78,36 +78,48 @@ class TreeDecoder:
         ).last_hidden_state
 
     def _score_targets(self, hidden: Tensor, level: int) -> Float[Tensor, "B T"]:
-        targets = self._prompts.targets
+        targets = self.prompts.targets
         return branch_scores(
-            self._policy, hidden, targets, self.excluded, level=level, space=self._space
+            self.policy, hidden, targets, self.excluded, level=level, space=self.space
         )
 
     def finish(
         self,
         group_size: int,
+        draw: Draw,
         *,
         tokens: Int[Tensor, "B N L"],
         logprobs: Float[Tensor, "B N L"],
         alive: Bool[Tensor, "B N"],
-        seed: int,
-        step: int,
-        policy_version: int,
     ) -> RolloutGroups:
         """N <= `group_size` branches as a group; what does not exist is padded and masked out."""
         missing = group_size - tokens.shape[1]
         alive = F.pad(alive, (0, missing))
         dead = ~alive[..., None]
-        catalog = self._policy.catalog
+        catalog = self.policy.catalog
         tokens = F.pad(tokens, (0, 0, 0, missing)).masked_fill(dead, catalog.pad_token)
         return RolloutGroups(
-            prompts=self._prompts,
+            prompts=self.prompts,
             tokens=tokens,
             items=catalog.items_of(tokens).masked_fill(~alive, -1),
             rollout_logprobs=F.pad(logprobs, (0, 0, 0, missing)).masked_fill(dead, 0.0),
             target_logprobs=torch.stack(self.target_logprobs, dim=-1),
             loss_mask=alive[..., None].expand(tokens.shape).clone(),
-            policy_version=policy_version,
-            seed=seed,
-            step=step,
+            seed=draw.seed,
+            step=draw.step,
         )
+
+
+def grow_paths(
+    paths: Float[Tensor, "*n N depth"] | Int[Tensor, "*n N depth"],
+    parents: Int[Tensor, "*n M"],
+    new: Float[Tensor, "*n M"] | Int[Tensor, "*n M"],
+) -> Tensor:
+    """The paths of these parents, each with one more entry at its end.
+
+    >>> grow_paths(torch.tensor([[[1], [2]]]), torch.tensor([[1, 1]]), torch.tensor([[7, 8]]))
+    tensor([[[2, 7],
+             [2, 8]]])
+    """
+    index = parents[..., None].expand(*parents.shape, paths.shape[-1])
+    return torch.cat([paths.gather(-2, index), new[..., None]], dim=-1)

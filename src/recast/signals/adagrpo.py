@@ -62,6 +62,17 @@ def adagrpo(
     """Likelihood on every prompt, GRPO on those that pass f and g.
 
     Raises `RecastError` for a parameter out of range and for a batch of one prompt.
+
+    The policy puts both targets second; the second prompt's negatives, 2 and 3, outrank its target.
+    So half of the tokens are admitted, with half of GRPO's 0.7071:
+
+    >>> from recast.testing import make_groups
+    >>> rollouts, targets = [[[2], [3]], [[0], [1]]], [[[3]], [[1]]]
+    >>> groups = make_groups(rollouts, targets, logprobs=[[-1, -2], [-1, -2]])
+    >>> rewards = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    >>> signal = adagrpo(groups, rewards, ranker=lambda prompts, items: items.float())
+    >>> signal.keep.any(1), signal.advantages[0, :, 0]
+    (tensor([ True, False]), tensor([-0.3536,  0.3536]))
     """
     scores = score(groups, in_batch_negatives(groups, num_negatives), ranker)
     uncertain, discriminates = diagnose(groups, scores, tau=tau, rho=rho)

@@ -28,7 +28,15 @@ def recast_adaptive(
     eps: float = 1e-6,
     natural_frac: float,
 ) -> Signal:
-    """GRPO's advantages on the repaired groups, where repaired times 1 - natural_frac."""
+    """GRPO's advantages on the repaired groups, where repaired times 1 - natural_frac.
+
+    >>> from recast.testing import make_groups
+    >>> groups = make_groups([[[3, 8], [2, 8]], [[2, 8], [2, 9]]], [[[3, 8]], [[3, 8]]])
+    >>> rewards = torch.tensor([[1.0, 0.0], [0.0, 0.0]])  # after repair the second is 0, 1
+    >>> recast_adaptive(groups, rewards, natural_frac=0.75).advantages[..., 0]
+    tensor([[ 0.7071, -0.7071],
+            [-0.1768,  0.1768]])
+    """
     require_eps(eps)
     require(0 <= natural_frac <= 1, "natural_frac", natural_frac, "give a number from 0 to 1")
     repaired, rewards, anchored = repair(groups, rewards)

@@ -19,7 +19,14 @@ from recast.types import RolloutGroups, Signal
 
 
 def dr_grpo(groups: RolloutGroups, rewards: Float[Tensor, "B G"]) -> Signal:
-    """Centred rewards as advantages, all existing rollouts kept."""
+    """Centred rewards as advantages, all existing rollouts kept.
+
+    >>> import torch
+    >>> from recast.testing import make_groups
+    >>> groups = make_groups([[[3, 8], [2, 8], [2, 9], [4, 1]]], [[[3, 8]]])
+    >>> dr_grpo(groups, torch.tensor([[1.0, 0.0, 0.0, 0.0]])).advantages[..., 0]  # mean 0.25
+    tensor([[ 0.7500, -0.2500, -0.2500, -0.2500]])
+    """
     return Signal(
         groups=groups,
         advantages=centre(rewards, groups.exists)[..., None],

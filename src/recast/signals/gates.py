@@ -33,7 +33,17 @@ def random_gate(
     grpo_weight: float = 1.0,
     eps: float = 1e-6,
 ) -> Signal:
-    """Open with probability `rate`, drawn per row; 0.12 is the share that AdaGRPO admits."""
+    """Open with probability `rate`, drawn per row; 0.12 is the share that AdaGRPO admits.
+
+    >>> import torch
+    >>> from recast.testing import make_groups
+    >>> groups = make_groups([[[3], [2]], [[3], [2]]], [[[3]], [[3]]], seed=3)
+    >>> groups.uniforms("random_gate", 1)[:, 0]
+    tensor([0.4690, 0.6539], dtype=torch.float64)
+    >>> signal = random_gate(groups, torch.tensor([[1.0, 0.0], [1.0, 0.0]]), rate=0.5)
+    >>> signal.keep.any(1), signal.advantages[0, :, 0]  # half of the tokens: GRPO's 0.7071 / 2
+    (tensor([ True, False]), tensor([ 0.3536, -0.3536]))
+    """
     require(0 <= rate <= 1, "rate", rate, "give a share from 0 to 1")
     gate = groups.uniforms("random_gate", 1)[:, 0] < rate
     return gated(groups, rewards, gate, grpo_weight=grpo_weight, eps=eps)
@@ -46,7 +56,15 @@ def fixed_mix(
     grpo_weight: float = 0.3,
     eps: float = 1e-6,
 ) -> Signal:
-    """Likelihood plus `grpo_weight` times GRPO on every prompt."""
+    """Likelihood plus `grpo_weight` times GRPO on every prompt.
+
+    >>> import torch
+    >>> from recast.testing import make_groups
+    >>> groups = make_groups([[[3, 8], [2, 8]]], [[[3, 8]]])
+    >>> signal = fixed_mix(groups, torch.tensor([[1.0, 0.0]]))
+    >>> signal.advantages[..., 0], signal.nll_weight  # 0.3 * 0.7071
+    (tensor([[ 0.2121, -0.2121]]), tensor([1.]))
+    """
     gate = groups.exists.new_ones(len(rewards))
     return gated(groups, rewards, gate, grpo_weight=grpo_weight, eps=eps)
 

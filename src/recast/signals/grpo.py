@@ -20,7 +20,15 @@ from recast.types import RolloutGroups, Signal, require
 
 
 def grpo(groups: RolloutGroups, rewards: Float[Tensor, "B G"], *, eps: float = 1e-6) -> Signal:
-    """Standardised rewards as advantages, all existing rollouts kept."""
+    """Standardised rewards as advantages, all existing rollouts kept.
+
+    >>> from recast.testing import make_groups
+    >>> groups = make_groups([[[3, 8], [2, 8]], [[2, 8], [2, 9]]], [[[3, 8]], [[3, 8]]])
+    >>> signal = grpo(groups, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))  # std of the first: 1 / 2^0.5
+    >>> signal.advantages[..., 0]
+    tensor([[ 0.7071, -0.7071],
+            [ 0.0000,  0.0000]])
+    """
     require_eps(eps)
     return Signal(
         groups=groups,

@@ -31,6 +31,13 @@ def gumbel_pg(
     """Importance-weighted rewards as advantages, all existing rollouts kept.
 
     Raises `RecastError` for groups without weights and for a baseline that is not finite.
+
+    >>> import torch
+    >>> from recast.testing import make_groups
+    >>> groups = make_groups([[[3, 8], [2, 8]]], [[[3, 8]]], weights=[[0.5, 0.25]])
+    >>> signal = gumbel_pg(groups, torch.tensor([[1.0, 0.0]]), baseline=0.5)
+    >>> signal.advantages[..., 0]  # 2 * 0.5 * 0.5 and 2 * 0.25 * -0.5
+    tensor([[ 0.5000, -0.2500]])
     """
     require(isfinite(baseline), "baseline", baseline, "give a finite number")
     weights, exists = groups.weights, groups.exists

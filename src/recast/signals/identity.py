@@ -27,7 +27,14 @@ def identity(
     add_target: bool = False,
     distinct: bool = False,
 ) -> Signal:
-    """Rewards as advantages, all existing rollouts kept, with `distinct` the first of each SID."""
+    """Rewards as advantages, all existing rollouts kept, with `distinct` the first of each SID.
+
+    >>> from recast.testing import make_groups
+    >>> groups = make_groups([[[2, 8], [2, 8], [2, 9]]], [[[3, 8]]])
+    >>> signal = identity(groups, torch.zeros(1, 3), add_target=True, distinct=True)
+    >>> signal.advantages[..., 0], signal.keep
+    (tensor([[0., 0., 0., 1.]]), tensor([[ True, False,  True,  True]]))
+    """
     metrics = {}
     if add_target:
         groups, rewards, added = append_target(groups, rewards)

@@ -36,7 +36,17 @@ def recast_levels(
     contrast_weight: float = 0.3,
     temperature: float = 1.0,
 ) -> Signal:
-    """The positive with all its tokens, and of each sibling the token that leaves its path."""
+    """The positive with all its tokens, and of each sibling the token that leaves its path.
+
+    >>> from recast.testing import make_groups
+    >>> groups = make_groups([[[3, 8], [3, 9], [2, 8]]], [[[3, 8]]])  # siblings of levels 1 and 0
+    >>> signal = recast_levels(groups, torch.tensor([[1.0, 0.0, 0.0]]))
+    >>> signal.advantages[0].mT  # a line per level: 1 + 0.3 for the hit
+    tensor([[ 1.3000,  0.0000, -0.3000],
+            [ 1.3000, -0.3000,  0.0000]])
+    >>> signal.groups.loss_mask[0].tolist()
+    [[True, True], [False, True], [True, False]]
+    """
     require(0 <= anchor_weight < inf, "anchor_weight", anchor_weight, "give 0 or more")
     require(0 <= contrast_weight < inf, "contrast_weight", contrast_weight, "give 0 or more")
     require(0 < temperature < inf, "temperature", temperature, "give a number above 0")

@@ -22,7 +22,15 @@ from recast.types import RolloutGroups, Signal
 def nll_on_all_zero(
     groups: RolloutGroups, rewards: Float[Tensor, "B G"], *, eps: float = 1e-6
 ) -> Signal:
-    """GRPO on the groups with a hit, likelihood weight 1 for all others that have a target."""
+    """GRPO on the groups with a hit, likelihood weight 1 for all others that have a target.
+
+    >>> import torch
+    >>> from recast.testing import make_groups
+    >>> groups = make_groups([[[3, 8], [2, 8]], [[2, 8], [2, 9]]], [[[3, 8]], [[3, 8]]])
+    >>> signal = nll_on_all_zero(groups, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    >>> signal.advantages[0, :, 0], signal.keep.any(1), signal.nll_weight
+    (tensor([ 0.7071, -0.7071]), tensor([ True, False]), tensor([0., 1.]))
+    """
     require_eps(eps)
     hit = has_hit(groups, rewards)
     keep = groups.exists & hit[:, None]

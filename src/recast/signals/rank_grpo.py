@@ -35,6 +35,16 @@ def rank_grpo(
 
     With `list_length` 1 this is GRPO. `discount` is the paper's logarithmic reward; without it an
     item's return is its own reward.
+
+    >>> from recast.testing import make_groups
+    >>> lists = [[3], [2], [2], [3], [4], [2], [2], [4]]  # four lists of two
+    >>> rewards = torch.tensor([[1.0, 0, 0, 1, 0, 0, 0, 0]])  # R = 1, 0; .63, .63; 0, 0; 0, 0
+    >>> signal = rank_grpo(make_groups([lists], [[[3]]]), rewards, list_length=2, eps=0.0)
+    >>> signal.advantages.view(4, 2)
+    tensor([[ 1.1981, -0.5000],
+            [ 0.4515,  1.5000],
+            [-0.8248, -0.5000],
+            [-0.8248, -0.5000]])
     """
     require_eps(eps)
     lists = as_lists(rewards * groups.exists, list_length)

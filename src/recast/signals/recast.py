@@ -30,21 +30,44 @@ from recast.types import RolloutGroups, Signal, require
 
 
 def recast(groups: RolloutGroups, rewards: Float[Tensor, "B G"], *, w: float = 1.0) -> Signal:
-    """The boundary pair of every (repaired) group with weights +w and -w."""
+    """The boundary pair of every (repaired) group with weights +w and -w.
+
+    >>> from recast.testing import make_groups
+    >>> groups = make_groups([[[3, 9], [2, 8], [4, 1]]], [[[3, 8]]])  # u = 0.1, 0, 0
+    >>> signal = recast(groups, torch.zeros(1, 3))
+    >>> signal.groups.tokens[0].tolist()  # the last of the worst gives way to the target
+    [[3, 9], [2, 8], [3, 8]]
+    >>> signal.advantages[..., 0], signal.keep
+    (tensor([[-1.,  0.,  1.]]), tensor([[ True, False,  True]]))
+    """
     return _contrast(*repair(groups, rewards), w)
 
 
 def boundary_only(
     groups: RolloutGroups, rewards: Float[Tensor, "B G"], *, w: float = 1.0
 ) -> Signal:
-    """The boundary pair without repair: an all-zero group carries nothing."""
+    """The boundary pair without repair: an all-zero group carries nothing.
+
+    >>> from recast.testing import make_groups
+    >>> rollouts = [[[2, 8], [3, 8], [3, 9]], [[3, 9], [2, 8], [4, 1]]]
+    >>> groups = make_groups(rollouts, [[[3, 8]], [[3, 8]]])  # u = 0, 1, 0.1 and 0.1, 0, 0
+    >>> signal = boundary_only(groups, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+    >>> signal.advantages[..., 0].tolist(), signal.keep.sum(1)
+    ([[0.0, 1.0, -1.0], [0.0, 0.0, 0.0]], tensor([2, 0]))
+    """
     return _contrast(groups, rewards, torch.zeros_like(rewards[:, 0], dtype=torch.bool), w)
 
 
 def repair_only(
     groups: RolloutGroups, rewards: Float[Tensor, "B G"], *, eps: float = 1e-6
 ) -> Signal:
-    """GRPO's advantages on the repaired groups, all existing rollouts kept."""
+    """GRPO's advantages on the repaired groups, all existing rollouts kept.
+
+    >>> from recast.testing import make_groups
+    >>> groups = make_groups([[[3, 9], [2, 8], [4, 1], [4, 2]]], [[[3, 8]]])
+    >>> repair_only(groups, torch.zeros(1, 4)).advantages[..., 0]  # of 0, 0, 0, 1
+    tensor([[-0.5000, -0.5000, -0.5000,  1.5000]])
+    """
     require_eps(eps)
     repaired, rewards, anchored = repair(groups, rewards)
     return Signal(

@@ -49,7 +49,20 @@ def riser(
     pair_weight: float = 1.0,
     eps: float = 1e-6,
 ) -> Signal:
-    """Advantages per token on G + 1 rows: the group's and, where it failed, the target."""
+    """Advantages per token on G + 1 rows: the group's and, where it failed, the target.
+
+    A group with a hit, then one without, whose margin is gamma / beta so that s = 1; the first of
+    three levels branches, so its share is 1 / (1 + 0.5 + 0.5), that of the others half of it:
+
+    >>> from recast.testing import make_groups
+    >>> rollouts = [[[3, 8, 1], [2, 8, 1]], [[2, 8, 1], [2, 9, 1]]]
+    >>> groups = make_groups(rollouts, [[[3, 8, 1]]] * 2, logprobs=[[-3.75] * 2] * 2)  # m* = -1
+    >>> branching = lambda groups: torch.tensor([2, 1, 1]).expand(groups.tokens.shape)
+    >>> rewards = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    >>> riser(groups, rewards, fan_out=branching).advantages[..., 0]  # below: 9 tokens * s * share
+    tensor([[ 0.7071, -0.7071,  0.0000],
+            [-2.2500, -2.2500,  4.5000]])
+    """
     require_eps(eps)
     require(0 < beta < inf, "beta", beta, "give a number above 0")
     require(0 <= gamma < inf, "gamma", gamma, "give a margin of 0 or more")

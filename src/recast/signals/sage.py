@@ -45,6 +45,14 @@ def sage(
 
     With `list_length` 1 and `structure_weight` 0 it is GRPO divided by the spread of its advantages
     over the batch. `floor` lies below the smallest structural score of three levels, 0.01.
+
+    >>> from recast.testing import make_groups
+    >>> rollouts = [[[3], [2], [4], [2]], [[2], [4], [4], [2]]]  # two lists of two per prompt
+    >>> groups = make_groups(rollouts, [[[3]], [[3]]])
+    >>> rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    >>> sage(groups, rewards, list_length=2).advantages[..., 0]  # x = 1.41, -1.41, 0, 0: rms 1
+    tensor([[ 1.4142,  1.4142, -1.4142, -1.4142],
+            [ 0.0000,  0.0000,  0.0000,  0.0000]])
     """
     require_eps(eps)
     require(0 < floor < 1, "floor", floor, "give a number between 0 and 1")

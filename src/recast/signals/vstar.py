@@ -26,7 +26,16 @@ from recast.types import RolloutGroups, Signal
 
 
 def vstar(groups: RolloutGroups, rewards: Float[Tensor, "B G"], *, eps: float = 1e-6) -> Signal:
-    """Sibling-relative advantages on one token per node, rollouts without such a token dropped."""
+    """Sibling-relative advantages on one token per node, rollouts without such a token dropped.
+
+    >>> from recast.testing import make_groups
+    >>> groups = make_groups([[[3, 8], [3, 9], [2, 8]]], [[[3, 8]]])
+    >>> signal = vstar(groups, torch.tensor([[1.0, 0.0, 0.0]]))
+    >>> signal.advantages[0]  # Rbar = 1/2 and 0 on the first level; 1 and 0 behind the 3
+    tensor([[ 1.0000,  1.0000],
+            [ 0.0000, -1.0000],
+            [-1.0000,  0.0000]])
+    """
     require_eps(eps)
     same, parent = shared_nodes(groups)
     on = groups.loss_mask

@@ -16,11 +16,12 @@ from typing import Any
 from torch import Tensor
 
 from recast.testing.examples import CONSTANTS
+from recast.testing.groups import make_groups
 from recast.testing.loss import check_loss
 from recast.testing.trial import begin
 from recast.types import Signal
 
-__all__ = ["check_loss", "check_reward", "check_signal"]
+__all__ = ["check_loss", "check_reward", "check_signal", "make_groups"]
 
 
 def check_signal(

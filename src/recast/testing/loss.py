@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recast.methods.contract import loss_fault
 from recast.methods.parts import Part, name_of, with_parameters
 from recast.methods.probe import loss_inputs, probe_loss
 
@@ -30,10 +31,8 @@ def check_loss(loss: Callable[..., Tensor], *, parameters: Mapping[str, Any] | N
     result = probe_loss(part, inputs)
     for name, value in inputs.items():
         must(torch.equal(value, before[name]), f"changes {name} of its input")
-    shape = inputs["loss_mask"].shape
-    found = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
-    wanted = [list(shape[:n]) for n in (3, 2, 1)]
-    must(found in wanted, f"returns {found}, not a tensor of shape {wanted}")
+    fault = loss_fault(result, tuple(inputs["loss_mask"].shape))
+    must(fault is None, f"gives {fault.what if fault else ''}")
     rows = (~_counted(result, inputs["loss_mask"]) | result.isfinite()).view(len(result), -1)
     must(bool(rows.all()), f"is not finite: {result.tolist()}")
     total, gradient = _masked_sum(part, inputs)

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from inspect import signature
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,7 +20,9 @@ from torch import Tensor
 
 from recast.config import KLRollouts
 from recast.groups import select
-from recast.losses import SILENT_AT_ZERO, kl_k3
+from recast.losses import kl_k3
+from recast.methods.contract import Fault, loss_fault
+from recast.methods.parts import needs, traits_of
 from recast.policy.load import Policy
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.prompts import by_length
@@ -95,21 +95,10 @@ def rollouts_to_send(actor: Actor, signal: Signal) -> Bool[Tensor, "B G"]:
     One without changes nothing where the loss is silent at an advantage of 0 and no KL is taken
     over it. A user's loss is given them all.
     """
-    loss = actor.loss.func if isinstance(actor.loss, partial) else actor.loss
     has_kl = actor.kl_coef > 0 and actor.kl_rollouts == "kept"
-    if has_kl or not any(loss is ours for ours in SILENT_AT_ZERO):
+    if has_kl or not traits_of(actor.loss).is_silent_at_zero:
         return signal.keep
     return signal.keep & (signal.advantages != 0).any(-1)
-
-
-def needs(loss: Loss, name: str) -> bool:
-    """Whether the loss asks for the input of that name.
-
-    >>> from recast.losses import ppo_clip
-    >>> needs(ppo_clip, "old_logprobs"), needs(ppo_clip, "ref_logprobs")
-    (True, False)
-    """
-    return name in signature(loss).parameters
 
 
 def micro_batches(signal: Signal, sent: Bool[Tensor, "B G"], max_tokens: int) -> Iterator[Batch]:
@@ -236,16 +225,11 @@ def _policy_loss(
     inputs = (logprobs, old_logprobs, batch.ref_logprobs, batch.advantages, batch.loss_mask)
     named = dict(zip(LOSS_INPUTS, inputs, strict=True))
     values = loss(**{name: value for name, value in named.items() if needs(loss, name)})
-    shape = tuple(logprobs.shape)
-    if not (isinstance(values, Tensor) and values.is_floating_point() and values.requires_grad):
-        raise RecastError(
-            "the loss returned no tensor with a gradient: compute it from `logprobs`, in floats"
-        )
-    if values.shape not in (shape, shape[:2], shape[:1]):
-        raise RecastError(
-            f"the loss returned the shape {list(values.shape)}: give {list(shape)} (per token), "
-            f"{list(shape[:2])} (per rollout) or {list(shape[:1])} (per group)"
-        )
+    fault = loss_fault(values, tuple(logprobs.shape))
+    if fault is None and not values.requires_grad:
+        fault = Fault("a tensor without a gradient: compute it from `logprobs`")
+    if fault:
+        raise RecastError(f"the loss gave {fault.what}")
     mask = batch.loss_mask
     while mask.ndim > values.ndim:
         mask = mask.any(-1)

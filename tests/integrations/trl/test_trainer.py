@@ -231,7 +231,7 @@ def test_a_resumed_run_draws_what_the_whole_run_draws(tmp_path: Path) -> None:
         seen: list[int] = []
 
         def sampler(*args: Any, **given: Any) -> RolloutGroups:
-            seen.append(given["step"])
+            seen.append(args[3].step)
             return sample(*args, **given)
 
         settings = {"max_steps": steps, "save_strategy": "steps", "save_steps": 2}

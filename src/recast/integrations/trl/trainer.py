@@ -16,15 +16,12 @@ from recast.integrations.trl.packed import PackedGRPOTrainer
 from recast.items.catalog import Catalog
 from recast.items.fan_out import fan_out
 from recast.methods.guard import blame, guard_groups, guard_signal
-from recast.methods.parts import Part, find_part, name_of, resources, spell, supply
+from recast.methods.parts import Part, find_part, name_of, resources, supply, traits_of
 from recast.methods.probe import probe_groups, probe_resources
 from recast.policy.load import as_policy
 from recast.rewards.hit import first_hit
 from recast.train.learnability import group_metrics
-from recast.types import Prompts, RecastError, RolloutGroups, Signal, require
-
-OVER_CHILDREN = ("gumbel", "gumbel_pg", "vstar")
-"""Parts whose probabilities are over the allowed children; TRL's are over the whole vocabulary."""
+from recast.types import Draw, Prompts, RecastError, RolloutGroups, Signal, require
 
 
 class GRPOTrainer(PackedGRPOTrainer):
@@ -200,12 +197,9 @@ class GRPOTrainer(PackedGRPOTrainer):
                 self._policy,
                 batch,
                 size,
-                space="full",
-                seed=self.args.seed,
-                step=self._batch_number(),
-                policy_version=self._step,
+                Draw(seed=self.args.seed, step=self._batch_number()),
             )
-        guard_groups(self._sampler, groups, count)
+        guard_groups(self._sampler, groups, batch)
         self._groups: RolloutGroups = groups
         return {
             "prompt_ids": [ids for ids in prompt_ids for _ in range(size)],
@@ -260,7 +254,7 @@ def _items(target: Any, last: int) -> Int[Tensor, " T"]:
 
 
 def _require_usable(kind: str, part: Part, supplied: frozenset[str] = frozenset()) -> None:
-    if spell(part)[0] in OVER_CHILDREN:
+    if traits_of(part).is_over_children:  # TRL's are over the whole vocabulary
         raise RecastError(
             f"{kind} {name_of(part)} is defined over the children that the trie allows, TRL's "
             "log-probabilities are over the whole vocabulary: train with `recast rl`"

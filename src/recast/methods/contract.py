@@ -1,0 +1,186 @@
+"""What a part may return, written once: the guard of every step and `recast.testing` ask here.
+
+Every function returns None, or the first fault: what was given and what to return instead, with the
+prompt it was found in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from math import isfinite
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from recast.types import Prompts, RolloutGroups, Signal
+
+OURS = (
+    "group/all_zero_frac",
+    "group/single_hit_frac",
+    "group/trainable_frac",
+    "group/natural_frac",
+    "group/distinct_frac",
+    "group/target_logprob",
+    "reward/mean",
+    "reward/zero_frac",
+)
+"""Metrics of the loop, which a signal may not replace."""
+
+_METRIC = re.compile(r"[a-z][a-z0-9_]*(/[a-z0-9_@]+)+")
+
+
+class Fault(NamedTuple):
+    """What is wrong and what to do, and in which prompt (None: in no single one)."""
+
+    what: str
+    row: int | None = None
+
+
+def sampler_fault(returned: Any, prompts: Prompts) -> Fault | None:
+    """Rollouts of these very prompts, every tensor of the shape `RolloutGroups` says, finite."""
+    count = len(prompts)
+    if not isinstance(returned, RolloutGroups) or len(returned.tokens) != count:
+        kind = type(returned).__name__
+        return Fault(f"a {kind}: return RolloutGroups of its {count} prompts")
+    if returned.prompts is not prompts:
+        return Fault("groups of other prompts: return those it was given, `prompts=prompts`")
+    if returned.tokens.ndim != 3 or returned.tokens.shape[2] != prompts.targets.shape[2]:
+        shape, length = list(returned.tokens.shape), prompts.targets.shape[2]
+        return Fault(f"tokens of the shape {shape}: return [{count}, rollouts, {length}]")
+    whole = tuple(returned.tokens.shape)
+    return (
+        _tensor_fault("tokens", returned.tokens, [whole], torch.int64)
+        or _tensor_fault("items", returned.items, [whole[:2]], torch.int64)
+        or _tensor_fault("loss_mask", returned.loss_mask, [whole], torch.bool)
+        or _tensor_fault("rollout_logprobs", returned.rollout_logprobs, [whole])
+    )
+
+
+def reward_fault(returned: Any, groups: RolloutGroups) -> Fault | None:
+    """Finite numbers [B, G], 0 where there is no rollout."""
+    ghosts = "rewards on rollouts that do not exist (loss_mask all False): give them 0"
+    return _tensor_fault("rewards", returned, [tuple(groups.items.shape)]) or _forbidden(
+        ghosts, (returned != 0) & ~groups.exists
+    )
+
+
+def signal_fault(returned: Any, groups: RolloutGroups) -> Fault | None:
+    """A `Signal` on the same prompts, its tensors of the shapes of its groups, detached, finite."""
+    if not isinstance(returned, Signal):
+        return Fault(f"a {type(returned).__name__}: return a Signal")
+    fault = _groups_fault(returned.groups, groups)
+    if fault:
+        return fault
+    batch, size, length = returned.groups.tokens.shape
+    ghosts = "keep on rollouts that do not exist (loss_mask all False): leave them out"
+    return (
+        _tensor_fault("advantages", returned.advantages, [(batch, size, length), (batch, size, 1)])
+        or _tensor_fault("keep", returned.keep, [(batch, size)], torch.bool)
+        or _tensor_fault("nll_weight", returned.nll_weight, [(batch,)])
+        or _forbidden("nll_weight below 0: give 0 or more", returned.nll_weight[:, None] < 0)
+        or _forbidden(ghosts, returned.keep & ~returned.groups.exists)
+        or _metrics_fault(returned.metrics)
+    )
+
+
+def loss_fault(returned: Any, shape: tuple[int, ...]) -> Fault | None:
+    """Floats per token, per rollout or per group of `shape` [B, K, L]."""
+    if not isinstance(returned, Tensor) or not returned.is_floating_point():
+        kind = returned.dtype if isinstance(returned, Tensor) else type(returned).__name__
+        return Fault(f"a {kind}: return a tensor of floats computed from `logprobs`")
+    if tuple(returned.shape) not in (shape, shape[:2], shape[:1]):
+        return Fault(
+            f"the shape {list(returned.shape)}: return {list(shape)} (per token), "
+            f"{list(shape[:2])} (per rollout) or {list(shape[:1])} (per group)"
+        )
+    return None
+
+
+def _groups_fault(returned: Any, given: RolloutGroups) -> Fault | None:
+    if not isinstance(returned, RolloutGroups) or returned.prompts is not given.prompts:
+        return Fault(
+            "groups of other prompts: return `groups`, or `dataclasses.replace(groups, ...)`"
+        )
+    if returned.weights is not None and given.weights is None:
+        return Fault("groups with weights that its input does not have: leave them None")
+    size = returned.tokens.shape[1:2]
+    for name, before in _tensors(given):
+        value = getattr(returned, name)
+        if name == "weights" and value is None:
+            continue
+        rows = size if name != "target_logprobs" else before.shape[1:2]
+        shape = (*before.shape[:1], *rows, *before.shape[2:])
+        fault = _shape_fault(f"groups.{name}", value, [shape], before.dtype)
+        if fault:
+            return fault
+    if size == given.tokens.shape[1:2]:
+        replaced = (returned.tokens != given.tokens).any(-1)
+        grown = returned.loss_mask & ~given.loss_mask & ~replaced[..., None]
+        return _forbidden(
+            "a loss_mask that counts tokens which its input's leaves out: keep that one", grown
+        )
+    return None
+
+
+def _tensors(groups: RolloutGroups) -> Iterator[tuple[str, Tensor]]:
+    for field in fields(groups):
+        value = getattr(groups, field.name)
+        if isinstance(value, Tensor):
+            yield field.name, value
+
+
+def _metrics_fault(metrics: Any) -> Fault | None:
+    if not isinstance(metrics, dict):
+        return Fault(f"metrics of type {type(metrics).__name__}: return a dict of floats")
+    for name, value in metrics.items():
+        said = f"the metric {name!r} = {value!r}"
+        if not isinstance(name, str) or not _METRIC.fullmatch(name):
+            return Fault(f"{said}: give it a slash name, such as signal/{name}")
+        if name in OURS:
+            return Fault(f"{said}: the loop logs that name, give another")
+        if type(value) not in (int, float):
+            return Fault(f"{said}, a {type(value).__name__}: give a number")
+        if not isfinite(value):
+            return Fault(f"{said}: give a finite number")
+    return None
+
+
+def _tensor_fault(
+    name: str, value: Any, shapes: list[tuple[int, ...]], dtype: torch.dtype | None = None
+) -> Fault | None:
+    fault = _shape_fault(name, value, shapes, dtype)
+    if fault:
+        return fault
+    if value.requires_grad:
+        return Fault(f"{name} with a gradient: detach what comes from log-probabilities")
+    finite = value.isfinite().reshape(len(value), -1).all(1)
+    if bool(finite.all()):
+        return None
+    row = int((~finite).nonzero()[0])
+    return Fault(f"{name} that are not finite: {_some(value[row])}", row)
+
+
+def _shape_fault(
+    name: str, value: Any, shapes: list[tuple[int, ...]], dtype: torch.dtype | None
+) -> Fault | None:
+    choices = " or ".join(str(list(shape)) for shape in shapes)
+    if not isinstance(value, Tensor):
+        return Fault(f"{name} of type {type(value).__name__}: return a tensor {choices}")
+    if tuple(value.shape) not in shapes:
+        return Fault(f"{name} of the shape {list(value.shape)}: return {choices}")
+    if value.dtype != dtype if dtype else not value.is_floating_point():
+        return Fault(f"{name} of {value.dtype}: return {dtype or 'floats'}")
+    return None
+
+
+def _forbidden(what: str, where: Tensor) -> Fault | None:
+    rows = where.reshape(len(where), -1).any(1)
+    return Fault(what, int(rows.nonzero()[0])) if bool(rows.any()) else None
+
+
+def _some(values: Tensor, most: int = 16) -> str:
+    shown = [round(float(value), 4) for value in values.flatten()[:most]]
+    return f"{shown}{' ...' * (values.numel() > most)}"

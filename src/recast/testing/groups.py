@@ -1,0 +1,162 @@
+"""Groups by hand, from nested lists: for examples and tests of rewards and signals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from recast.types import Prompts, RecastError, RolloutGroups, require
+
+LOGPROB = -1.0
+"""Of a token for which none is given."""
+
+
+def make_groups(
+    tokens: Sequence[Any],
+    targets: Sequence[Any],
+    *,
+    items: Sequence[Any] | None = None,
+    target_items: Sequence[Any] | None = None,
+    logprobs: Sequence[Any] | None = None,
+    target_logprobs: Sequence[Any] | None = None,
+    exists: Sequence[Any] | None = None,
+    weights: Sequence[Any] | None = None,
+    seed: int = 0,
+) -> RolloutGroups:
+    """Groups of the rollouts `tokens` [B, G, L] for `targets` [B, T, L], all as nested lists.
+
+    - `targets`: a prompt may have fewer than others, or none; what it lacks is padded.
+    - `items` [B, G], `target_items` [B, T]: by default the SIDs numbered in sorted order, so that
+      equal SIDs are the same item and a rollout of a target's SID has the target's item.
+    - `logprobs`, `target_logprobs`: one per token, or one per SID, which its tokens share equally.
+      By default -1 per token, and for a target that was rolled out those of the rollout.
+    - `exists` [B, G]: False for a rollout that is missing; its item is -1.
+    - `weights` [B, G]: importance weights.
+
+    Rows keep their order: give the most probable first. Prompts are the rows 0, 1, .. and have no
+    history. Raises `RecastError` for lists that do not fit together.
+
+    >>> groups = make_groups([[[3, 8], [2, 8], [4, 1]]], [[[3, 8]]], exists=[[True, True, False]])
+    >>> groups.items, groups.prompts.target_items
+    (tensor([[ 1,  0, -1]]), tensor([[1]]))
+    >>> groups.rollout_logprobs.sum(-1), groups.exists
+    (tensor([[-2., -2.,  0.]]), tensor([[ True,  True, False]]))
+    """
+    rollouts = _tensor("tokens", tokens)
+    whole = rollouts.ndim == 3 and rollouts.numel() > 0
+    require(whole, "tokens", tokens, "give B lists of G SIDs of L tokens, none of them empty")
+    num_prompts, group_size, num_levels = rollouts.shape
+    drawn = torch.ones(num_prompts, group_size, dtype=torch.bool)
+    if exists is not None:
+        drawn = _tensor("exists", exists, drawn.shape).bool()
+    counts = _lengths("targets", targets)
+    remedy = f"give {num_prompts} lists, one per prompt, an empty one for no target"
+    require(len(counts) == num_prompts, "targets", targets, remedy)
+    is_target = torch.arange(max(1, *counts)) < torch.tensor(counts)[:, None]
+    wanted = _filled("targets", targets, is_target, num_levels).long()
+
+    known, known_targets = torch.full(drawn.shape, -1), torch.full(is_target.shape, -1)
+    if items is not None:
+        known = _tensor("items", items, drawn.shape)
+    if target_items is not None:
+        known_targets = _filled("target_items", target_items, is_target).long()
+    sids = torch.cat([rollouts[drawn], wanted[is_target]])
+    number = _numbers(sids, torch.cat([known[drawn], known_targets[is_target]]))
+    if items is None:
+        known[drawn] = number[: int(drawn.sum())]
+    if target_items is None:
+        known_targets[is_target] = number[int(drawn.sum()) :]
+
+    scores = torch.full(rollouts.shape, LOGPROB)
+    if logprobs is not None:
+        scores = _tensor("logprobs", _per_token(logprobs, num_levels), rollouts.shape)
+    target_scores = _copied(scores, rollouts, drawn, wanted)
+    if target_logprobs is not None:
+        rows = _per_token(target_logprobs, num_levels)
+        target_scores = _filled("target_logprobs", rows, is_target, num_levels)
+    return RolloutGroups(
+        prompts=Prompts(
+            tokens=torch.ones(num_prompts, 1, dtype=torch.long),
+            lengths=torch.ones(num_prompts, dtype=torch.long),
+            targets=wanted,
+            target_items=known_targets.masked_fill(~is_target, -1),
+            history=torch.empty(num_prompts, 0, dtype=torch.long),
+            seen=torch.empty(num_prompts, 0, dtype=torch.long),
+            row_ids=torch.arange(num_prompts),
+        ),
+        tokens=rollouts,
+        items=known.masked_fill(~drawn, -1),
+        rollout_logprobs=scores.float() * drawn[..., None],
+        target_logprobs=target_scores.float() * is_target[..., None],
+        loss_mask=drawn[..., None].repeat(1, 1, num_levels),
+        seed=seed,
+        step=0,
+        weights=None if weights is None else _tensor("weights", weights, drawn.shape).float(),
+    )
+
+
+def _numbers(sids: Int[Tensor, "N L"], known: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+    """The item of every SID: one that an equal SID is known to have, else the next free number."""
+    distinct, index = sids.unique(dim=0, return_inverse=True)
+    item = torch.full((len(distinct),), -1).scatter_reduce(0, index, known, "amax")
+    free = item < 0
+    item[free] = torch.arange(int(free.sum())) + max(known.tolist(), default=-1) + 1
+    return item[index]
+
+
+def _copied(
+    logprobs: Float[Tensor, "B G L"],
+    rollouts: Int[Tensor, "B G L"],
+    drawn: Bool[Tensor, "B G"],
+    targets: Int[Tensor, "B T L"],
+) -> Float[Tensor, "B T L"]:
+    """Log-probabilities of the targets: those of a rollout of the same SID, or `LOGPROB`."""
+    same = (rollouts[:, None] == targets[:, :, None]).all(-1) & drawn[:, None]
+    copied = logprobs[torch.arange(len(rollouts))[:, None], same.int().argmax(-1)]
+    return torch.where(same.any(-1, keepdim=True), copied, LOGPROB)
+
+
+def _per_token(rows: Any, num_levels: int) -> list[Any]:
+    """A number for a SID as a list of equal shares, one per token."""
+    return [
+        [[x / num_levels] * num_levels if isinstance(x, (int, float)) else x for x in row]
+        if isinstance(row, Sequence)
+        else row
+        for row in rows
+    ]
+
+
+def _filled(name: str, rows: Any, valid: Bool[Tensor, "B T"], *entry: int) -> Tensor:
+    """Lists of as many entries as the prompt has targets, with zeros behind them."""
+    counts = valid.sum(1).tolist()
+    remedy = f"give one entry per target, {counts} for the prompts in turn"
+    require(_lengths(name, rows) == counts, name, rows, remedy)
+    flat = [value for row in rows for value in row]
+    values = _tensor(name, flat, (len(flat), *entry)) if flat else torch.zeros(0, *entry)
+    filled = values.new_zeros(*valid.shape, *entry)
+    filled[valid] = values
+    return filled
+
+
+def _tensor(name: str, rows: Any, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Nested lists as a tensor, of this shape."""
+    try:
+        tensor = torch.tensor(rows)
+    except (TypeError, ValueError) as error:
+        raise RecastError(f"{name} is {rows!r}: give nested lists of equal lengths") from error
+    if shape is not None:
+        remedy = f"give nested lists of shape {list(shape)}, so that they go with tokens"
+        require(tensor.shape == shape, name, rows, remedy)
+    return tensor
+
+
+def _lengths(name: str, rows: Any) -> list[int]:
+    """Length of every list."""
+    try:
+        return [len(row) for row in rows]
+    except TypeError as error:
+        raise RecastError(f"{name} is {rows!r}: give one list per prompt") from error

@@ -1,0 +1,201 @@
+"""What a run stands on: a config in; data, policy, parts, plan and threads out, nothing trained."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from recast.config import Precision, RLConfig, SFTConfig
+from recast.data.folder import load_data
+from recast.evaluation.rank import sample_rows
+from recast.groups import select
+from recast.items.catalog import load_catalog
+from recast.methods.assembly import equip, resolve, sampler_of
+from recast.methods.parts import needs, spell
+from recast.methods.table import Method
+from recast.policy.load import Policy, create_policy, disable_dropout, load_policy
+from recast.policy.logprobs import branch_logprobs
+from recast.policy.memory import MemoryPlan, plan_memory
+from recast.policy.prompts import build_prompts, check_catalog
+from recast.policy.threads import choose_threads
+from recast.run.files import refuse_existing
+from recast.train.actor import Actor
+from recast.train.search import Search, branch_tokens, prompt_batches
+from recast.train.windows import user_windows, window_loss
+from recast.types import Interactions, Prompts, RecastError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RLSetup:
+    """What `train_rl` stands on."""
+
+    name: str
+    """Of the run's stage on screen."""
+    method: Method
+    policy: Policy
+    interactions: Interactions
+    search: Search
+    actor: Actor
+    batches: Int[Tensor, "steps B"]
+    """Row ids of every step."""
+    surplus: Int[Tensor, "batches B"]
+    """Row ids that a method fills its batches from."""
+    valid_rows: Int[Tensor, " N"]
+    warmup_steps: int
+    precision: Precision
+    plan: MemoryPlan
+    settings: dict[str, Any]
+    """What the run uses: the config, with what it left to the method filled in."""
+
+
+def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
+    """Load, bind and check everything; the sampler is tried on one prompt.
+
+    Raises `RecastError` for whatever does not fit together, before there is a folder.
+    """
+    refuse_existing(config.output)
+    method = resolve(config, method)
+    interactions = load_data(config.data)
+    policy = load_policy(config.policy).to(config.device)
+    check_catalog(config.data, policy.catalog)
+    policy.model.float()  # a small step is lost on weights of 8 bits
+    method = equip(method, config, policy)
+    count = config.steps * (config.max_rollout_batches if method.fill_batch else 1)
+    rows = interactions.rows("rl")
+    batches = prompt_batches(rows, config.prompts_per_step, count, config.seed)
+    disable_dropout(policy.model)
+    prompts = build_prompts(interactions, policy.catalog, batches[0], policy.window)
+    plan = _plan(config, method, policy, prompts)
+    name = method.sampler
+    search = Search(
+        policy=policy,
+        interactions=interactions,
+        method=method,
+        sampler=sampler_of(method, name, config.sampler_args) if name else None,
+        group_size=config.group_size,
+        seed=config.seed,
+        max_batches=config.max_rollout_batches,
+        micro_batch_tokens=plan.micro_batch_tokens,
+        folder=config.output,
+    )
+    one = select(prompts, torch.zeros(1, dtype=torch.long, device=policy.catalog.device))
+    search.roll_out(0, one)  # a sampler that cannot work says so before there is a folder
+    threads = _choose_threads(config, policy, prompts, plan)
+    return RLSetup(
+        name=f"{method.label}, {name} rollouts" if name else method.label,
+        method=method,
+        policy=policy,
+        interactions=interactions,
+        search=search,
+        actor=_actor(config, method, policy, plan),
+        batches=batches[: config.steps],
+        surplus=batches[config.steps :],
+        valid_rows=sample_rows(interactions, "valid", config.valid_rows),
+        warmup_steps=config.warmup_steps,
+        precision=config.precision,
+        plan=plan,
+        settings=_settings(config, method, threads, plan),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SFTSetup:
+    """What `train_sft` stands on."""
+
+    policy: Policy
+    interactions: Interactions
+    num_windows: int
+    """Of the first epoch."""
+    valid_rows: Int[Tensor, " N"]
+    threads: int
+
+
+def set_up_sft(config: SFTConfig) -> SFTSetup:
+    """Load and check everything, make the policy.
+
+    Raises `RecastError` for whatever does not fit together, before there is a folder.
+    """
+    refuse_existing(config.output)
+    interactions, catalog = load_data(config.data), load_catalog(config.catalog)
+    check_catalog(config.data, catalog)
+    policy = create_policy(config.model, catalog, config.window, config.seed).to(config.device)
+    policy.model.float()  # a small step is lost on weights of 8 bits
+    torch.manual_seed(config.seed)  # dropout is the only draw that is not counter-based
+    windows = user_windows(
+        interactions, config.window, config.seed, 0, backwards_frac=config.backwards_frac
+    )
+    if not len(windows):
+        raise RecastError(f"{config.data} has no user with 2 training events: give more data")
+    first = windows[: config.batch_windows]
+    threads = choose_threads(
+        lambda: window_loss(policy, first, 0.0).backward(), config.threads, config.device
+    )
+    return SFTSetup(
+        policy=policy,
+        interactions=interactions,
+        num_windows=len(windows),
+        valid_rows=sample_rows(interactions, "valid", config.valid_rows),
+        threads=threads,
+    )
+
+
+def _plan(config: RLConfig, method: Method, policy: Policy, prompts: Prompts) -> MemoryPlan:
+    rollouts = config.group_size * method.list_length
+    width = branch_tokens(policy, rollouts, prompts.targets.shape[1])
+    return plan_memory(
+        policy,
+        1 + (policy.window - 1) * policy.catalog.num_levels + width,
+        config.micro_batch_tokens,
+        reference=_compares(method),
+        reads=config.prompts_per_step * width,
+    )
+
+
+def _compares(method: Method) -> bool:
+    return bool(method.kl_coef) or needs(method.loss, "ref_logprobs")
+
+
+def _choose_threads(config: RLConfig, policy: Policy, prompts: Prompts, plan: MemoryPlan) -> int:
+    """By a pass of the update over a few prompts and their targets, which every method makes."""
+    few = max(1, min(len(prompts), plan.micro_batch_tokens // max(int(prompts.lengths.max()), 1)))
+    some = select(prompts, torch.arange(few, device=policy.catalog.device))
+
+    def work() -> None:
+        branch_logprobs(policy, some, some.targets, "full").sum().backward()
+        policy.model.zero_grad(set_to_none=True)
+
+    return choose_threads(work, config.threads, config.device)
+
+
+def _actor(config: RLConfig, method: Method, policy: Policy, plan: MemoryPlan) -> Actor:
+    reference = None
+    if _compares(method):
+        reference = replace(policy, model=deepcopy(policy.model).requires_grad_(False))
+    if plan.checkpointing:
+        policy.model.activation_checkpointing_enable()
+    return Actor(
+        policy=policy,
+        reference=reference,
+        optimizer=torch.optim.AdamW(policy.model.parameters(), lr=method.lr, weight_decay=0.0),
+        loss=method.loss,
+        kl_coef=method.kl_coef,
+        kl_rollouts=config.kl_rollouts,
+        max_grad_norm=config.max_grad_norm,
+        space=method.space,
+        micro_batch_tokens=plan.micro_batch_tokens,
+        updates_per_rollout=config.updates_per_rollout,
+    )
+
+
+def _settings(config: RLConfig, method: Method, threads: int, plan: MemoryPlan) -> dict[str, Any]:
+    used = asdict(config) | {"threads": threads, "logprob_space": method.space}
+    used["micro_batch_tokens"] = plan.micro_batch_tokens
+    for kind in ("reward", "signal", "loss"):
+        used[kind], used[f"{kind}_args"] = spell(getattr(method, kind))
+    names = ("sampler", "lr", "kl_coef", "nll_coef", "add_gt", "list_length")
+    return used | {name: getattr(method, name) for name in names}
