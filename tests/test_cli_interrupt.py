@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,14 @@ from torch import Tensor
 from recast import sft
 from recast.methods.table import METHODS
 from recast.types import Metrics, RolloutGroups, Signal
+
+
+@pytest.fixture(autouse=True)
+def listening() -> Iterator[None]:
+    """Also where the caller ignores Ctrl-C, as `nohup make test &` does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupt() -> None:

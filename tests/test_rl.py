@@ -28,7 +28,7 @@ from recast.rollout.beam import beam_search
 from recast.rollout.sample import sample
 from recast.train.search import prompt_batches
 from recast.train.setup import set_up_rl
-from recast.types import Interactions, Metrics, RecastError
+from recast.types import Interactions, Metrics, RecastError, RolloutGroups, Signal
 
 SAMPLERS = {"sample": sample, "beam": beam_search}
 RUNS = [(m, s) for m in ("openonerec_rl", "recast") for s in SAMPLERS] + [("sft_continued", None)]
@@ -286,3 +286,23 @@ def test_weights_are_float32_in_training_whatever_they_were_and_bfloat16_compute
     other = torch.cat([(runs["bfloat16"][k] - begin[k].float()).flatten() for k in begin])
     assert torch.cosine_similarity(moved, other, dim=0) > 0.5
     assert not torch.equal(moved, other)
+
+
+def test_a_method_is_a_value_at_the_door_too(walk: Path, tmp_path: Path) -> None:
+    def louder(groups: RolloutGroups, rewards: Tensor) -> Signal:
+        signal = RECAST.signal(groups, rewards)
+        return replace(signal, advantages=2 * signal.advantages)
+
+    mine = replace(RECAST, signal=louder, label="Louder")
+    config = rl_config(walk, tmp_path / "value")
+    train_rl(config, method=mine)
+    settings = yaml.safe_load((tmp_path / "value" / "config.yaml").read_text())
+    assert settings["signal"].endswith("louder")
+    assert metric_lines(tmp_path / "value")[-1]["stage"] == "Louder, sample rollouts"
+    train_rl(rl_config(walk, tmp_path / "own"), method=RECAST)
+    train_rl(rl_config(walk, tmp_path / "name"))
+    assert same(weights(tmp_path / "own"), weights(tmp_path / "name"))
+    assert not same(weights(tmp_path / "value"), weights(tmp_path / "name"))
+    twice = rl_config(walk, tmp_path / "twice", method="rere")
+    with pytest.raises(RecastError, match="method is 'rere': a method was given as a value too"):
+        train_rl(twice, method=mine)

@@ -12,8 +12,9 @@ import torch
 
 from recast.groups import select
 from recast.policy.logprobs import branch_logprobs
+from recast.rollout.dynamic import dynamic
 from recast.rollout.sample import sample
-from recast.types import Draw
+from recast.types import Draw, RecastError
 
 
 @pytest.mark.parametrize("seen", [None, [[0, 1, 6], [2, 3]]])
@@ -39,6 +40,46 @@ def test_samples_follow_the_exact_distribution(space: str, seen: list[list[int]]
         assert min(expected.values()) >= 5  # the approximation behind the test holds
         statistic = sum((counts[row][i] - e) ** 2 / e for i, e in expected.items())
         assert statistic < naive.chi_square_limit(len(expected) - 1)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_a_temperature_sharpens_what_is_drawn_and_not_what_is_recorded(temperature: float) -> None:
+    catalog = tiny.tiny_catalog()
+    policy = tiny.tiny_policy("qwen3", catalog)
+    prompts = tiny.make_prompts(catalog, [[0, 1, 6]], [[7]])
+    counts: Counter[int] = Counter()
+    for step in range(40):
+        groups = sample(policy, prompts, 50, Draw(step=step), temperature=temperature)
+        counts.update(groups.items[0].tolist())
+    exact = naive.item_logprobs(tiny.twin(policy.model), catalog, prompts, 0, "trie")
+    # Item by item, level by level: softmax of log p / temperature among the allowed children.
+    weights: dict[tuple[int, ...], float] = {}
+    for item, values in exact.items():
+        codes = tuple(catalog.codes[item].tolist())
+        for level, value in enumerate(values):
+            weights[codes[: level + 1]] = exp(float(value) / temperature)
+    expected = {}
+    for item in exact:
+        codes, share = tuple(catalog.codes[item].tolist()), 1.0
+        for level in range(3):
+            siblings = [w for path, w in weights.items() if path[:-1] == codes[:level]]
+            share *= weights[codes[: level + 1]] / sum(siblings)
+        expected[item] = 2000 * share
+    assert sum(expected.values()) == pytest.approx(2000)
+    large = {item: e for item, e in expected.items() if e >= 5}
+    statistic = sum((counts[item] - e) ** 2 / e for item, e in large.items())
+    assert statistic < naive.chi_square_limit(len(large) - 1)
+    recorded = branch_logprobs(policy, prompts, groups.tokens, "full")
+    torch.testing.assert_close(groups.rollout_logprobs, recorded)
+
+
+def test_a_temperature_that_is_none_is_refused() -> None:
+    catalog = tiny.tiny_catalog()
+    policy, prompts = tiny.tiny_policy("qwen3", catalog), tiny.make_prompts(catalog, [[0]], [[7]])
+    for search in (sample, dynamic):
+        for temperature in (0.0, -1.0, float("nan"), float("inf")):
+            with pytest.raises(RecastError, match=r"temperature is .*: give a number above 0"):
+                search(policy, prompts, 2, temperature=temperature)
 
 
 def test_draws_of_one_group_are_independent() -> None:

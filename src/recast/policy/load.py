@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
 from transformers.utils import logging as hf_logging
 
 from recast.config import ModelConfig, Precision
@@ -159,15 +166,22 @@ def _load_model(path: Path) -> PreTrainedModel:
         raise RecastError(f"{path} holds no model (config.json): give a Hugging Face folder")
     try:
         with _no_bars():
+            config = AutoConfig.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
+            _require_decoder(config, path)
             model, found = AutoModelForCausalLM.from_pretrained(
                 path,
-                config=AutoConfig.from_pretrained(path, local_files_only=True),
+                config=config,
                 attn_implementation=ATTENTION,
                 local_files_only=True,
+                trust_remote_code=False,  # never asks on stdin whether to run a folder's code
                 dtype="auto",
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
+    except RecastError:
+        raise
     except _LOADING as error:
         if ATTENTION in str(error):
             raise _other_attention(str(path), "model") from error
@@ -184,6 +198,17 @@ def _load_model(path: Path) -> PreTrainedModel:
         )
     _require_finite(model, str(path))
     return model
+
+
+def _require_decoder(config: PreTrainedConfig, path: Path) -> None:
+    """Raise `RecastError` for a model that transformers has no causal language model for, and for
+    an encoder-decoder, whose prompt is not part of the row that the packed forward sends."""
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = "an encoder-decoder" if config.is_encoder_decoder else "no causal language model"
+        raise RecastError(
+            f"{path} holds a {config.model_type} model, {kind}: choose a decoder-only one, such as "
+            "Qwen3 or Llama"
+        )
 
 
 def _require_finite(model: PreTrainedModel, name: str) -> None:

@@ -31,7 +31,13 @@ ATTENTION = "recast_packed"
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """Who may attend to whom in one call: the root's and nodes' N queries against S keys (cached
-    ones first)."""
+    ones first).
+
+    Example, the prompt 1 7 beside a longer one, branches 3 8 and 4 8: its row is `1 7 | 7 | 3 4`.
+    The second column was left behind by the root, nobody looks at it; each of the nodes 3 and 4
+    sees the prompt, the root and itself: `prompt_width=2  query_positions=[[1, 2, 2]]
+    mask=[[[[1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 1, 0, 1]]]]`.
+    """
 
     prompt_width: int
     """Prompt queries of this call, before the others; 0 when decoding from a cache."""
@@ -207,7 +213,20 @@ def grow(layout: Layout, parents: Int[Tensor, "B M"]) -> Layout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """One call of the model for prompts and all their branches."""
+    """One call of the model for prompts and all their branches.
+
+    A branch's last token is not sent, nothing is read after it. Example, the prompts 1 5 9 and 1 7
+    with two branches each; those of the first begin alike and share a node, the fifth column of its
+    row is filling:
+
+    >>> prompts, lengths = torch.tensor([[1, 5, 9], [1, 7, 0]]), torch.tensor([3, 2])
+    >>> branches = torch.tensor([[[2, 8], [2, 9]], [[3, 8], [4, 8]]])
+    >>> packed = pack(prompts, lengths, branches)
+    >>> packed.tokens.tolist(), packed.positions.tolist()
+    ([[1, 5, 9, 2, 0], [1, 7, 7, 3, 4]], [[0, 1, 2, 3, 3], [0, 1, 1, 2, 2]])
+    >>> packed.places.tolist()
+    [[[1], [1]], [[1], [2]]]
+    """
 
     tokens: Int[Tensor, "B S"]
     positions: Int[Tensor, "B S"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recast.methods.parts import name_of
+from recast.methods.parts import name_of, traits_of
 from recast.methods.table import METHODS
 
 
@@ -16,5 +16,6 @@ def describe_methods() -> str:
         f"  lr {m.lr:g} | kl_coef {m.kl_coef:g} | nll_coef {m.nll_coef:g} | "
         f"log-probabilities {m.space} | group_size >= {m.min_group_size}"
         + (" | fills the batch with mixed groups" if m.fill_batch else "")
+        + (" | reads the whole batch" if traits_of(m.signal).reads_batch else "")
         for name, m in METHODS.items()
     )

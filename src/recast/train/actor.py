@@ -36,6 +36,9 @@ class Batch:
     """The part of a signal that is sent: K rollouts and T targets per prompt, N = K + T.
 
     The branches are the rollouts, then the targets; T is 0 where no likelihood is asked for.
+    Example, ReCast's pair (rows 3 and 0 of 4) of a prompt, no likelihood: K = 2, T = 0,
+    `branches=[[y_0, y_3]]  advantages=[[[-1, -1, -1], [1, 1, 1]]]  loss_mask` all True. A prompt of
+    the same call that keeps one rollout has a second row of `loss_mask` False.
     """
 
     prompts: Prompts
