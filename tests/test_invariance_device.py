@@ -12,13 +12,13 @@ from small_walk import rl_config, sft_config, weights
 
 from recast.config import EvaluateConfig
 from recast.evaluation.rank import evaluate_policy
+from recast.methods.parts import resources
 from recast.methods.table import METHODS
 from recast.rl import train_rl
 from recast.sft import train_sft
 from recast.types import RecastError
 
 OWN: dict[str, dict[str, Any]] = {"dapo": {"max_rollout_batches": 2}}
-RANKED = ("adagrpo", "random_gate", "fixed_mix", "ungated", "reward_weighted")
 
 
 def test_a_tensor_of_the_cpu_is_refused() -> None:
@@ -42,7 +42,8 @@ def _difference(start: Path, one: Path, other: Path) -> float:
 def test_a_method_gives_the_weights_of_the_cpu(
     walk: Path, one_level: Path, tmp_path: Path, name: str
 ) -> None:
-    settings = OWN.get(name, {}) | ({"ranker": str(one_level)} if name in RANKED else {})
+    needs_ranker = "ranker" in resources(METHODS[name].signal) | resources(METHODS[name].reward)
+    settings = OWN.get(name, {}) | ({"ranker": str(one_level)} if needs_ranker else {})
     settings |= {"method": name, "steps": 1} | ({} if METHODS[name].samplers else {"group_size": 1})
     train_rl(rl_config(walk, tmp_path / "here", **settings))
     with OtherDevice():

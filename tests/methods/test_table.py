@@ -21,7 +21,7 @@ from recast.data.folder import load_data
 from recast.evaluation.metrics import row_metrics
 from recast.evaluation.rank import rank_policy
 from recast.methods.assembly import resolve
-from recast.methods.parts import spell
+from recast.methods.parts import resources, spell
 from recast.methods.table import METHODS
 from recast.policy.load import load_policy
 from recast.rl import train_rl
@@ -43,7 +43,7 @@ def _recall(walk: Path, run: Path) -> float:
 
 def _settings(name: str, ranker: Path) -> dict[str, Any]:
     method = METHODS[name]
-    needs_ranker = name in ("adagrpo", "random_gate", "fixed_mix", "ungated", "reward_weighted")
+    needs_ranker = "ranker" in resources(method.signal) | resources(method.reward)
     own = OWN.get(name, {}) | ({"ranker": str(ranker)} if needs_ranker else {})
     return {"method": name} | own | ({} if method.samplers else {"group_size": 1})
 

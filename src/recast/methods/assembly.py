@@ -187,17 +187,19 @@ def _try(part: Part, call: Part, *inputs: Any) -> Any:
         return None
 
 
-def equip(method: Method, config: RLConfig, policy: Policy) -> Method:
+def equip(
+    method: Method, policy: Policy, *, ranker: str | None = None, embeddings: str | None = None
+) -> Method:
     """The method with its ranker, embeddings and trie bound; only what it asks for is loaded."""
     available: dict[str, Any] = {
         "fan_out": partial(fan_out, policy.catalog),
         "list_length": method.list_length,
     }
-    if config.ranker:
-        available["ranker"] = load_ranker(config.ranker, policy.catalog)
-    if config.embeddings:
-        embeddings = load_embeddings(config.embeddings, policy.catalog)
-        available["embeddings"] = embeddings.to(policy.catalog.device)
+    if ranker:
+        available["ranker"] = load_ranker(ranker, policy.catalog)
+    if embeddings:
+        vectors = load_embeddings(embeddings, policy.catalog)
+        available["embeddings"] = vectors.to(policy.catalog.device)
     return replace(
         method, reward=supply(method.reward, available), signal=supply(method.signal, available)
     )

@@ -64,7 +64,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     policy = load_policy(config.policy).to(config.device)
     check_catalog(config.data, policy.catalog)
     policy.model.float()  # a small step is lost on weights of 8 bits
-    method = equip(method, config, policy)
+    method = equip(method, policy, ranker=config.ranker, embeddings=config.embeddings)
     count = config.steps * (config.max_rollout_batches if method.fill_batch else 1)
     rows = interactions.rows("rl")
     batches = prompt_batches(rows, config.prompts_per_step, count, config.seed)
