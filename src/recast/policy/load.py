@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -25,14 +23,8 @@ from transformers.utils import logging as hf_logging
 from recast.config import ModelConfig, Precision
 from recast.items.catalog import Catalog, load_catalog
 from recast.policy.packed import ATTENTION, pack, packed_forward
-from recast.run.files import reading, reason_of, staged_folder
+from recast.run.files import LOADING, reading, reason_of, staged_folder
 from recast.types import RecastError
-
-# What transformers and safetensors raise for a config.json or weights that are broken.
-_LOADING = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RuntimeError),
-    *(StrictDataclassError, SafetensorError),
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,12 +111,17 @@ def load_policy(folder: str | Path) -> Policy:
 
 
 def disable_dropout(model: PreTrainedModel) -> None:
-    """Set every dropout rate to 0, so that train mode, which checkpointing needs, is harmless."""
+    """Set every dropout rate to 0, so that train mode, which checkpointing needs, is harmless.
+
+    A rate is that of a `Dropout` or a number of a module whose name says so: many models call
+    dropout as a function.
+    """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("dropout" in name or "layerdrop" in name):
+                setattr(module, name, 0.0)
 
 
 def _qwen3(config: ModelConfig, catalog: Catalog, window: int) -> Qwen3Config:
@@ -182,7 +179,7 @@ def _load_model(path: Path) -> PreTrainedModel:
             )
     except RecastError:
         raise
-    except _LOADING as error:
+    except LOADING as error:
         if ATTENTION in str(error):
             raise _other_attention(str(path), "model") from error
         raise RecastError(
@@ -235,8 +232,10 @@ def _with_sid_tokens(path: Path, catalog: Catalog) -> tuple[PreTrainedModel, Cat
             raise RecastError(f"{path} writes other semantic IDs than this catalogue: use its own")
         return policy.model, policy.catalog
     model = _load_model(path)
-    settings, rows = model.config, model.get_input_embeddings().weight.shape[0]
-    bos = settings.eos_token_id if settings.bos_token_id is None else settings.bos_token_id
+    rows = model.get_input_embeddings().weight.shape[0]
+    settings = text_config(model)
+    tokens = [getattr(settings, f"{name}_token_id", None) for name in ("bos", "eos")]
+    bos = tokens[1] if tokens[0] is None else tokens[0]
     if not (isinstance(bos, int) and 0 <= bos < rows):
         raise RecastError(f"{path} has bos_token_id {bos!r} of {rows} tokens: name one of them")
     catalog = replace(catalog, first_token=rows, bos_token=bos, pad_token=bos)
@@ -258,14 +257,15 @@ def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) 
             f"{name} has {rows} tokens, its catalogue needs {catalog.vocab_size}: use the policy "
             "with the catalogue it was trained on"
         )
-    longest, context = 1 + window * catalog.num_levels, model.config.max_position_embeddings
+    longest = 1 + window * catalog.num_levels
+    context = getattr(text_config(model), "max_position_embeddings", None)
     if context is not None and context < longest:
         raise RecastError(
             f"{name} has a context of {context} tokens, a window of {window} items needs "
             f"{longest}: choose a smaller window"
         )
     model.eval()
-    capped = getattr(model.config, "final_logit_softcapping", None) is not None
+    capped = getattr(text_config(model), "final_logit_softcapping", None) is not None
     if capped or not _agrees(model, catalog):
         raise RecastError(
             f"{name} is a {type(model).__name__}: sent packed, with its output layer apart, it "
@@ -275,12 +275,17 @@ def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) 
     return Policy(model=model, catalog=catalog, window=window)
 
 
+def text_config(model: PreTrainedModel) -> Any:
+    """Of what writes tokens: the model's own settings, or a part of a multimodal model's."""
+    return model.config.get_text_config(decoder=True)
+
+
 def is_packable(model: PreTrainedModel) -> bool:
     """Whether all layers have an attention that the packed one can replace.
 
     Others would run without the layout, that is, with wrong numbers and no error.
     """
-    layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    layers = set(getattr(text_config(model), "layer_types", None) or ["full_attention"])
     known = layers <= {"full_attention", "sliding_attention"}
     return known and bool(model._supports_attention_backend)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from recast.policy.load import Policy
+from recast.policy.load import Policy, text_config
 from recast.policy.logprobs import MOST_LOGITS
 
 MOST_TOKENS = 65536
@@ -52,7 +52,7 @@ def plan_memory(
     fits = int(room / per_token)
     checkpointing = fits < longest and policy.model.supports_gradient_checkpointing
     if checkpointing:
-        layers = policy.model.config.num_hidden_layers
+        layers = text_config(policy.model).num_hidden_layers
         hidden = policy.model.get_input_embeddings().weight[0].nbytes
         per_token = hidden * layers + per_token / layers
         fits = int(room / per_token)
@@ -76,7 +76,7 @@ def bytes_per_token(policy: Policy) -> int:
 
     The difference of two prompts, so that what a pass keeps once is left out.
     """
-    more = min(64, policy.model.config.max_position_embeddings or 64)
+    more = min(64, getattr(text_config(policy.model), "max_position_embeddings", None) or 64)
     few = more // 2
     return max((_kept_bytes(policy, more) - _kept_bytes(policy, few)) // (more - few), 1)
 

@@ -113,7 +113,8 @@ def packed_attention(
         parts.append(
             F.scaled_dot_product_attention(query[:, :, width:], key, value, bias, **settings)
         )
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    # Contiguous, as transformers' own functions return it: some models take a view of it.
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _is_last(module: Any) -> bool:

@@ -11,10 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from polars.exceptions import ComputeError, PolarsError
 from safetensors import SafetensorError
 
 from recast.types import RecastError
+
+LOADING = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RuntimeError),
+    *(ImportError, StrictDataclassError, SafetensorError),
+)
+"""What transformers, tokenizers and safetensors raise for broken files and missing packages."""
 
 
 def refuse_existing(folder: str | Path) -> Path:
