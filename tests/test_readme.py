@@ -43,7 +43,7 @@ def test_a_command_is_accepted(line: str) -> None:
 
 
 def test_the_five_lines_of_python_are_accepted() -> None:
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    code = re.search(r"```python\n(from recast import Prep.*?)```", README, re.DOTALL)
     assert code is not None
     names = {name: getattr(recast, name) for name in recast.__all__}
     calls = [node.value for node in ast.parse(code[1]).body if isinstance(node, ast.Expr)]
@@ -56,8 +56,30 @@ def test_the_five_lines_of_python_are_accepted() -> None:
         assert config.output.startswith("runs/")
 
 
+def test_the_first_screen_is_short() -> None:
+    output = re.search(r"```text\n(.*?)```", README, re.DOTALL)
+    assert output is not None
+    assert 10 < len(output[1].splitlines()) <= 30
+    whole = (ROOT / "docs" / "quickstart.md").read_text()
+    assert all(line in whole for line in output[1].splitlines())
+
+
+def test_the_six_lines_of_python_run(
+    walk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = re.search(r"```python\n(from dataclasses.*?)```", README, re.DOTALL)
+    assert code is not None
+    assert len(code[1].strip().splitlines()) <= 7
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    for stage in ("data", "sft"):
+        (tmp_path / "runs" / "quickstart" / stage).symlink_to(walk / stage)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code[1], "README", "exec"), {})
+    assert (tmp_path / "runs" / "mine" / "policy" / "model.safetensors").is_file()
+
+
 def test_every_link_of_the_docs_leads_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"
 
