@@ -81,77 +81,93 @@ def quickstart(config: QuickstartConfig) -> str:
     runs: list[tuple[str, Sampler | None]] = [("sft_continued", None)]
     runs += [(method, sampler) for sampler in SAMPLERS for method in COMPARED]
     with RunLog(out, asdict(config)) as log:
-        log.plan(
-            [
-                ("data", ESTIMATES_S["data"]),
-                ("items", ESTIMATES_S["items"]),
-                ("baselines", ESTIMATES_S["baselines"]),
-                ("sft", ESTIMATES_S["sft"] * config.epochs),
-                (f"rl, {len(runs)} runs", ESTIMATES_S["rl"] * config.steps * len(runs)),
-                (f"evaluate, {len(runs) + 1} policies", ESTIMATES_S["evaluate"] * (len(runs) + 1)),
-            ]
-        )
-        data, catalog_folder = str(out / "data"), str(out / "catalog")
-        with log.stage("data", total=1, estimate_s=ESTIMATES_S["data"]):
-            interactions = prepare(PrepareConfig(output=data, interactions=config.interactions))
-        log.environment(data_hash(data))
-        log.say(describe_data(data))
-        with log.stage("items", total=1, estimate_s=ESTIMATES_S["items"]):
-            catalog = tokenize(
-                TokenizeConfig(data=data, output=catalog_folder, **TOKENIZE_SETTINGS)
-            )
-        log.say(describe_catalog(catalog_folder))
+        log.plan(_plan(config, len(runs)))
+        interactions, catalog = _data_and_items(config, out, log)
         with log.stage("baselines", total=1, estimate_s=ESTIMATES_S["baselines"]):
             ranks, extras = rank_baselines(interactions, catalog, out / "eval", log)
-        sft = train_sft(
-            SFTConfig(
-                data=data,
-                catalog=catalog_folder,
-                output=str(out / "sft"),
-                epochs=config.epochs,
-                seed=config.seed,
-                **SFT_SETTINGS,
-            ),
-            log,
-        )
-        cost = {"sft": sft}
-        threads = None  # measured by the first run and kept, so that CPU seconds compare
-        for method, sampler in runs:
-            name = run_name(method, sampler)
-            cost[name] = train_rl(
-                RLConfig(
-                    data=data,
-                    policy=str(out / "sft" / "policy"),
-                    output=str(out / "rl" / name),
-                    method=method,
-                    sampler=sampler,
-                    steps=config.steps,
-                    lr=RL_LR[method],
-                    seed=config.seed,
-                    threads=threads,
-                ),
-                log,
-            )
-            threads = torch.get_num_threads()
-        with log.stage(
-            "evaluate", total=len(cost), estimate_s=ESTIMATES_S["evaluate"] * len(cost)
-        ) as stage:
+        cost, threads = _train(config, out, runs, log)
+        estimate_s = ESTIMATES_S["evaluate"] * len(cost)
+        with log.stage("evaluate", total=len(cost), estimate_s=estimate_s) as stage:
             for name, metrics in cost.items():
                 folder = out / ("sft" if name == "sft" else f"rl/{name}") / "policy"
                 ranks[name], extras[name] = rank_on_test(
-                    data, folder, out / "eval" / name, metrics, threads
+                    str(out / "data"), folder, out / "eval" / name, metrics, threads
                 )
                 stage.advance()
         results = {
             sampler: tabulate(interactions, ranks, extras, sampler, config.seed)
             for sampler in SAMPLERS
         }
-        with staged_file(out / "results.json") as file:
-            file.write_text(json.dumps(results, indent=2) + "\n")
-        titles = {sampler: f"Rollouts by {words}" for sampler, words in SAMPLERS.items()}
-        with staged_file(out / "results.md") as file:
-            pages = [f"## {titles[name]}\n\n{markdown(results[name])}" for name in SAMPLERS]
-            file.write_text("\n".join(pages))
+        return _write_tables(results, out)
+
+
+def _plan(config: QuickstartConfig, num_runs: int) -> list[tuple[str, float]]:
+    """The stages and their seconds."""
+    rl_s = ESTIMATES_S["rl"] * config.steps * num_runs
+    num_policies = num_runs + 1
+    return [
+        ("data", ESTIMATES_S["data"]),
+        ("items", ESTIMATES_S["items"]),
+        ("baselines", ESTIMATES_S["baselines"]),
+        ("sft", ESTIMATES_S["sft"] * config.epochs),
+        (f"rl, {num_runs} runs", rl_s),
+        (f"evaluate, {num_policies} policies", ESTIMATES_S["evaluate"] * num_policies),
+    ]
+
+
+def _data_and_items(
+    config: QuickstartConfig, out: Path, log: RunLog
+) -> tuple[Interactions, Catalog]:
+    data, folder = str(out / "data"), str(out / "catalog")
+    with log.stage("data", total=1, estimate_s=ESTIMATES_S["data"]):
+        interactions = prepare(PrepareConfig(output=data, interactions=config.interactions))
+    log.environment(data_hash(data))
+    log.say(describe_data(data))
+    with log.stage("items", total=1, estimate_s=ESTIMATES_S["items"]):
+        catalog = tokenize(TokenizeConfig(data=data, output=folder, **TOKENIZE_SETTINGS))
+    log.say(describe_catalog(folder))
+    return interactions, catalog
+
+
+def _train(
+    config: QuickstartConfig, out: Path, runs: list[tuple[str, Sampler | None]], log: RunLog
+) -> tuple[dict[str, Metrics], int | None]:
+    """SFT and every RL run from it: what each cost, and the threads they used."""
+    sft = SFTConfig(
+        data=str(out / "data"),
+        catalog=str(out / "catalog"),
+        output=str(out / "sft"),
+        epochs=config.epochs,
+        seed=config.seed,
+        **SFT_SETTINGS,
+    )
+    cost = {"sft": train_sft(sft, log)}
+    threads = None  # measured by the first run and kept, so that CPU seconds compare
+    for method, sampler in runs:
+        rl = RLConfig(
+            data=str(out / "data"),
+            policy=str(out / "sft" / "policy"),
+            output=str(out / "rl" / run_name(method, sampler)),
+            method=method,
+            sampler=sampler,
+            steps=config.steps,
+            lr=RL_LR[method],
+            seed=config.seed,
+            threads=threads,
+        )
+        cost[run_name(method, sampler)] = train_rl(rl, log)
+        threads = torch.get_num_threads()
+    return cost, threads
+
+
+def _write_tables(results: dict[Sampler, dict[str, Any]], out: Path) -> str:
+    """`results.json` and `results.md`; returns the tables as text."""
+    with staged_file(out / "results.json") as file:
+        file.write_text(json.dumps(results, indent=2) + "\n")
+    titles = {sampler: f"Rollouts by {words}" for sampler, words in SAMPLERS.items()}
+    with staged_file(out / "results.md") as file:
+        pages = [f"## {titles[name]}\n\n{markdown(results[name])}" for name in SAMPLERS]
+        file.write_text("\n".join(pages))
     return "\n".join(plain(results[sampler], title) for sampler, title in titles.items())
 
 

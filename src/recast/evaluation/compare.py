@@ -70,13 +70,11 @@ def compare(
     pairs = [(name, other) for name in methods for other in against if name != other]
     if pairs:
         a, b = (np.hstack([table[pair[side]] for pair in pairs]) for side in (0, 1))
-        paired = (
-            *user_intervals(a - b, users, draws, seed),
-            user_p_values(a, b, users, draws, seed),
-        )
-        for (name, other), columns in zip(pairs, _split(paired, len(pairs)), strict=True):
-            for key, difference, low, high, p in zip(keys, *columns, strict=True):
-                versus = {"difference": difference, "low": low, "high": high, "p": p}
+        for (name, other), columns in zip(
+            pairs, _split(_paired(a, b, users, draws, seed), len(pairs)), strict=True
+        ):
+            for key, *numbers in zip(keys, *columns, strict=True):
+                versus = dict(zip(("difference", "low", "high", "p"), numbers, strict=True))
                 metrics[name][key]["against"][other] = versus
     return {
         "split": split,
@@ -89,16 +87,25 @@ def compare(
         "training_seeds": list(training_seeds),
         "primary": PRIMARY,
         "against": list(against),
-        "sid_equals_item": all(
-            torch.equal(values[f"item/{key}"], values[f"sid/{key}"])
-            for values in per_row.values()
-            for key in (key.removeprefix("item/") for key in keys if key.startswith("item/"))
-        ),
+        "sid_equals_item": all(map(_is_equal_by_sid, per_row.values())),
         "methods": {
             name: {"metrics": metrics[name], "extras": dict(extras.get(name, {}))}
             for name in methods
         },
     }
+
+
+def _paired(
+    a: np.ndarray, b: np.ndarray, users: np.ndarray, draws: int, seed: int
+) -> tuple[np.ndarray, ...]:
+    """Difference, both ends of its interval and its p-value, column by column."""
+    intervals = user_intervals(a - b, users, draws, seed)
+    return (*intervals, user_p_values(a, b, users, draws, seed))
+
+
+def _is_equal_by_sid(values: Mapping[str, torch.Tensor]) -> bool:
+    names = [key.removeprefix("item/") for key in values if key.startswith("item/")]
+    return all(torch.equal(values[f"item/{name}"], values[f"sid/{name}"]) for name in names)
 
 
 def _split(statistics: Sequence[np.ndarray], parts: int) -> list[list[list[float]]]:

@@ -50,7 +50,8 @@ def user_p_values(
         return np.ones_like(mean)
     # The tolerance keeps exact ties, common with few users, from falling to rounding.
     as_far = np.abs(drawn - mean) >= np.abs(mean) * (1 - 1e-12)
-    return (1 + as_far.sum(axis=0)) / (1 + draws)
+    counts: Statistic = as_far.sum(axis=0)
+    return (1 + counts) / (1 + draws)
 
 
 def _bootstrap(

@@ -26,7 +26,7 @@ KINDS: dict[str, dict[str, Part]] = {
     "loss": dict(losses.LOSSES),
 }
 _NAMES: dict[Any, str] = {part: name for parts in KINDS.values() for name, part in parts.items()}
-_TRAITS = {
+_TRAITS: dict[Part, Traits] = {
     KINDS[kind][name]: traits
     for kind, room in (("sampler", rollout), ("signal", signals), ("loss", losses))
     for name, traits in room.TRAITS.items()

@@ -60,14 +60,7 @@ def probe_groups(
         nearest = _by_distance(base, num_levels, draw)
         num_targets = {"several targets": max(2, list_length), "all hit": list_length}.get(kind, 1)
         targets[index, :num_targets] = nearest[:num_targets]
-        first = -(-group_size // list_length // 2) * list_length  # the rows of half of the lists
-        leaf = {
-            "all zero": nearest[1 : group_size + 1],
-            "all hit": nearest[place % list_length],
-            "repeats": nearest[place % first],
-            "some outside the catalogue": nearest[:group_size].masked_fill(place % 2 == 1, outside),
-            "all outside the catalogue": torch.full_like(place, outside),
-        }.get(kind, nearest[:group_size])
+        leaf = _leaves_of(kind, nearest, outside, group_size, list_length)
         if list_length == 1:
             leaf = leaf[
                 _logprobs(tables, leaf, index).sum(-1).argsort(descending=True, stable=True)
@@ -135,6 +128,21 @@ def probe_loss(loss: Callable[..., Tensor], inputs: dict[str, Tensor] | None = N
     given = loss_inputs() if inputs is None else inputs
     asked = signature(loss).parameters
     return loss(**{name: value for name, value in given.items() if name in asked})
+
+
+def _leaves_of(
+    kind: str, nearest: Int[Tensor, " N"], outside: int, group_size: int, list_length: int
+) -> Int[Tensor, " G"]:
+    """The leaves that a group of this kind holds, from those by distance to the target."""
+    place = torch.arange(group_size)
+    first = -(-group_size // list_length // 2) * list_length  # the rows of half of the lists
+    return {
+        "all zero": nearest[1 : group_size + 1],
+        "all hit": nearest[place % list_length],
+        "repeats": nearest[place % first],
+        "some outside the catalogue": nearest[:group_size].masked_fill(place % 2 == 1, outside),
+        "all outside the catalogue": torch.full_like(place, outside),
+    }.get(kind, nearest[:group_size])
 
 
 def _by_distance(base: int, num_levels: int, draw: torch.Generator) -> Int[Tensor, " N"]:

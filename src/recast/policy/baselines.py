@@ -171,7 +171,7 @@ def _knn_scorer(
         with warnings.catch_warnings():
             # torch calls its sparse layouts beta, once per process; the product is exact.
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            scores = torch.sparse.mm(votes, table)
+            scores: Tensor = torch.sparse.mm(votes, table)
         return scores.to_dense() if scores.is_sparse else scores
 
     return score

@@ -22,7 +22,8 @@ from transformers.utils import logging as hf_logging
 
 from recast.config import ModelConfig, Precision
 from recast.items.catalog import Catalog, load_catalog
-from recast.policy.packed import ATTENTION, pack, packed_forward
+from recast.policy.packable import agrees, is_packable, other_attention, text_config
+from recast.policy.packed import ATTENTION
 from recast.run.files import LOADING, reading, reason_of, staged_folder
 from recast.types import RecastError
 
@@ -181,7 +182,7 @@ def _load_model(path: Path) -> PreTrainedModel:
         raise
     except LOADING as error:
         if ATTENTION in str(error):
-            raise _other_attention(str(path), "model") from error
+            raise other_attention(str(path), "model") from error
         raise RecastError(
             f"{path} does not load ({reason_of(error, 200)}): "
             "give a whole Hugging Face folder with safetensors"
@@ -216,13 +217,6 @@ def _require_finite(model: PreTrainedModel, name: str) -> None:
             )
 
 
-def _other_attention(name: str, kind: str) -> RecastError:
-    return RecastError(
-        f"{name} is a {kind}, whose attention the packed forward cannot "
-        "replace: choose a model of plain or sliding-window attention, such as Qwen3 or Llama"
-    )
-
-
 def _with_sid_tokens(path: Path, catalog: Catalog) -> tuple[PreTrainedModel, Catalog]:
     """The model with rows for the SID tokens behind its own vocabulary, and the catalogue that
     knows them; a policy of the same semantic IDs has both already."""
@@ -250,7 +244,7 @@ def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) 
     is too small, and when its logits are not plainly those of its output layer.
     """
     if not is_packable(model):
-        raise _other_attention(name, type(model).__name__)
+        raise other_attention(name, type(model).__name__)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < catalog.vocab_size:
         raise RecastError(
@@ -266,45 +260,10 @@ def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) 
         )
     model.eval()
     capped = getattr(text_config(model), "final_logit_softcapping", None) is not None
-    if capped or not _agrees(model, catalog):
+    if capped or not agrees(model, catalog):
         raise RecastError(
             f"{name} is a {type(model).__name__}: sent packed, with its output layer apart, it "
             "gives other numbers than by itself (scaled or capped logits, or an attention of its "
             "own); choose a plain one, such as Qwen3 or Llama"
         )
     return Policy(model=model, catalog=catalog, window=window)
-
-
-def text_config(model: PreTrainedModel) -> Any:
-    """Of what writes tokens: the model's own settings, or a part of a multimodal model's."""
-    return model.config.get_text_config(decoder=True)
-
-
-def is_packable(model: PreTrainedModel) -> bool:
-    """Whether all layers have an attention that the packed one can replace.
-
-    Others would run without the layout, that is, with wrong numbers and no error.
-    """
-    layers = set(getattr(text_config(model), "layer_types", None) or ["full_attention"])
-    known = layers <= {"full_attention", "sliding_attention"}
-    return known and bool(model._supports_attention_backend)
-
-
-@torch.no_grad()
-def _agrees(model: PreTrainedModel, catalog: Catalog) -> bool:
-    """Whether the layout arrives, and two branches of a prompt get the logits that each gets alone.
-
-    All tokens are semantic IDs: a padding token may have an embedding of zeros, behind which
-    everything looks alike.
-    """
-    count = catalog.vocab_size - catalog.first_token
-    tokens = catalog.first_token + torch.arange(6, device=model.device).view(3, 2) % count
-    prompt, branches = tokens[:1], tokens[None, 1:]
-    packed = pack(prompt, torch.full((1,), 2, device=model.device), branches)
-    hidden = packed_forward(model, packed)[0]
-    places = torch.cat([torch.zeros_like(packed.places[0]), packed.places[0]], dim=1)
-    found = model.get_output_embeddings()(hidden[places]).float()
-    alone = torch.cat([prompt.expand(2, -1), branches[0, :, :1]], dim=1)
-    wanted = model(input_ids=alone, use_cache=False).logits[:, 1:].float()
-    limit = 1e-4 if model.dtype.itemsize >= 4 else 0.1
-    return packed.layout.was_used and bool((found - wanted).norm() <= limit * wanted.norm())

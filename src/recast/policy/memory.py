@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from recast.policy.load import Policy, text_config
+from recast.policy.load import Policy
 from recast.policy.logprobs import MOST_LOGITS
+from recast.policy.packable import text_config
 
 MOST_TOKENS = 65536
 """More per pass saves nothing: from a few thousand tokens on the time grows with them."""

@@ -69,13 +69,15 @@ class TreeDecoder:
         self.target_logprobs.append(self._score_targets(at_targets, level))
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        return self.policy.model.base_model(
+        outputs = self.policy.model.base_model(
             input_ids=tokens,
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
             layout=self._layout,
-        ).last_hidden_state
+        )
+        hidden: Tensor = outputs.last_hidden_state
+        return hidden
 
     def _score_targets(self, hidden: Tensor, level: int) -> Float[Tensor, "B T"]:
         targets = self.prompts.targets

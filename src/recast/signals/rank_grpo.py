@@ -83,4 +83,5 @@ def as_lists(rows: Tensor, list_length: int) -> Tensor:
     whole = list_length > 0 and rows.shape[1] % list_length == 0
     remedy = f"the groups hold {rows.shape[1]} rollouts, use the sampler 'lists'"
     require(whole, "list_length", list_length, remedy)
-    return rows.unflatten(1, (-1, list_length))
+    lists: Tensor = rows.unflatten(1, (-1, list_length))
+    return lists

@@ -70,7 +70,6 @@ def make_groups(
         known[drawn] = number[: int(drawn.sum())]
     if target_items is None:
         known_targets[is_target] = number[int(drawn.sum()) :]
-
     scores = torch.full(rollouts.shape, LOGPROB)
     if logprobs is not None:
         scores = _tensor("logprobs", _per_token(logprobs, num_levels), rollouts.shape)
@@ -79,15 +78,7 @@ def make_groups(
         rows = _per_token(target_logprobs, num_levels)
         target_scores = _filled("target_logprobs", rows, is_target, num_levels)
     return RolloutGroups(
-        prompts=Prompts(
-            tokens=torch.ones(num_prompts, 1, dtype=torch.long),
-            lengths=torch.ones(num_prompts, dtype=torch.long),
-            targets=wanted,
-            target_items=known_targets.masked_fill(~is_target, -1),
-            history=torch.empty(num_prompts, 0, dtype=torch.long),
-            seen=torch.empty(num_prompts, 0, dtype=torch.long),
-            row_ids=torch.arange(num_prompts),
-        ),
+        prompts=_prompts(wanted, known_targets.masked_fill(~is_target, -1)),
         tokens=rollouts,
         items=known.masked_fill(~drawn, -1),
         rollout_logprobs=scores.float() * drawn[..., None],
@@ -96,6 +87,20 @@ def make_groups(
         seed=seed,
         step=0,
         weights=None if weights is None else _tensor("weights", weights, drawn.shape).float(),
+    )
+
+
+def _prompts(targets: Int[Tensor, "B T L"], target_items: Int[Tensor, "B T"]) -> Prompts:
+    """Rows 0, 1, .. without a history."""
+    ones = torch.ones(len(targets), 1, dtype=torch.long)
+    return Prompts(
+        tokens=ones,
+        lengths=ones[:, 0],
+        targets=targets,
+        target_items=target_items,
+        history=ones[:, :0],
+        seen=ones[:, :0],
+        row_ids=torch.arange(len(targets)),
     )
 
 

@@ -25,7 +25,7 @@ from recast.integrations.trl.host import (
     split_tensor_dict,
 )
 from recast.integrations.trl.rows import pack_rows
-from recast.policy.load import is_packable
+from recast.policy.packable import is_packable
 from recast.policy.packed import Layout, pack, packed_attention
 from recast.types import RecastError, require
 
@@ -55,7 +55,7 @@ AttentionInterface.register(ATTENTION, _attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-class PackedGRPOTrainer(StockTrainer):
+class PackedGRPOTrainer(StockTrainer):  # type: ignore[misc]  # TRL has no types
     """TRL's trainer, every distinct prompt of a batch sent through the models once.
 
     Raises `RecastError` for models that cannot be packed, and when TRL's private methods moved.

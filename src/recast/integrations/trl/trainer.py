@@ -103,12 +103,13 @@ class GRPOTrainer(PackedGRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """As TRL's; with a signal its advantages, on the groups as it repaired them."""
         if self._catalog is None:
-            return super()._generate_and_score_completions(inputs)
+            plain: dict[str, Any] = super()._generate_and_score_completions(inputs)
+            return plain
         self._targets = self._targets_of(inputs)
         # Log-probabilities wait for the signal, which drops rollouts and repairs others.
         self._deferred = self._signal is not None
         try:
-            output = super()._generate_and_score_completions(inputs)
+            output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         finally:
             self._deferred = False
         if self._signal is None:
@@ -152,7 +153,8 @@ class GRPOTrainer(PackedGRPOTrainer):
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Float[Tensor, "all_N funcs"]:
-        found = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        found: Tensor = rewards
         if self._signal is not None:
             start = self.accelerator.process_index * len(prompts)
             own = found[start : start + len(prompts)]
