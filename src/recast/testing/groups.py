@@ -59,17 +59,7 @@ def make_groups(
     is_target = torch.arange(max(1, *counts)) < torch.tensor(counts)[:, None]
     wanted = _filled("targets", targets, is_target, num_levels).long()
 
-    known, known_targets = torch.full(drawn.shape, -1), torch.full(is_target.shape, -1)
-    if items is not None:
-        known = _tensor("items", items, drawn.shape)
-    if target_items is not None:
-        known_targets = _filled("target_items", target_items, is_target).long()
-    sids = torch.cat([rollouts[drawn], wanted[is_target]])
-    number = _numbers(sids, torch.cat([known[drawn], known_targets[is_target]]))
-    if items is None:
-        known[drawn] = number[: int(drawn.sum())]
-    if target_items is None:
-        known_targets[is_target] = number[int(drawn.sum()) :]
+    known, known_targets = _items(items, target_items, rollouts, wanted, drawn, is_target)
     scores = torch.full(rollouts.shape, LOGPROB)
     if logprobs is not None:
         scores = _tensor("logprobs", _per_token(logprobs, num_levels), rollouts.shape)
@@ -88,6 +78,29 @@ def make_groups(
         step=0,
         weights=None if weights is None else _tensor("weights", weights, drawn.shape).float(),
     )
+
+
+def _items(
+    items: Sequence[Any] | None,
+    target_items: Sequence[Any] | None,
+    rollouts: Int[Tensor, "B G L"],
+    targets: Int[Tensor, "B T L"],
+    drawn: Bool[Tensor, "B G"],
+    is_target: Bool[Tensor, "B T"],
+) -> tuple[Int[Tensor, "B G"], Int[Tensor, "B T"]]:
+    """The item of every rollout and target: the given ones, else by the SIDs."""
+    known, known_targets = torch.full(drawn.shape, -1), torch.full(is_target.shape, -1)
+    if items is not None:
+        known = _tensor("items", items, drawn.shape)
+    if target_items is not None:
+        known_targets = _filled("target_items", target_items, is_target).long()
+    sids = torch.cat([rollouts[drawn], targets[is_target]])
+    number = _numbers(sids, torch.cat([known[drawn], known_targets[is_target]]))
+    if items is None:
+        known[drawn] = number[: int(drawn.sum())]
+    if target_items is None:
+        known_targets[is_target] = number[int(drawn.sum()) :]
+    return known, known_targets
 
 
 def _prompts(targets: Int[Tensor, "B T L"], target_items: Int[Tensor, "B T"]) -> Prompts:
