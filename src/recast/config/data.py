@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from recast.config.check import at_least, check_seed
+from recast.config.check import at_least, check_seed, make_plain
 from recast.types import require
 
 
@@ -41,6 +41,7 @@ class PrepareConfig:
     """Seed of the order of events that share user and time."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_seed(self.seed)
         require(self.k_core >= 1, "k_core", self.k_core, "give 1 (keep everything) or more")
         if self.rl_frac is not None:
@@ -77,6 +78,7 @@ class TokenizeConfig:
     """Seed of k-means."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         share = self.collaborative_weight
         require(0 <= share <= 1, "collaborative_weight", share, "give a share from 0 to 1")
         check_seed(self.seed)

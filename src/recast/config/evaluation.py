@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from recast.config.check import at_least, check_seed, no_empty
+from recast.config.check import at_least, check_seed, make_plain, no_empty
 from recast.types import require
 
 
@@ -39,6 +39,7 @@ class EvaluateConfig:
     """Torch threads; unset: measured."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         no_empty(self, "guide")
         check_seed(self.seed)
         at_least(self, 1, "invalid_rows", "threads")
@@ -87,6 +88,7 @@ class StratifyConfig:
     """Torch threads; unset: measured."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         no_empty(self, "ranker")
         check_seed(self.seed)
         at_least(self, 2, "rows", "group_size", "prompts_per_step")
@@ -117,6 +119,7 @@ class GroundConfig:
     """Seed of the order of equal items and of the resampling of users."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         no_empty(self, "encoder")
         check_seed(self.seed)
         require(0 <= self.gamma <= 100, "gamma", self.gamma, "give a power from 0 to 100")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recast.config.check import at_least, check_seed
+from recast.config.check import at_least, check_seed, make_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,5 +23,6 @@ class QuickstartConfig:
     """Steps of every RL run."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_seed(self.seed)
         at_least(self, 1, "epochs", "steps")

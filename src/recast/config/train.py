@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from recast.config.check import at_least, check_seed, no_empty
+from recast.config.check import at_least, check_seed, make_plain, no_empty
 from recast.types import LogprobSpace, require
 
 Precision = Literal["float32", "bfloat16"]
@@ -37,6 +37,7 @@ class ModelConfig:
     """Use the token embeddings as the output layer too."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         at_least(self, 1, "hidden_size", "num_layers", "num_heads", "num_kv_heads")
         at_least(self, 1, "intermediate_size", "head_dim")
         at_least(self, 0, "initializer_range")
@@ -85,6 +86,7 @@ class SFTConfig:
     """Torch threads; unset: measured."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_seed(self.seed)
         at_least(self, 0, "weight_decay")
         at_least(self, 1, "epochs", "batch_windows", "patience", "valid_rows", "threads")
@@ -178,6 +180,7 @@ class RLConfig:
     """Torch threads; unset: measured."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_seed(self.seed)
         no_empty(self, "sampler", "reward", "signal", "loss", "ranker", "embeddings")
         at_least(self, 0, "warmup_steps", "kl_coef", "nll_coef")

@@ -1,0 +1,54 @@
+"""Settings as Python callers write them: what they mean, or one line, before any work.
+
+In a process of their own: the shape checks of the tests would refuse these types first.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAD = """
+from pathlib import Path
+import numpy as np, torch
+from recast.config import ModelConfig, PrepareConfig, RLConfig, SFTConfig
+"""
+MEANT = {
+    "a path": """
+config = PrepareConfig(interactions=Path("a") / "b.csv", output=Path("c"))
+assert (config.interactions, config.output) == ("a/b.csv", "c")
+""",
+    "numbers of numpy and torch": """
+given = {"w": np.float64(0.5), "v": torch.tensor(2)}
+rate = np.logspace(-4, -3, 2)[0]
+config = RLConfig(data="d", policy="p", output="o", lr=rate, seed=np.int64(3), signal_args=given)
+assert (type(config.lr), type(config.seed), config.seed) == (float, int, 3)
+assert config.signal_args == {"w": 0.5, "v": 2}
+assert [type(value) for value in config.signal_args.values()] == [float, int]
+""",
+    "one text for a list": """
+assert PrepareConfig(output="o", items="i.csv", text="title").text == ["title"]
+""",
+    "a dict for nested settings": """
+config = SFTConfig(data="d", catalog="c", output="o", model={"hidden_size": np.int64(32)})
+assert config.model == ModelConfig(hidden_size=32)
+""",
+    "a misspelt one": """
+try:
+    SFTConfig(data="d", catalog="c", output="o", model={"hiden_size": 32})
+except ValueError as error:
+    assert str(error).startswith("model is {'hiden_size': 32}: choose from path, hidden_size")
+else:
+    raise AssertionError
+""",
+}
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_settings_mean_what_python_callers_write(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD + MEANT[name]], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
