@@ -13,7 +13,7 @@ import tiny
 import torch
 from small_walk import failure, rl_args
 
-from recast.groups import select
+from recast.groups import reorder, select
 from recast.methods.contract import OURS, sampler_fault, signal_fault
 from recast.methods.guard import guard_signal
 from recast.methods.probe import probe_groups
@@ -101,6 +101,12 @@ def broken(name: str, value: Callable[[RolloutGroups], Any]) -> Callable[..., Ro
         (lambda g: "text", "a str: return RolloutGroups of its 2 prompts"),
         (lambda g: select(g, torch.tensor([0])), "a RolloutGroups: return RolloutGroups of its 2"),
         (lambda g: select(g, torch.tensor([1, 0])), "groups of other prompts: return those it was"),
+        (
+            lambda g: reorder(g, torch.tensor([[0], [0]])),
+            "tokens of the shape [2, 1, 3]: return [2",
+        ),
+        (broken("tokens", lambda g: g.tokens - 99), "tokens outside the vocabulary of 12: give 0"),
+        (broken("items", lambda g: g.items + 99), "items that are none: give -1, or one below 8"),
         (broken("items", lambda g: g.items.float()), "items of torch.float32: return torch.int64"),
         (broken("items", lambda g: g.items[:, :1]), r"items of the shape [2, 1]: return [2, 3]"),
         (broken("tokens", lambda g: g.tokens[..., :2]), r"tokens of the shape [2, 3, 2]: return"),
@@ -114,8 +120,9 @@ def test_what_a_sampler_may_not_return(change: Callable[..., Any], said: str) ->
     catalog = tiny.tiny_catalog()
     prompts = tiny.make_prompts(catalog, [[0], [1, 2]], [[3], [4]])
     groups = sample(tiny.tiny_policy("qwen3", catalog), prompts, 3)
-    assert sampler_fault(groups, prompts) is None
-    fault = sampler_fault(change(groups), prompts)
+    sizes = 3, catalog.vocab_size, catalog.num_items
+    assert sampler_fault(groups, prompts, *sizes) is None
+    fault = sampler_fault(change(groups), prompts, *sizes)
     assert fault is not None
     assert fault.what.startswith(said)
 

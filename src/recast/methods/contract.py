@@ -39,23 +39,28 @@ class Fault(NamedTuple):
     row: int | None = None
 
 
-def sampler_fault(returned: Any, prompts: Prompts) -> Fault | None:
-    """Rollouts of these very prompts, every tensor of the shape `RolloutGroups` says, finite."""
+def sampler_fault(
+    returned: Any, prompts: Prompts, num_rollouts: int, num_tokens: int, num_items: int
+) -> Fault | None:
+    """So many rollouts of these very prompts, of tokens and items that there are, finite."""
     count = len(prompts)
     if not isinstance(returned, RolloutGroups) or len(returned.tokens) != count:
         kind = type(returned).__name__
         return Fault(f"a {kind}: return RolloutGroups of its {count} prompts")
     if returned.prompts is not prompts:
         return Fault("groups of other prompts: return those it was given, `prompts=prompts`")
-    if returned.tokens.ndim != 3 or returned.tokens.shape[2] != prompts.targets.shape[2]:
-        shape, length = list(returned.tokens.shape), prompts.targets.shape[2]
-        return Fault(f"tokens of the shape {shape}: return [{count}, rollouts, {length}]")
-    whole = tuple(returned.tokens.shape)
+    whole = (count, num_rollouts, prompts.targets.shape[2])
+    missing = f"items that are none: give -1, or one below {num_items}"
     return (
         _tensor_fault("tokens", returned.tokens, [whole], torch.int64)
         or _tensor_fault("items", returned.items, [whole[:2]], torch.int64)
         or _tensor_fault("loss_mask", returned.loss_mask, [whole], torch.bool)
         or _tensor_fault("rollout_logprobs", returned.rollout_logprobs, [whole])
+        or _forbidden(
+            f"tokens outside the vocabulary of {num_tokens}: give 0 to {num_tokens - 1}",
+            (returned.tokens < 0) | (returned.tokens >= num_tokens),
+        )
+        or _forbidden(missing, (returned.items < -1) | (returned.items >= num_items))
     )
 
 

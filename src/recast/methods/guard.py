@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recast.methods.contract import Fault, reward_fault, sampler_fault, signal_fault
 from recast.methods.parts import Part, is_users, name_of
+from recast.policy.load import Policy
 from recast.types import Prompts, RecastError, RolloutGroups
 
 FILE = "failed_group.json"
@@ -34,9 +35,13 @@ def blame(kind: str, part: Part) -> Iterator[None]:
         ) from error
 
 
-def guard_groups(sampler: Part, groups: Any, prompts: Prompts) -> None:
-    """Raise `RecastError` unless a sampler returned groups of these prompts."""
-    fault = sampler_fault(groups, prompts)
+def guard_groups(
+    sampler: Part, groups: Any, prompts: Prompts, policy: Policy, num_rollouts: int
+) -> None:
+    """Raise `RecastError` unless a sampler returned so many rollouts of these prompts."""
+    num_tokens = policy.model.get_input_embeddings().weight.shape[0]
+    num_items = policy.catalog.num_items
+    fault = sampler_fault(groups, prompts, num_rollouts, num_tokens, num_items)
     if fault:
         raise RecastError(f"sampler {name_of(sampler)} gave {fault.what}")
 

@@ -105,7 +105,7 @@ class Search:
     def _sample(self, sampler: Part, prompts: Prompts, draw: Draw) -> RolloutGroups:
         with blame("sampler", sampler):
             groups: RolloutGroups = sampler(self.policy, prompts, self.group_size, draw)
-        guard_groups(sampler, groups, prompts)
+        guard_groups(sampler, groups, prompts, self.policy, self.num_rollouts)
         return groups
 
 

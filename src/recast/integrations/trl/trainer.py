@@ -201,7 +201,7 @@ class GRPOTrainer(PackedGRPOTrainer):
                 size,
                 Draw(seed=self.args.seed, step=self._batch_number()),
             )
-        guard_groups(self._sampler, groups, batch)
+        guard_groups(self._sampler, groups, batch, self._policy, size)
         self._groups: RolloutGroups = groups
         return {
             "prompt_ids": [ids for ids in prompt_ids for _ in range(size)],
