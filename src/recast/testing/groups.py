@@ -53,10 +53,7 @@ def make_groups(
     drawn = torch.ones(num_prompts, group_size, dtype=torch.bool)
     if exists is not None:
         drawn = _tensor("exists", exists, drawn.shape).bool()
-    counts = _lengths("targets", targets)
-    remedy = f"give {num_prompts} lists, one per prompt, an empty one for no target"
-    require(len(counts) == num_prompts, "targets", targets, remedy)
-    is_target = torch.arange(max(1, *counts)) < torch.tensor(counts)[:, None]
+    is_target = _present(targets, num_prompts)
     wanted = _filled("targets", targets, is_target, num_levels).long()
 
     known, known_targets = _items(items, target_items, rollouts, wanted, drawn, is_target)
@@ -68,9 +65,9 @@ def make_groups(
         rows = _per_token(target_logprobs, num_levels)
         target_scores = _filled("target_logprobs", rows, is_target, num_levels)
     return RolloutGroups(
-        prompts=_prompts(wanted, known_targets.masked_fill(~is_target, -1)),
+        prompts=_prompts(wanted, known_targets),
         tokens=rollouts,
-        items=known.masked_fill(~drawn, -1),
+        items=known,
         rollout_logprobs=scores.float() * drawn[..., None],
         target_logprobs=target_scores.float() * is_target[..., None],
         loss_mask=drawn[..., None].repeat(1, 1, num_levels),
@@ -78,6 +75,14 @@ def make_groups(
         step=0,
         weights=None if weights is None else _tensor("weights", weights, drawn.shape).float(),
     )
+
+
+def _present(targets: Sequence[Any], num_prompts: int) -> Bool[Tensor, "B T"]:
+    """Where a prompt has a target."""
+    counts = _lengths("targets", targets)
+    remedy = f"give {num_prompts} lists, one per prompt, an empty one for no target"
+    require(len(counts) == num_prompts, "targets", targets, remedy)
+    return torch.arange(max(1, *counts)) < torch.tensor(counts)[:, None]
 
 
 def _items(
@@ -100,7 +105,7 @@ def _items(
         known[drawn] = number[: int(drawn.sum())]
     if target_items is None:
         known_targets[is_target] = number[int(drawn.sum()) :]
-    return known, known_targets
+    return known.masked_fill(~drawn, -1), known_targets.masked_fill(~is_target, -1)
 
 
 def _prompts(targets: Int[Tensor, "B T L"], target_items: Int[Tensor, "B T"]) -> Prompts:
