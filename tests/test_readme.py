@@ -84,6 +84,18 @@ def test_every_link_of_the_docs_leads_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page}: {target}"
 
 
+def test_the_files_that_the_docs_name_exist() -> None:
+    pages = [page for page in (ROOT / "docs").rglob("*.md") if page.name != "log.md"]
+    names = {
+        (page, name)
+        for page in pages
+        for name in re.findall(r"`(recast/[\w/]+\.py)`", page.read_text())
+    }
+    assert len(names) > 5
+    for page, name in names:
+        assert (ROOT / "src" / name).exists(), f"{page}: {name}"
+
+
 def test_the_tree_names_files_that_exist() -> None:
     tree = README.split("src/recast/\n", 1)[1].split("tests/", 1)[0]
     for name in re.findall(r"\b(\w+\.py|\w+/)", tree):
