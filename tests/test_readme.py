@@ -1,10 +1,12 @@
-"""What the README tells a newcomer to type exists and is accepted."""
+"""What the README and the pages it leads to tell a newcomer exists, runs and is accepted."""
 
 from __future__ import annotations
 
 import ast
+import doctest
 import re
 import shlex
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 import recast
 from recast import cli
+from recast.methods.table import METHODS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -56,12 +59,17 @@ def test_the_five_lines_of_python_are_accepted() -> None:
         assert config.output.startswith("runs/")
 
 
-def test_the_first_screen_is_short() -> None:
-    output = re.search(r"```text\n(.*?)```", README, re.DOTALL)
-    assert output is not None
-    assert 10 < len(output[1].splitlines()) <= 30
-    whole = (ROOT / "docs" / "quickstart.md").read_text()
-    assert all(line in whole for line in output[1].splitlines())
+def test_the_first_screen_is_short_and_cut_from_a_whole_run() -> None:
+    shown, whole = (
+        re.search(r"```text\n(.*?)```", text, re.DOTALL)
+        for text in (README, (ROOT / "docs" / "quickstart.md").read_text())
+    )
+    assert shown is not None
+    assert whole is not None
+    lines = shown[1].splitlines()
+    assert 10 < len(lines) <= 30
+    rest = iter(whole[1].splitlines())
+    assert [line for line in lines if line and line not in rest] == []  # in the order of the run
 
 
 def test_the_six_lines_of_python_run(
@@ -96,7 +104,43 @@ def test_the_files_that_the_docs_name_exist() -> None:
         assert (ROOT / "src" / name).exists(), f"{page}: {name}"
 
 
-def test_the_tree_names_files_that_exist() -> None:
+def test_the_readme_leads_to_what_a_newcomer_asks_for() -> None:
+    links = set(re.findall(r"\]\(([^)]+)\)", README))
+    assert links >= {f"docs/methods/{name}.md" for name in METHODS}
+    assert links >= {"docs/quickstart.md", "docs/architecture.md", "examples/plain_loop.py"}
+    assert links >= {"docs/custom.md", "CONTRIBUTING.md", "CHANGELOG.md"}
+    assert f"prints all {len(METHODS)} with" in README
+
+
+def test_the_tree_names_what_there_is() -> None:
     tree = README.split("src/recast/\n", 1)[1].split("tests/", 1)[0]
-    for name in re.findall(r"\b(\w+\.py|\w+/)", tree):
-        assert (ROOT / "src" / "recast" / name).exists(), name
+    named = set(re.findall(r"\b(\w+\.py|\w+/)", tree))
+    package = ROOT / "src" / "recast"
+    there = {path.parent.name + "/" for path in package.glob("*/__init__.py")}
+    there |= {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    assert named == there
+
+
+def test_the_layers_on_the_pages_are_those_that_are_checked() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = " > ".join(settings["contracts"][0]["layers"]).replace("recast.", "")
+    for page in ("CONTRIBUTING.md", "docs/architecture.md"):
+        assert layers in " ".join((ROOT / page).read_text().split()), page
+
+
+def test_the_step_in_numbers_gives_what_the_page_shows() -> None:
+    found = doctest.testfile(str(ROOT / "docs" / "architecture.md"), module_relative=False)
+    assert found.attempted > 20
+    assert found.failed == 0
+
+
+def test_the_architecture_page_names_functions_that_are_where_it_says() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    places = re.findall(r"^ *([\w.]+) +(\w+/\w+\.py|rl\.py)(?:  |$)", page, re.MULTILINE)
+    places += [(name, file) for file, name in re.findall(r"`(\w+/\w+\.py)`: `([\w.]+)`", page)]
+    places += [(name, file) for file, name in re.findall(r"`([\w/]+\.py): (\w+)`", page)]
+    assert len(places) > 30
+    for name, file in places:
+        code = (ROOT / "src" / "recast" / file).read_text()
+        for part in name.split("."):
+            assert re.search(rf"^ *(?:def |class )?{part}\b", code, re.MULTILINE), (name, file)

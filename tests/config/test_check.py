@@ -37,9 +37,9 @@ assert config.model == ModelConfig(hidden_size=32)
 """,
     "a misspelt one": """
 try:
-    SFTConfig(data="d", catalog="c", output="o", model={"hiden_size": 32})
+    SFTConfig(data="d", catalog="c", output="o", model={"hidden_sizes": 32})
 except ValueError as error:
-    assert str(error).startswith("model is {'hiden_size': 32}: choose from path, hidden_size")
+    assert str(error).startswith("model is {'hidden_sizes': 32}: choose from path, hidden_size")
 else:
     raise AssertionError
 """,
