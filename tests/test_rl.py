@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -306,3 +308,35 @@ def test_a_method_is_a_value_at_the_door_too(walk: Path, tmp_path: Path) -> None
     twice = rl_config(walk, tmp_path / "twice", method="rere")
     with pytest.raises(RecastError, match="method is 'rere': a method was given as a value too"):
         train_rl(twice, method=mine)
+
+
+WRONG_VALUES = {
+    "signal is 'grpo': give a function": {"signal": "grpo"},
+    "loss is None: give a function": {"loss": None},
+    "min_group_size is 2: a method without samplers has 0": {"samplers": ()},
+    "samplers is None: give a tuple": {"samplers": None},
+    "space is 'bogus': choose one of full, level, trie": {"space": "bogus"},
+    "add_gt is 'no': give True or False": {"add_gt": "no"},
+    "lr is nan: give a positive rate": {"lr": float("nan")},
+    "kl_coef is -1: give 0 or more": {"kl_coef": -1},
+    "nll_coef is -1: give 0 or more": {"nll_coef": -1},
+}
+
+
+@pytest.mark.parametrize("said", WRONG_VALUES)
+def test_a_method_that_no_run_could_use_is_refused_when_it_is_made(said: str) -> None:
+    """In a process of its own: the type checks of the tests would refuse some of these first."""
+    given = ", ".join(f"{k}={v!r}" for k, v in WRONG_VALUES[said].items())
+    code = f"""
+from dataclasses import replace
+from recast import METHODS
+nan = float("nan")
+try:
+    replace(METHODS["recast"], {given})
+except ValueError as error:
+    assert str(error).startswith({said!r}), error
+else:
+    raise AssertionError
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

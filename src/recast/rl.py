@@ -79,7 +79,7 @@ def train_step(setup: RLSetup, state: LoopState) -> Step:
     before = versions(groups, rewards)
     with blame("signal", method.signal):
         signal = signal_of(groups, rewards)
-    guard_signal(method.signal, groups, signal, search.folder)
+    guard_signal(method.signal, groups, signal, search.folder, setup.policy)
     guard_inputs(method.signal, before, versions(groups, rewards))
     if method.nll_coef:
         signal = replace(signal, nll_weight=signal.nll_weight + method.nll_coef)

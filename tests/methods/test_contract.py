@@ -43,7 +43,10 @@ def logging(metrics: Any) -> Callable[..., Signal]:
         ({"signal/open": True}, False),
         ({"signal/mean": torch.tensor(1.0)}, False),
         ({"signal/mean": float("nan")}, False),
+        ({"signal/huge": 10**400}, False),
         ({"reward/mean": 99.0}, False),
+        ({"actor/kl": 0.0}, False),
+        ({"valid/ndcg@10": 1.0}, False),
         ({"mean": 0.5}, False),
         ({3: 0.5}, False),
         (None, False),
@@ -107,6 +110,10 @@ def broken(name: str, value: Callable[[RolloutGroups], Any]) -> Callable[..., Ro
         ),
         (broken("tokens", lambda g: g.tokens - 99), "tokens outside the vocabulary of 12: give 0"),
         (broken("items", lambda g: g.items + 99), "items that are none: give -1, or one below 8"),
+        (broken("tokens", lambda g: None), "tokens of type NoneType: return a tensor"),
+        (broken("prompts", lambda g: None), "groups of other prompts: return those it was"),
+        (broken("target_logprobs", lambda g: None), "target_logprobs of type NoneType: return"),
+        (broken("weights", lambda g: [1.0]), "weights of type list: return a tensor [2, 3]"),
         (broken("items", lambda g: g.items.float()), "items of torch.float32: return torch.int64"),
         (broken("items", lambda g: g.items[:, :1]), r"items of the shape [2, 1]: return [2, 3]"),
         (broken("tokens", lambda g: g.tokens[..., :2]), r"tokens of the shape [2, 3, 2]: return"),
@@ -125,6 +132,39 @@ def test_what_a_sampler_may_not_return(change: Callable[..., Any], said: str) ->
     fault = sampler_fault(change(groups), prompts, *sizes)
     assert fault is not None
     assert fault.what.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("tokens", lambda g: g.tokens - 99, "tokens outside the vocabulary of 12: give 0"),
+        ("tokens", lambda g: g.tokens + 99, "tokens outside the vocabulary of 12: give 0"),
+        ("items", lambda g: g.items + 99, "items that are none: give -1, or one below 8"),
+        ("tokens", lambda g: None, "groups whose tokens are no tensor"),
+    ],
+)
+def test_what_groups_a_signal_may_not_return(
+    name: str, change: Callable[..., Any], said: str
+) -> None:
+    catalog = tiny.tiny_catalog()
+    prompts = tiny.make_prompts(catalog, [[0], [1, 2]], [[3], [4]])
+    groups = sample(tiny.tiny_policy("qwen3", catalog), prompts, 3)
+    signal = grpo(groups, first_hit(groups))
+    sizes = catalog.vocab_size, catalog.num_items
+    assert signal_fault(signal, groups, *sizes) is None
+    object.__setattr__(signal, "groups", broken(name, change)(groups))
+    fault = signal_fault(signal, groups, *sizes)
+    assert fault is not None
+    assert fault.what.startswith(said)
+
+
+def test_a_signal_may_not_drop_rollouts() -> None:
+    groups = probe_groups(3)
+    fewer = reorder(groups, torch.zeros(len(groups.items), 1, dtype=torch.long))
+    signal = grpo(fewer, first_hit(fewer))
+    fault = signal_fault(signal, groups)
+    assert fault is not None
+    assert fault.what.startswith("groups of 1 rollouts: keep all")
 
 
 OTHER_PROMPTS = """

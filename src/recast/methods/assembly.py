@@ -50,6 +50,9 @@ def resolve(config: RLConfig, method: Method | None = None) -> Method:
     """
     named = config.method == RLConfig.method or method is None
     require(named, "method", config.method, "a method was given as a value too: leave one out")
+    is_method = method is None or isinstance(method, Method)
+    remedy = "give a recast.Method, or a name as RLConfig(method=...)"
+    require(is_method, "method", method, remedy)
     name = config.method if method is None else method.label
     method = find_method(config.method) if method is None else method
     method = _with_settings(_with_sampler(method, config, name), config)

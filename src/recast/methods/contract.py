@@ -7,9 +7,9 @@ prompt it was found in.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
-from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -44,23 +44,22 @@ def sampler_fault(
 ) -> Fault | None:
     """So many rollouts of these very prompts, of tokens and items that there are, finite."""
     count = len(prompts)
-    if not isinstance(returned, RolloutGroups) or len(returned.tokens) != count:
+    is_groups = isinstance(returned, RolloutGroups)
+    if not is_groups or (isinstance(returned.prompts, Prompts) and len(returned.prompts) != count):
         kind = type(returned).__name__
         return Fault(f"a {kind}: return RolloutGroups of its {count} prompts")
     if returned.prompts is not prompts:
         return Fault("groups of other prompts: return those it was given, `prompts=prompts`")
     whole = (count, num_rollouts, prompts.targets.shape[2])
-    missing = f"items that are none: give -1, or one below {num_items}"
+    of_targets, weights = tuple(prompts.targets.shape), returned.weights
     return (
         _tensor_fault("tokens", returned.tokens, [whole], torch.int64)
         or _tensor_fault("items", returned.items, [whole[:2]], torch.int64)
         or _tensor_fault("loss_mask", returned.loss_mask, [whole], torch.bool)
         or _tensor_fault("rollout_logprobs", returned.rollout_logprobs, [whole])
-        or _forbidden(
-            f"tokens outside the vocabulary of {num_tokens}: give 0 to {num_tokens - 1}",
-            (returned.tokens < 0) | (returned.tokens >= num_tokens),
-        )
-        or _forbidden(missing, (returned.items < -1) | (returned.items >= num_items))
+        or _tensor_fault("target_logprobs", returned.target_logprobs, [of_targets])
+        or (None if weights is None else _tensor_fault("weights", weights, [whole[:2]]))
+        or _range_fault(returned, num_tokens, num_items)
     )
 
 
@@ -72,11 +71,21 @@ def reward_fault(returned: Any, groups: RolloutGroups) -> Fault | None:
     )
 
 
-def signal_fault(returned: Any, groups: RolloutGroups) -> Fault | None:
-    """A `Signal` on the same prompts, its tensors of the shapes of its groups, detached, finite."""
+def signal_fault(
+    returned: Any,
+    groups: RolloutGroups,
+    num_tokens: int | None = None,
+    num_items: int | None = None,
+) -> Fault | None:
+    """A `Signal` on the same prompts, its tensors of the shapes of its groups, detached, finite.
+
+    How many tokens and items there are is known in a run, not of made-up groups.
+    """
     if not isinstance(returned, Signal):
         return Fault(f"a {type(returned).__name__}: return a Signal")
-    fault = _groups_fault(returned.groups, groups)
+    fault = _groups_fault(returned.groups, groups) or _range_fault(
+        returned.groups, num_tokens, num_items
+    )
     if fault:
         return fault
     batch, size, length = returned.groups.tokens.shape
@@ -104,6 +113,20 @@ def loss_fault(returned: Any, shape: tuple[int, ...]) -> Fault | None:
     return None
 
 
+def _range_fault(
+    groups: RolloutGroups, num_tokens: int | None, num_items: int | None
+) -> Fault | None:
+    tokens, items = groups.tokens, groups.items
+    most = torch.iinfo(torch.int64).max
+    return _forbidden(
+        f"tokens outside the vocabulary of {num_tokens}: give 0 or more, below that",
+        (tokens < 0) | (tokens >= (num_tokens or most)),
+    ) or _forbidden(
+        f"items that are none: give -1, or one below {num_items}",
+        (items < -1) | (items >= (num_items or most)),
+    )
+
+
 def _groups_fault(returned: Any, given: RolloutGroups) -> Fault | None:
     if not isinstance(returned, RolloutGroups) or returned.prompts is not given.prompts:
         return Fault(
@@ -111,6 +134,8 @@ def _groups_fault(returned: Any, given: RolloutGroups) -> Fault | None:
         )
     if returned.weights is not None and given.weights is None:
         return Fault("groups with weights that its input does not have: leave them None")
+    if not isinstance(returned.tokens, Tensor) or returned.tokens.ndim != 3:
+        return Fault("groups whose tokens are no tensor [B, G, L]: keep those it was given")
     size = returned.tokens.shape[1:2]
     for name, before in _tensors(given):
         value = getattr(returned, name)
@@ -121,13 +146,21 @@ def _groups_fault(returned: Any, given: RolloutGroups) -> Fault | None:
         fault = _shape_fault(f"groups.{name}", value, [shape], before.dtype)
         if fault:
             return fault
-    if size == given.tokens.shape[1:2]:
-        replaced = (returned.tokens != given.tokens).any(-1)
-        grown = returned.loss_mask & ~given.loss_mask & ~replaced[..., None]
-        return _forbidden(
-            "a loss_mask that counts tokens which its input's leaves out: keep that one", grown
-        )
-    return None
+    return _rows_fault(returned, given)
+
+
+def _rows_fault(returned: RolloutGroups, given: RolloutGroups) -> Fault | None:
+    """Rollouts may be replaced and added, none may go, and what was masked out stays so."""
+    size, before = returned.tokens.shape[1], given.tokens.shape[1]
+    if size < before:
+        return Fault(f"groups of {size} rollouts: keep all, `keep` takes them out of the update")
+    if size > before:
+        return None
+    replaced = (returned.tokens != given.tokens).any(-1)
+    grown = returned.loss_mask & ~given.loss_mask & ~replaced[..., None]
+    return _forbidden(
+        "a loss_mask that counts tokens which its input's leaves out: keep that one", grown
+    )
 
 
 def _tensors(groups: RolloutGroups) -> Iterator[tuple[str, Tensor]]:
@@ -144,11 +177,11 @@ def _metrics_fault(metrics: Any) -> Fault | None:
         said = f"the metric {name!r} = {value!r}"
         if not isinstance(name, str) or not _METRIC.fullmatch(name):
             return Fault(f"{said}: give it a slash name, such as signal/{name}")
-        if name in OURS:
+        if name in OURS or name.startswith(("actor/", "valid/")):
             return Fault(f"{said}: the loop logs that name, give another")
         if type(value) not in (int, float):
             return Fault(f"{said}, a {type(value).__name__}: give a number")
-        if not isfinite(value):
+        if not abs(value) <= sys.float_info.max:
             return Fault(f"{said}: give a finite number")
     return None
 

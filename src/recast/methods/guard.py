@@ -39,9 +39,7 @@ def guard_groups(
     sampler: Part, groups: Any, prompts: Prompts, policy: Policy, num_rollouts: int
 ) -> None:
     """Raise `RecastError` unless a sampler returned so many rollouts of these prompts."""
-    num_tokens = policy.model.get_input_embeddings().weight.shape[0]
-    num_items = policy.catalog.num_items
-    fault = sampler_fault(groups, prompts, num_rollouts, num_tokens, num_items)
+    fault = sampler_fault(groups, prompts, num_rollouts, *_sizes(policy))
     if fault:
         raise RecastError(f"sampler {name_of(sampler)} gave {fault.what}")
 
@@ -53,9 +51,11 @@ def guard_rewards(reward: Part, groups: RolloutGroups, rewards: Any, folder: str
         raise _failure(f"reward {name_of(reward)}", fault, groups, folder)
 
 
-def guard_signal(signal: Part, groups: RolloutGroups, result: Any, folder: str) -> None:
+def guard_signal(
+    signal: Part, groups: RolloutGroups, result: Any, folder: str, policy: Policy | None = None
+) -> None:
     """Raise `RecastError` unless the signal's tensors have the shapes of its groups, finite."""
-    fault = signal_fault(result, groups)
+    fault = signal_fault(result, groups, *(_sizes(policy) if policy else ()))
     if fault:
         raise _failure(f"signal {name_of(signal)}", fault, groups, folder)
 
@@ -75,6 +75,11 @@ def guard_inputs(signal: Part, before: dict[str, int], after: dict[str, int]) ->
         raise RecastError(
             f"signal {name_of(signal)} changed its input {changed[0]} in place: clone it first"
         )
+
+
+def _sizes(policy: Policy) -> tuple[int, int]:
+    """How many tokens and items there are."""
+    return policy.model.get_input_embeddings().weight.shape[0], policy.catalog.num_items
 
 
 def _failure(owner: str, fault: Fault, groups: RolloutGroups, folder: str) -> RecastError:

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
+from typing import get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from recast import losses, rewards, signals
 from recast.methods.parts import nearest
-from recast.types import LogprobSpace, Loss, RecastError, Signal
+from recast.types import LogprobSpace, Loss, RecastError, Signal, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +49,23 @@ class Method:
     """Items per list, for samplers of lists."""
     fill_batch: bool = False
     """Roll out further prompts until the batch is full of groups whose rewards differ."""
+
+    def __post_init__(self) -> None:
+        """Raise `RecastError` for a value that no run could use."""
+        for name in ("reward", "signal", "loss"):
+            require(callable(getattr(self, name)), name, getattr(self, name), "give a function")
+        named = isinstance(self.samplers, tuple) and all(isinstance(x, str) for x in self.samplers)
+        require(named, "samplers", self.samplers, "give a tuple of names, () for no rollouts")
+        needs_none = bool(self.samplers) or self.min_group_size == 0
+        remedy = "a method without samplers has 0, its signal gets no rollouts"
+        require(needs_none, "min_group_size", self.min_group_size, remedy)
+        spaces = get_args(LogprobSpace)
+        require(self.space in spaces, "space", self.space, f"choose one of {', '.join(spaces)}")
+        require(isinstance(self.add_gt, bool), "add_gt", self.add_gt, "give True or False")
+        require(0 < self.lr < inf, "lr", self.lr, "give a positive rate")
+        for name in ("kl_coef", "nll_coef"):
+            value = getattr(self, name)
+            require(0 <= value < inf, name, value, "give 0 or more")
 
     @property
     def sampler(self) -> str | None:

@@ -117,7 +117,7 @@ class GRPOTrainer(PackedGRPOTrainer):
         groups, rewards = self._groups, self._rewards
         with blame("signal", self._signal):
             signal = self._signal(groups, rewards)
-        guard_signal(self._signal, groups, signal, self.args.output_dir)
+        guard_signal(self._signal, groups, signal, self.args.output_dir, self._policy)
         _require_place(self._signal, groups, signal)
         mode = "train" if self.model.training else "eval"
         for name, value in group_metrics([(groups, rewards)], signal).items():
