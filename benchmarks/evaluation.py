@@ -12,7 +12,7 @@ from benchmarks.harness import Row, cpu_seconds, main, random_catalog, tiny_poli
 from benchmarks.rollout import Prefixes, prefixes_of, transformers_beams
 from recast.evaluation.rank import rank_policy
 from recast.policy.load import Policy
-from recast.policy.prompts import build_prompts
+from recast.policy.tasks import HistoryTask, Task
 from recast.types import Interactions
 
 ROWS_AT_A_TIME = 8
@@ -38,7 +38,7 @@ def random_interactions(num_users: int, num_items: int, history: int) -> Interac
 
 def transformers_lists(
     policy: Policy,
-    interactions: Interactions,
+    task: Task,
     rows: Int[Tensor, " N"],
     width: int,
     prefixes: Prefixes,
@@ -46,7 +46,7 @@ def transformers_lists(
     """The items of transformers' beam search, best first."""
     found = []
     for chunk in rows.split(ROWS_AT_A_TIME):
-        prompts = build_prompts(interactions, policy.catalog, chunk, policy.window)
+        prompts = task.prompts(chunk)
         sequences, _ = transformers_beams(policy, prompts, width, prefixes)
         found.append(policy.catalog.items_of(sequences))
     return torch.cat(found)
@@ -61,23 +61,24 @@ def run(smoke: bool) -> list[Row]:
     policy, prefixes = tiny_policy(catalog), prefixes_of(catalog)
     interactions = random_interactions(num_rows, num_items, history)
     rows = interactions.rows("test")
+    task = HistoryTask(interactions=interactions, catalog=policy.catalog, window=policy.window)
     few = rows[:subset]
 
     # A random target is in no list: the subset's are put at ranks 1, 2, .. of transformers' lists.
-    lists = transformers_lists(policy, interactions, few, width, prefixes)
+    lists = transformers_lists(policy, task, few, width, prefixes)
     place = torch.arange(len(few)) % width
     items = interactions.items.clone()
     items[few] = lists[torch.arange(len(few)), place]
-    interactions = replace(interactions, items=items)
-    found = rank_policy(policy, interactions, few, width).sid_rank
+    task = replace(task, interactions=replace(interactions, items=items))
+    found = rank_policy(policy, task, few, width).sid_rank
     equal = float((found == place + 1).float().mean())
     assert equal > 0.9, f"{equal:.1%} of the ranks are equal"
 
     repeats = 1 if smoke else 2
     slow = cpu_seconds(
-        lambda: transformers_lists(policy, interactions, few, width, prefixes), repeats, warmups=0
+        lambda: transformers_lists(policy, task, few, width, prefixes), repeats, warmups=0
     )
-    fast = cpu_seconds(lambda: rank_policy(policy, interactions, rows, width), 1, warmups=0)
+    fast = cpu_seconds(lambda: rank_policy(policy, task, rows, width), 1, warmups=0)
     slow, fast = slow / len(few), fast / len(rows)
     return [
         Row(

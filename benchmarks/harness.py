@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from recast.items.catalog import Catalog, build_catalog
 from recast.policy.load import Policy
 from recast.policy.packed import ATTENTION
+from recast.policy.prompts import make_prompts
 from recast.types import Prompts
 
 Work = Callable[[], object]
@@ -197,13 +198,4 @@ def random_prompts(catalog: Catalog, count: int, length: int, seed: int = 0) -> 
     items = (length - 1) // catalog.num_levels
     history = torch.randint(catalog.num_items, (count, items), generator=draw)
     targets = torch.randint(catalog.num_items, (count, 1), generator=draw)
-    bos = torch.full((count, 1), catalog.bos_token)
-    return Prompts(
-        tokens=torch.cat([bos, catalog.tokens(history).flatten(1)], dim=1),
-        lengths=torch.full((count,), 1 + items * catalog.num_levels),
-        targets=catalog.tokens(targets),
-        target_items=targets,
-        history=history,
-        seen=torch.empty(count, 0, dtype=torch.long),
-        row_ids=torch.arange(count),
-    )
+    return make_prompts(catalog, history=history, targets=targets)

@@ -39,7 +39,7 @@ from recast.losses import ppo_clip
 from recast.methods.parts import find_part
 from recast.policy.load import Policy
 from recast.policy.packed import ATTENTION
-from recast.policy.prompts import build_prompts
+from recast.policy.tasks import HistoryTask
 from recast.rewards.hit import first_hit
 from recast.signals.grpo import grpo
 from recast.train.actor import Actor, update
@@ -146,7 +146,7 @@ class RecastSteps(TrainerCallback):
         size = self.case.num_prompts
         rows = last_rows(self.events)[index * size : (index + 1) * size]
         policy = self.actor.policy
-        prompts = build_prompts(self.events, self.catalog, rows, policy.window)
+        prompts = task_of(self.events, self.catalog, policy.window).prompts(rows)
         groups = self.sampler(policy, prompts, self.case.group_size, Draw(step=index))
         update(self.actor, grpo(groups, first_hit(groups)))
 
@@ -173,6 +173,10 @@ class RecastSteps(TrainerCallback):
         self.since = time.process_time()
 
 
+def task_of(events: Interactions, catalog: Catalog, window: int) -> HistoryTask:
+    return HistoryTask(interactions=events, catalog=catalog, window=window)
+
+
 def trainer_of(
     catalog: Catalog, case: Case, events: Interactions, steps: RecastSteps, folder: Path
 ) -> Any:
@@ -181,7 +185,7 @@ def trainer_of(
     model.save_pretrained(folder / "model")
     model.config._name_or_path = str(folder / "model")  # TRL reloads its reference from here
     rows = last_rows(events)
-    prompts = build_prompts(events, catalog, rows, case.items + 1)
+    prompts = task_of(events, catalog, case.items + 1).prompts(rows)
     tokenizer = word_tokenizer(catalog)
     texts = [" ".join(f"<{token}>" for token in row) for row in prompts.tokens.tolist()]
     assert tokenizer(texts)["input_ids"] == prompts.tokens.tolist()

@@ -19,8 +19,8 @@ from benchmarks.harness import stock_attention
 from recast.items.catalog import Catalog
 from recast.policy.load import Policy
 from recast.policy.packed import ATTENTION, pack
+from recast.policy.prompts import make_prompts
 from recast.rollout.beam import beam_search
-from recast.types import Prompts
 
 
 class OverriddenTrainer(StockTrainer):
@@ -36,16 +36,9 @@ class OverriddenTrainer(StockTrainer):
         distinct = list(dict.fromkeys(prompts))
         ids = self.processing_class(distinct)["input_ids"]
         lengths = torch.tensor([len(row) for row in ids])
+        tokens = torch.tensor([row + [0] * (int(lengths.max()) - len(row)) for row in ids])
         none = torch.empty(len(ids), 0, dtype=torch.long)
-        batch = Prompts(
-            tokens=torch.tensor([row + [0] * (int(lengths.max()) - len(row)) for row in ids]),
-            lengths=lengths,
-            targets=none[..., None].expand(-1, -1, self._catalog.num_levels),
-            target_items=none,
-            history=none,
-            seen=none,
-            row_ids=torch.arange(len(ids)),
-        )
+        batch = make_prompts(self._catalog, text=(tokens, lengths), targets=none)
         policy = Policy(model=self.model, catalog=self._catalog, window=1)
         found = beam_search(policy, batch, len(prompts) // len(ids)).tokens.tolist()
         left = {text: iter(beams) for text, beams in zip(distinct, found, strict=True)}

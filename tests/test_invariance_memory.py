@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import yaml
 from small_walk import rl_config, weights
@@ -16,7 +17,6 @@ from recast.methods.assembly import sampler_of
 from recast.methods.table import METHODS
 from recast.policy import memory
 from recast.policy.load import load_policy
-from recast.policy.prompts import build_prompts
 from recast.rl import train_rl
 from recast.train.search import Search
 
@@ -47,13 +47,13 @@ def test_a_run_in_little_memory_ends_where_it_ends_in_much(
 def test_rollouts_in_parts_are_those_of_one_call(walk: Path, tmp_path: Path, name: str) -> None:
     policy, data = load_policy(walk / "sft" / "policy"), load_data(walk / "data")
     method = METHODS[name]
-    prompts = build_prompts(data, policy.catalog, data.rows("valid")[:9], policy.window)
+    prompts = tiny.task_of(data, policy).prompts(data.rows("valid")[:9])
     prompts = select(prompts, prompts.lengths.argsort(descending=True))
     whole, parts = (
         Search(
             method=method,
             policy=policy,
-            interactions=data,
+            task=tiny.task_of(data, policy),
             sampler=sampler_of(method, method.samplers[0], {}),
             group_size=6,
             seed=0,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import tiny
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -24,7 +25,6 @@ from recast.methods.assembly import resolve
 from recast.methods.parts import spell
 from recast.methods.table import METHODS
 from recast.policy.load import load_policy, save_policy
-from recast.policy.prompts import build_prompts
 from recast.rl import train_rl
 from recast.rollout.beam import beam_search
 from recast.rollout.sample import sample
@@ -104,7 +104,7 @@ def test_all_methods_see_the_same_prompts(walk: Path, runs: Runs) -> None:
 
 def test_what_a_run_reports(walk: Path, runs: Runs) -> None:
     data, policy = load_data(walk / "data"), load_policy(walk / "sft" / "policy")
-    start = validate(policy, data, sample_rows(data, "valid", 2000))
+    start = validate(policy, tiny.task_of(data, policy), sample_rows(data.rows("valid"), 2000))
     for (method, sampler), (folder, result) in runs.items():
         lines = metric_lines(folder)
         assert [line["step"] for line in lines] == [0, 1, 2, 3]
@@ -169,7 +169,7 @@ def test_the_rollouts_of_the_first_step(walk: Path, runs: Runs, method: str, sam
     """The Parquet file holds what the SFT policy rolls out, rewarded by hand."""
     data, policy = load_data(walk / "data"), load_policy(walk / "sft" / "policy")
     config = rl_config(walk, Path("unused"))
-    prompts = build_prompts(data, policy.catalog, batches_of(data, config)[0], policy.window)
+    prompts = tiny.task_of(data, policy).prompts(batches_of(data, config)[0])
     groups = SAMPLERS[sampler](policy, prompts, config.group_size)
     table = rollouts_of(runs[method, sampler][0]).filter(pl.col("step") == 1)
     assert table["item"].to_list() == groups.items.flatten().tolist()
@@ -240,7 +240,8 @@ def test_recall_rises_on_the_prompts(
     data = load_data(walk / "data")
 
     def recall(run: Path) -> float:
-        ranks = rank_policy(load_policy(run / "policy"), data, data.rows("rl"), 10)
+        trained = load_policy(run / "policy")
+        ranks = rank_policy(trained, tiny.task_of(data, trained), data.rows("rl"), 10)
         return float(row_metrics(ranks)["item/hr@1"].mean())
 
     settings = {"steps": 40, "prompts_per_step": 32, "group_size": 8, "eval_every": 40}

@@ -8,30 +8,32 @@ from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
+import tiny
 import torch
 import yaml
 from small_walk import MODEL, metric_lines, same, sft_config, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recast.data.folder import data_hash, load_data
+from recast.data.windows import user_windows
 from recast.evaluation.metrics import PRIMARY, row_metrics
 from recast.evaluation.rank import rank_scores, sample_rows, validate
 from recast.items.catalog import load_catalog
 from recast.policy.baselines import popularity
 from recast.policy.load import load_policy
 from recast.sft import train_sft
-from recast.train.windows import user_windows
 
 
 def test_it_learns_more_than_popularity(walk: Path) -> None:
     data, catalog = load_data(walk / "data"), load_catalog(walk / "catalog")
-    rows = sample_rows(data, "valid", 2000)
+    rows = sample_rows(data.rows("valid"), 2000)
     ranks = rank_scores(popularity(data), data, catalog, rows)
     best = max(line["valid/ndcg@10"] for line in metric_lines(walk / "sft"))
     # With seen items out, few candidates are left, so popularity is no bad guess here.
     assert best > 0.1 + float(row_metrics(ranks)[PRIMARY].mean())
     # What was saved is the best epoch.
-    again = validate(load_policy(walk / "sft" / "policy"), data, rows)
+    policy = load_policy(walk / "sft" / "policy")
+    again = validate(policy, tiny.task_of(data, policy), rows)
     assert again["valid/ndcg@10"] == best
 
 
@@ -52,7 +54,8 @@ def test_the_run_folder(walk: Path) -> None:
     assert {tuple(line) for line in lines} == {
         ("step", "stage", "time_s", "sft/loss", "valid/ndcg@10", "valid/hr@10")
     }
-    windows = user_windows(load_data(walk / "data"), 8, 0, 0)
+    data = load_data(walk / "data")
+    windows = user_windows(data, data.rows("train"), window=8, seed=0, epoch=0)
     assert lines[0]["step"] == -(-len(windows) // 32)
     assert lines[0]["sft/loss"] > lines[-1]["sft/loss"]
     board = EventAccumulator(str(run / "tb"))
@@ -98,7 +101,11 @@ def test_later_events_do_not_leak(walk: Path, tmp_path: Path) -> None:
     assert not moved[before.splits == 0].any()
     assert moved[before.splits > 0].double().mean() > 0.9
     for epoch in range(3):
-        assert user_windows(before, 8, 0, epoch).equal(user_windows(after, 8, 0, epoch))
+        first, second = (
+            user_windows(data, data.rows("train"), window=8, seed=0, epoch=epoch)
+            for data in (before, after)
+        )
+        assert first.equal(second)
     for name, folder in (("a", walk), ("b", other)):
         train_sft(sft_config(folder, tmp_path / name, epochs=1))
     lines = [metric_lines(tmp_path / name)[0] for name in "ab"]

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recast.config import SFTConfig
+from recast.data.windows import user_windows
+from recast.policy.prompts import write_items
+from recast.policy.tasks import HistoryTask
 from recast.sft import cosine
-from recast.train.windows import user_windows, window_loss
+from recast.train.sequences import sequence_loss
 from recast.types import SPLITS, Interactions
 
 
@@ -44,7 +47,12 @@ def events_of(
 
 def windows_of(events: Interactions, config: SFTConfig, epoch: int) -> Tensor:
     return user_windows(
-        events, config.window, config.seed, epoch, backwards_frac=config.backwards_frac
+        events,
+        events.rows("train"),
+        window=config.window,
+        seed=config.seed,
+        epoch=epoch,
+        backwards_frac=config.backwards_frac,
     )
 
 
@@ -172,12 +180,47 @@ def test_the_loss_is_that_of_every_token() -> None:
     catalog = tiny.tiny_catalog()
     policy = tiny.tiny_policy("qwen3", catalog)
     windows = torch.tensor([[0, 5, 2, -1, -1], [7, 1, 3, 4, -1], [6, 2, -1, -1, -1]])
-    found = window_loss(policy, windows, 0.0).item()
-    assert found == pytest.approx(slow_loss(tiny.twin(policy.model), catalog, windows), rel=1e-5)
-    assert window_loss(policy, windows, 0.0).item() == found
+    tokens, lengths = write_items(catalog, windows)
+    mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).index_fill(1, torch.tensor(0), False)
+
+    def loss(mask: Tensor, dropout: float = 0.0) -> float:
+        return sequence_loss(policy, tokens, mask, dropout).item()
+
+    found, model = loss(mask), tiny.twin(policy.model)
+    assert found == pytest.approx(slow_loss(model, catalog, windows), rel=1e-5)
+    assert loss(mask) == found
     torch.manual_seed(0)
-    dropped = [window_loss(policy, windows, 0.3).item() for _ in range(2)]
-    assert len({*dropped, found}) == 3
+    assert len({loss(mask, 0.3), loss(mask, 0.3), found}) == 3
+    # Only the tokens that count: those of every row's second item.
+    second = torch.zeros_like(mask)
+    second[:, 4:7] = True
+    of_two, of_one = (
+        slow_loss(model, catalog, windows[:, :2]),
+        slow_loss(model, catalog, windows[:, :1]),
+    )
+    assert loss(second) == pytest.approx(2 * of_two - of_one, rel=1e-5)
+
+
+def test_sequences_hold_what_the_windows_hold() -> None:
+    """Two users of 5 and 2 events, windows of 3: BOS and the items, everything but BOS counts."""
+    events, policy = events_of([5, 2]), tiny.tiny_policy("qwen3", tiny.tiny_catalog())
+    task = HistoryTask(interactions=events, catalog=policy.catalog, window=3, seed=4)
+    for epoch in range(3):
+        sequences = task.sequences(task.rows("train"), epoch)
+        windows = windows_of(events, config(seed=4), epoch)
+        expected = [
+            [policy.catalog.bos_token, *policy.catalog.tokens(row[row >= 0]).flatten().tolist()]
+            for row in windows
+        ]
+        assert sequences.lengths.tolist() == [len(row) for row in expected]
+        assert sequences.tokens.tolist() == [token for row in expected for token in row]
+        assert sequences.loss_mask.tolist() == [t > 0 for row in expected for t in range(len(row))]
+        for index in ([len(sequences) - 1, 0], [1]):
+            tokens, mask = sequences.batch(torch.tensor(index))
+            assert tokens.shape[1] == max(len(expected[i]) for i in index)
+            for place, i in enumerate(index):
+                assert tokens[place, : len(expected[i])].tolist() == expected[i]
+                assert mask[place].nonzero()[:, 0].tolist() == list(range(1, len(expected[i])))
 
 
 def test_the_rate_never_rises_again() -> None:

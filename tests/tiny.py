@@ -20,7 +20,9 @@ from transformers import (
 from recast.items.catalog import Catalog, build_catalog
 from recast.policy.load import Policy
 from recast.policy.packed import ATTENTION
-from recast.types import Prompts, RolloutGroups
+from recast.policy.prompts import make_prompts as make_prompts_of
+from recast.policy.tasks import HistoryTask
+from recast.types import Interactions, Prompts, RolloutGroups
 
 CODES = torch.tensor(
     [[0, 0, 1], [0, 0, 2], [0, 1, 0], [1, 2, 2], [1, 2, 0], [2, 0, 1], [2, 1, 1], [2, 1, 3]]
@@ -103,6 +105,11 @@ def twin(model: PreTrainedModel, attention: str = "sdpa") -> PreTrainedModel:
     return other.eval()
 
 
+def task_of(events: Interactions, policy: Policy) -> HistoryTask:
+    """The events as prompts of the policy."""
+    return HistoryTask(interactions=events, catalog=policy.catalog, window=policy.window)
+
+
 def make_prompts(
     catalog: Catalog,
     histories: list[list[int]],
@@ -111,15 +118,11 @@ def make_prompts(
     first_row: int = 0,
 ) -> Prompts:
     """Prompts from item lists; ragged lists are padded with -1 on the right."""
-    history, target = _padded(histories), _padded(targets)
-    bos = torch.full((len(histories), 1), catalog.bos_token)
-    return Prompts(
-        tokens=torch.cat([bos, catalog.tokens(history).flatten(1)], dim=1),
-        lengths=1 + catalog.num_levels * (history >= 0).sum(1),
-        targets=catalog.tokens(target),
-        target_items=target,
-        history=history,
-        seen=torch.empty(len(histories), 0, dtype=torch.long) if seen is None else _padded(seen),
+    return make_prompts_of(
+        catalog,
+        history=_padded(histories),
+        targets=_padded(targets),
+        seen=None if seen is None else _padded(seen),
         row_ids=torch.arange(len(histories)) + first_row,
     )
 

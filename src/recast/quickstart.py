@@ -180,7 +180,7 @@ def rank_baselines(
     interactions: Interactions, catalog: Catalog, folder: Path, log: RunLog
 ) -> tuple[dict[str, Ranks], dict[str, Metrics]]:
     """Popularity and an item-kNN tuned on validation rows, ranked on the test rows."""
-    valid = sample_rows(interactions, "valid", 2000)
+    valid = sample_rows(interactions.rows("valid"), 2000)
     test = interactions.rows("test")
 
     def quality(scorer: Scorer) -> float:

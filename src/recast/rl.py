@@ -37,12 +37,12 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
     CPU seconds without validation.
     """
     setup = set_up_rl(config, method)
-    policy, interactions = setup.policy, setup.interactions
+    policy, task = setup.policy, setup.task
     state = LoopState(model=policy.model, optimizer=setup.actor.optimizer)
     with RunLog(config.output, setup.settings, parent=log) as run:
         run.environment(data_hash(config.data))
         run.say(setup.plan.text)
-        state.valid = validate(policy, interactions, setup.valid_rows)
+        state.valid = validate(policy, task, setup.valid_rows)
         run.metrics(0, state.valid, stage=setup.name)
         with run.stage(setup.name, total=config.steps) as stage:
             while state.step < config.steps:
@@ -50,7 +50,7 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
                 run.rollouts(state.step, done.groups, done.rewards, done.signal)
                 metrics = done.metrics
                 if state.step % config.eval_every == 0 or state.step == config.steps:
-                    state.valid = validate(policy, interactions, setup.valid_rows)
+                    state.valid = validate(policy, task, setup.valid_rows)
                     metrics |= state.valid
                 stage.advance(metrics, step=state.step)
         save_policy(policy, Path(config.output) / "policy")

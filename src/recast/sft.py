@@ -1,6 +1,6 @@
-"""Supervised training: windows of users' histories in, a policy that writes the next item out.
+"""Supervised training: token sequences of a task in, a policy that writes the next item out.
 
-The loop of `rl.py` with one verb fewer: window, update, evaluate, save. Only events of split
+The loop of `rl.py` with one verb fewer: sequences, update, evaluate, save. Only events of split
 `train` are read for training; the `rl` slice, validation and test are never seen.
 """
 
@@ -12,18 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from recast.config import Precision, SFTConfig
 from recast.data.folder import data_hash
 from recast.evaluation.rank import validate
 from recast.policy.load import Policy, save_policy
 from recast.run.log import RunLog
+from recast.train.sequences import sequence_loss
 from recast.train.setup import set_up_sft
 from recast.train.state import LoopState
-from recast.train.windows import user_windows, window_loss
-from recast.types import Metrics
+from recast.types import Metrics, Sequences
 
 
 def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
@@ -32,7 +30,7 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
     Writes the policy to `config.output`/policy. Returns the best validation metrics and the cost.
     """
     setup = set_up_sft(config)
-    policy, interactions = setup.policy, setup.interactions
+    policy, task = setup.policy, setup.task
     total = config.epochs * math.ceil(setup.num_windows / config.batch_windows)
     optimizer = torch.optim.AdamW(
         policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
@@ -49,17 +47,12 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
                     state,
                     schedule,
                     policy,
-                    user_windows(
-                        interactions,
-                        config.window,
-                        config.seed,
-                        state.step,
-                        backwards_frac=config.backwards_frac,
-                    ).split(config.batch_windows),
+                    task.sequences(setup.rows, state.step),
+                    batch_size=config.batch_windows,
                     dropout=config.dropout,
                     precision=config.precision,
                 )
-                state.valid = validate(policy, interactions, setup.valid_rows)
+                state.valid = validate(policy, task, setup.valid_rows)
                 metrics = {"sft/loss": loss} | state.valid
                 stage.advance(metrics, step=state.optimizer_steps)
                 state.keep_if_best(metrics | {"sft/epoch": float(state.step)})
@@ -72,18 +65,19 @@ def train_epoch(
     state: LoopState,
     schedule: torch.optim.lr_scheduler.LambdaLR,
     policy: Policy,
-    batches: tuple[Int[Tensor, "_N W"], ...],
+    sequences: Sequences,
     *,
+    batch_size: int,
     dropout: float,
     precision: Precision,
 ) -> float:
-    """One pass over the batches of windows; returns the mean loss of its batches."""
+    """One pass over the sequences in their order; returns the mean loss of its batches."""
     started = time.process_time()
     policy.model.train()
     losses = []
-    for batch in batches:
+    for index in torch.arange(len(sequences), device=policy.catalog.device).split(batch_size):
         with policy.computing_in(precision):
-            loss = window_loss(policy, batch, dropout)
+            loss = sequence_loss(policy, *sequences.batch(index), dropout)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
@@ -91,7 +85,7 @@ def train_epoch(
         schedule.step()
         losses.append(loss.detach())
     state.step += 1
-    state.optimizer_steps += len(batches)
+    state.optimizer_steps += len(losses)
     state.cpu_s += time.process_time() - started
     return float(torch.stack(losses).mean())
 

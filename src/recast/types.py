@@ -96,6 +96,31 @@ class Prompts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Sequences:
+    """What supervised training reads: N token sequences, end to end, and what counts in them.
+
+    Example, BOS = 1 and the item (2, 9), then BOS and the items (3, 8) and (2, 9):
+    `tokens=[1, 2, 9, 1, 3, 8, 2, 9]  loss_mask=[0, 1, 1, 0, 1, 1, 1, 1]  lengths=[3, 5]`.
+    """
+
+    tokens: Int[Tensor, " _tokens"]
+    loss_mask: Bool[Tensor, " _tokens"]
+    """Tokens that the model is to write; never the first of a sequence."""
+    lengths: Int[Tensor, " N"]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, index: Int[Tensor, " B"]) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
+        """Tokens and loss mask of some sequences; what pads them on the right counts nothing."""
+        lengths = self.lengths[index]
+        starts = self.lengths.cumsum(0)[index] - lengths
+        column = torch.arange(int(lengths.max()), device=lengths.device)
+        place = starts[:, None] + column.minimum(lengths[:, None] - 1)
+        return self.tokens[place], self.loss_mask[place] & (column < lengths[:, None])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Draw:
     """What a sampler is told besides policy, prompts and group size: its randomness and its record.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import tiny
 import torch
 
 from recast.config import EvaluateConfig, ModelConfig, PrepareConfig
@@ -16,7 +17,6 @@ from recast.evaluation.metrics import read_ranks, row_metrics
 from recast.evaluation.rank import evaluate_policy, invalid_frac, rank_policy, sample_rows
 from recast.items.catalog import build_catalog
 from recast.policy.load import Policy, create_policy, load_policy, save_policy
-from recast.policy.prompts import build_prompts
 from recast.policy.ranker import load_ranker
 from recast.rollout.beam import beam_search
 from recast.rollout.decoder import Decoder
@@ -62,7 +62,7 @@ def test_what_is_written_is_what_was_ranked(run: EvaluateConfig) -> None:
     ]
     data, policy = load_data(run.data), load_policy(run.policy)
     rows = data.rows("test")
-    ranks, again = read_ranks(folder), rank_policy(policy, data, rows, 10)
+    ranks, again = read_ranks(folder), rank_policy(policy, tiny.task_of(data, policy), rows, 10)
     assert torch.equal(ranks.row_ids, rows)
     assert torch.equal(ranks.sid_rank, again.sid_rank)
     facts = json.loads((folder / "eval.json").read_text())
@@ -83,8 +83,8 @@ def test_what_is_written_is_what_was_ranked(run: EvaluateConfig) -> None:
         found = metrics[name]
         assert found["value"] == means[name] == pytest.approx(float(values.mean()))
         assert found["low"] <= found["value"] <= found["high"]
-    few = sample_rows(data, "test", 5)
-    assert means["invalid_frac"] == invalid_frac(policy, data, few, 10)
+    few = sample_rows(data.rows("test"), 5)
+    assert means["invalid_frac"] == invalid_frac(policy, tiny.task_of(data, policy), few, 10)
     assert means["rows"] == len(rows)
 
 
@@ -122,13 +122,14 @@ def test_settings_out_of_range(run: EvaluateConfig, setting: dict, message: str)
 def test_a_beam_wider_than_the_catalogue(run: EvaluateConfig) -> None:
     data, policy = load_data(run.data), load_policy(run.policy)
     rows = data.rows("test")
-    all_items, wider = (rank_policy(policy, data, rows, width) for width in (30, 10**6))
+    task = tiny.task_of(data, policy)
+    all_items, wider = (rank_policy(policy, task, rows, width) for width in (30, 10**6))
     assert torch.equal(all_items.sid_rank, wider.sid_rank)
     assert torch.equal(all_items.items_before, wider.items_before)
     assert bool((wider.sid_rank > 0).all())
     few = rows[:2]
-    assert invalid_frac(policy, data, few, 10**6) == invalid_frac(policy, data, few, 30)
-    assert invalid_frac(policy, data, rows[:0], 10) == 0
+    assert invalid_frac(policy, task, few, 10**6) == invalid_frac(policy, task, few, 30)
+    assert invalid_frac(policy, task, rows[:0], 10) == 0
 
 
 def test_damaged_ranks(tmp_path: Path) -> None:
@@ -157,11 +158,13 @@ def test_d3_ranks_by_the_guide_s_scores_of_the_whole_catalogue(
     data, policy = load_data(run.data), load_policy(run.policy)
     rows = data.rows("test")
     by_policy, own = (
-        rank_policy(policy, data, rows, 30, Decoder(guide=guide, alpha=1.0))
+        rank_policy(policy, tiny.task_of(data, policy), rows, 30, Decoder(guide=guide, alpha=1.0))
         for guide in (None, likes_high_items)
     )
     assert torch.equal(by_policy.sid_rank, own.sid_rank)
-    by_guide = rank_policy(policy, data, rows, 30, Decoder(guide=likes_high_items, alpha=0.0))
+    by_guide = rank_policy(
+        policy, tiny.task_of(data, policy), rows, 30, Decoder(guide=likes_high_items, alpha=0.0)
+    )
     for row, rank in zip(rows.tolist(), by_guide.sid_rank.tolist(), strict=True):
         target, past = int(data.items[row]), data.items[data.starts[row] : row].tolist()
         assert rank == 1 + len(set(range(target + 1, 30)) - set(past))
@@ -181,7 +184,7 @@ def test_d3_with_a_trained_ranker_s_folder(run: EvaluateConfig, tmp_path: Path) 
 
     data, policy = load_data(run.data), load_policy(run.policy)
     rows = data.rows("test")
-    prompts = build_prompts(data, policy.catalog, rows, policy.window)
+    prompts = tiny.task_of(data, policy).prompts(rows)
     guide = load_ranker(str(tmp_path / "sasrec"), policy.catalog)
     scores = guide(prompts, torch.arange(30).expand(len(rows), -1))
     beams = beam_search(policy, prompts, 10, decoder=Decoder(guide=lambda *_: scores, alpha=0.3))

@@ -13,7 +13,6 @@ from recast.evaluation.metrics import row_metrics
 from recast.evaluation.rank import invalid_frac, rank_policy, rank_scores, sample_rows, validate
 from recast.items.catalog import Catalog, build_catalog
 from recast.policy.load import Policy
-from recast.policy.prompts import build_prompts
 from recast.rollout.beam import beam_search
 from recast.rollout.decoder import Decoder
 from recast.types import Interactions, RecastError
@@ -125,12 +124,12 @@ def test_policy_places_equal_a_walk_down_its_beams(
     data = many_events(catalog, exclude_seen)
     policy = tiny.tiny_policy("qwen3", catalog)
     rows = data.rows("test")
-    ranks = rank_policy(policy, data, rows, beam_width)
+    ranks = rank_policy(policy, tiny.task_of(data, policy), rows, beam_width)
     assert torch.equal(ranks.row_ids, rows)
     codes = [tuple(code) for code in catalog.codes.tolist()]
     not_found = 0
     for i, row in enumerate(rows.tolist()):
-        prompts = build_prompts(data, catalog, torch.tensor([row]), policy.window)
+        prompts = tiny.task_of(data, policy).prompts(torch.tensor([row]))
         beams = beam_search(policy, prompts, beam_width)
         seen = set(data.items[data.starts[row] : row].tolist()) if exclude_seen else set()
         listed = [codes[item] for item in beams.items[0].tolist() if item >= 0]
@@ -148,9 +147,9 @@ def test_policy_places_equal_a_walk_down_its_beams(
 def test_policy_places_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     data = many_events(SHARED)
     policy = tiny.tiny_policy("qwen3", SHARED)
-    whole = rank_policy(policy, data, data.rows("test"), 4)
+    whole = rank_policy(policy, tiny.task_of(data, policy), data.rows("test"), 4)
     monkeypatch.setattr(evaluate, "_MAX_BATCH", 3)
-    few = rank_policy(policy, data, data.rows("test"), 4)
+    few = rank_policy(policy, tiny.task_of(data, policy), data.rows("test"), 4)
     assert torch.equal(whole.sid_rank, few.sid_rank)
     assert torch.equal(whole.items_before, few.items_before)
 
@@ -159,7 +158,7 @@ def test_no_rows_give_no_ranks() -> None:
     data = many_events(SHARED)
     nothing = torch.empty(0, dtype=torch.long)
     policy = tiny.tiny_policy("qwen3", SHARED)
-    assert len(rank_policy(policy, data, nothing, 4).sid_rank) == 0
+    assert len(rank_policy(policy, tiny.task_of(data, policy), nothing, 4).sid_rank) == 0
     assert len(rank_scores(fixed(torch.zeros(1, 8)), data, SHARED, nothing).sid_rank) == 0
 
 
@@ -170,19 +169,19 @@ def test_invalid_beams_are_counted() -> None:
     valid = {tuple(tokens) for tokens in catalog.tokens(torch.arange(8)).tolist()}
     invalid = []
     for row in rows:
-        prompts = build_prompts(data, catalog, row[None], policy.window)
+        prompts = tiny.task_of(data, policy).prompts(row[None])
         beams = beam_search(policy, prompts, 4, decoder=Decoder(constrained=False))
         invalid += [tuple(beam) not in valid for beam in beams.tokens[0].tolist()]
     assert len(invalid) == 36
-    assert invalid_frac(policy, data, rows, 4) == sum(invalid) / 36
+    assert invalid_frac(policy, tiny.task_of(data, policy), rows, 4) == sum(invalid) / 36
 
 
 def test_validation_reads_the_same_numbers_and_leaves_the_mode() -> None:
     data, policy = many_events(SHARED), tiny.tiny_policy("qwen3", SHARED)
     rows = data.rows("test")
-    expected = row_metrics(rank_policy(policy, data, rows, 32))
+    expected = row_metrics(rank_policy(policy, tiny.task_of(data, policy), rows, 32))
     policy.model.train()
-    found = validate(policy, data, rows)
+    found = validate(policy, tiny.task_of(data, policy), rows)
     assert policy.model.training
     assert found == {
         "valid/ndcg@10": float(expected["item/ndcg@10"].mean()),
@@ -193,12 +192,12 @@ def test_validation_reads_the_same_numbers_and_leaves_the_mode() -> None:
 def test_a_sample_of_rows_is_fixed() -> None:
     data = many_events(SHARED)
     rows = data.rows("test")
-    few = sample_rows(data, "test", 5)
+    few = sample_rows(data.rows("test"), 5)
     assert len(few) == 5
     assert torch.equal(few, few.unique())
     assert torch.isin(few, rows).all()
-    assert torch.equal(few, sample_rows(data, "test", 5))
-    assert torch.equal(sample_rows(data, "test", 10_000), rows.sort().values)
+    assert torch.equal(few, sample_rows(data.rows("test"), 5))
+    assert torch.equal(sample_rows(data.rows("test"), 10_000), rows.sort().values)
 
 
 def test_several_targets_are_not_supported() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import yaml
 from small_walk import metric_lines, rl_config, same, weights
@@ -37,7 +38,8 @@ OWN: dict[str, dict[str, Any]] = {
 
 def _recall(walk: Path, run: Path) -> float:
     data = load_data(walk / "data")
-    ranks = rank_policy(load_policy(run / "policy"), data, data.rows("rl"), 10)
+    trained = load_policy(run / "policy")
+    ranks = rank_policy(trained, tiny.task_of(data, trained), data.rows("rl"), 10)
     return float(row_metrics(ranks)["item/hr@1"].mean())
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import naive
 import pytest
+import tiny
 import torch
 from small_walk import metric_lines, rl_config, same, sft_config, weights
 
@@ -16,7 +17,6 @@ from recast.evaluation.rank import evaluate_policy
 from recast.evaluation.stratify import stratify_policy
 from recast.items.tokenize import tokenize
 from recast.policy.load import load_policy
-from recast.policy.prompts import build_prompts
 from recast.policy.ranker import load_ranker
 from recast.rl import train_rl
 from recast.sft import train_sft
@@ -39,7 +39,7 @@ def test_the_ranker_learnt_the_walk_and_scores_like_a_naive_forward(
 ) -> None:
     data, policy = load_data(walk / "data"), load_policy(walk / "sft" / "policy")
     rows = data.rows("valid")[:40]
-    prompts = build_prompts(data, policy.catalog, rows, policy.window)
+    prompts = tiny.task_of(data, policy).prompts(rows)
     items = torch.arange(policy.catalog.num_items).expand(40, -1)
     scores = load_ranker(str(ranker), policy.catalog)(prompts, items)
     own = load_policy(ranker)

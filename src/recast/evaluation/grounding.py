@@ -27,7 +27,7 @@ from recast.evaluation.rank import rank_scores, rows_to_rank
 from recast.items.catalog import Catalog, load_catalog
 from recast.items.embed import embed_texts, load_embeddings
 from recast.policy.baselines import Scorer, popularity
-from recast.policy.prompts import check_catalog
+from recast.policy.tasks import check_catalog
 from recast.run.files import reading, reason_of, refuse_existing
 from recast.types import Interactions, Metrics, RecastError
 
@@ -73,7 +73,7 @@ def ground_texts(config: GroundConfig) -> Metrics:
     interactions, catalog = load_data(config.data), load_catalog(config.catalog)
     check_catalog(config.data, catalog)
     items = load_embeddings(config.catalog, catalog)
-    rows = rows_to_rank(interactions, config.data, config.split)
+    rows = rows_to_rank(interactions.rows(config.split), config.data, config.split)
     texts = read_texts(config.texts, rows)
     encoder = config.encoder or _encoder_of(config.catalog)
     generated = _embed(texts, encoder, catalog, items)

@@ -14,15 +14,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from recast.config import EvaluateConfig
-from recast.data.folder import load_data
 from recast.data.history import seen
 from recast.draws import uniforms
 from recast.evaluation.metrics import Ranks, row_metrics, write_evaluation
 from recast.items.catalog import Catalog
 from recast.policy.baselines import Scorer
 from recast.policy.load import Policy, load_policy
-from recast.policy.prompts import build_prompts, check_catalog
 from recast.policy.ranker import load_ranker
+from recast.policy.tasks import Task, load_task
 from recast.policy.threads import choose_threads
 from recast.rollout.beam import beam_search
 from recast.rollout.decoder import Decoder
@@ -82,7 +81,7 @@ def rank_scores(
 
 def rank_policy(
     policy: Policy,
-    interactions: Interactions,
+    task: Task,
     rows: Int[Tensor, " N"],
     beam_width: int,
     decoder: Decoder = Decoder(),
@@ -93,45 +92,42 @@ def rank_policy(
     """
     beam_width = min(beam_width, policy.catalog.trie.num_leaves)
     places = torch.zeros(3, len(rows), dtype=torch.long)
-    for index in _batches(policy, interactions, rows, beam_width, guided=decoder.guide is not None):
-        prompts = build_prompts(interactions, policy.catalog, rows[index], policy.window)
+    for index in _batches(policy, task, rows, beam_width, guided=decoder.guide is not None):
+        prompts = task.prompts(rows[index])
         groups = beam_search(policy, prompts, beam_width, decoder=decoder)
         places[:, index] = _place(groups, policy.catalog).cpu()
     sid_rank, items_before, num_sharing = places
     return Ranks(
         row_ids=rows,
-        users=interactions.users[rows],
+        users=task.users(rows),
         sid_rank=sid_rank,
         items_before=items_before,
         num_sharing=num_sharing,
     )
 
 
-def invalid_frac(
-    policy: Policy, interactions: Interactions, rows: Int[Tensor, " N"], beam_width: int
-) -> float:
+def invalid_frac(policy: Policy, task: Task, rows: Int[Tensor, " N"], beam_width: int) -> float:
     """Share of unconstrained beams, no more than there are SIDs, that spell no item."""
     beam_width = min(beam_width, policy.catalog.trie.num_leaves)
     invalid = total = 0
-    for index in _batches(policy, interactions, rows, beam_width):
-        prompts = build_prompts(interactions, policy.catalog, rows[index], policy.window)
+    for index in _batches(policy, task, rows, beam_width):
+        prompts = task.prompts(rows[index])
         groups = beam_search(policy, prompts, beam_width, decoder=Decoder(constrained=False))
         invalid += int((groups.exists & (groups.items < 0)).sum())
         total += int(groups.exists.sum())
     return invalid / max(total, 1)
 
 
-def sample_rows(interactions: Interactions, split: str, count: int) -> Int[Tensor, " N"]:
+def sample_rows(rows: Int[Tensor, " N"], count: int) -> Int[Tensor, " C"]:
     """A fixed sample of a split's rows, the same for every seed and every method."""
-    rows = interactions.rows(split)
     return rows[uniforms(0, 0, rows, "sample_rows", 1)[:, 0].argsort()[:count]].sort().values
 
 
-def validate(policy: Policy, interactions: Interactions, rows: Int[Tensor, " N"]) -> Metrics:
+def validate(policy: Policy, task: Task, rows: Int[Tensor, " N"]) -> Metrics:
     """NDCG@10 and HR@10 at item level of a policy in training, whose mode is left as it was."""
     training = policy.model.training
     policy.model.eval()
-    values = row_metrics(rank_policy(policy, interactions, rows, 32))
+    values = row_metrics(rank_policy(policy, task, rows, 32))
     policy.model.train(training)
     return {f"valid/{key}": float(values[f"item/{key}"].mean()) for key in ("ndcg@10", "hr@10")}
 
@@ -144,30 +140,29 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
     row.
     """
     refuse_existing(config.output)
-    interactions, policy = load_data(config.data), load_policy(config.policy).to(config.device)
-    check_catalog(config.data, policy.catalog)
-    rows = rows_to_rank(interactions, config.data, config.split)
+    policy = load_policy(config.policy).to(config.device)
+    task = load_task(config.data, policy.catalog, policy.window)
+    rows = rows_to_rank(task.rows(config.split), config.data, config.split)
     guide = load_ranker(config.guide, policy.catalog) if config.guide else None
     decoder = Decoder(guide=guide, alpha=config.alpha)
 
     def rank(chosen: Int[Tensor, " N"]) -> Ranks:
-        return rank_policy(policy, interactions, chosen, config.beam_width, decoder)
+        return rank_policy(policy, task, chosen, config.beam_width, decoder)
 
-    few = rows[next(_batches(policy, interactions, rows, config.beam_width))[:32]]
+    few = rows[next(_batches(policy, task, rows, config.beam_width))[:32]]
     threads = choose_threads(lambda: rank(few), config.threads, config.device)
     ranks = rank(rows)
-    unconstrained = sample_rows(interactions, config.split, config.invalid_rows)
-    invalid = invalid_frac(policy, interactions, unconstrained, config.beam_width)
+    unconstrained = sample_rows(rows, config.invalid_rows)
+    invalid = invalid_frac(policy, task, unconstrained, config.beam_width)
     facts = asdict(config) | {"threads": threads, "invalid_frac": invalid}
-    facts |= {"split_name": interactions.split_name}
+    facts |= {"split_name": task.split_name}
     means = write_evaluation(ranks, config.output, facts, config.seed)
     counts = {"rows": float(len(rows)), "users": float(len(ranks.users.unique()))}
     return means | {"invalid_frac": invalid} | counts
 
 
-def rows_to_rank(interactions: Interactions, data: str, split: str) -> Int[Tensor, " N"]:
+def rows_to_rank(rows: Int[Tensor, " N"], data: str, split: str) -> Int[Tensor, " N"]:
     """The rows of a split; `RecastError` when there is none."""
-    rows = interactions.rows(split)
     if not len(rows):
         raise RecastError(f"{data} has no row to rank in {split}: give more data")
     return rows
@@ -214,7 +209,7 @@ def _place(groups: RolloutGroups, catalog: Catalog) -> Int[Tensor, "3 B"]:
 
 def _batches(
     policy: Policy,
-    interactions: Interactions,
+    task: Task,
     rows: Int[Tensor, " N"],
     beam_width: int,
     *,
@@ -225,12 +220,12 @@ def _batches(
     The batch shrinks as prompts, beams or vocabulary grow, and with a guide as the catalogue does;
     the numbers do not depend on it.
     """
-    items = (rows - interactions.starts[rows]).clamp(max=policy.window - 1)
-    order = items.argsort(descending=True, stable=True)
+    lengths = task.lengths(rows)
+    order = lengths.argsort(descending=True, stable=True)
     vocabulary = policy.model.get_input_embeddings().weight.shape[0]
     start = 0
     while start < len(rows):
-        tokens = 1 + int(items[order[start]]) * policy.catalog.num_levels
+        tokens = int(lengths[order[start]])
         scores = 2 * policy.catalog.num_items * guided  # float64, two cells each
         size = _CELLS // max(beam_width * vocabulary, 256 * tokens, scores)
         size = min(max(size, 1), _MAX_BATCH)

@@ -26,13 +26,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recast.config import StratifyConfig
-from recast.data.folder import load_data
 from recast.draws import uniforms
 from recast.evaluation.rank import sample_rows
 from recast.evaluation.resample import DRAWS, user_intervals
 from recast.policy.load import load_policy
-from recast.policy.prompts import build_prompts, check_catalog
 from recast.policy.ranker import load_ranker
+from recast.policy.tasks import load_task
 from recast.policy.threads import choose_threads
 from recast.rollout.beam import beam_search
 from recast.run.files import refuse_existing, staged_folder
@@ -57,10 +56,10 @@ def stratify_policy(config: StratifyConfig) -> str:
     two rows.
     """
     refuse_existing(config.output)
-    interactions, policy = load_data(config.data), load_policy(config.policy)
-    check_catalog(config.data, policy.catalog)
+    policy = load_policy(config.policy)
+    task = load_task(config.data, policy.catalog, policy.window)
     ranker = load_ranker(config.ranker, policy.catalog)
-    rows = sample_rows(interactions, config.split, config.rows)
+    rows = sample_rows(task.rows(config.split), config.rows)
     if len(rows) < 2:
         raise RecastError(
             f"{config.data} has {len(rows)} rows in {config.split}: negatives come from other "
@@ -71,8 +70,7 @@ def stratify_policy(config: StratifyConfig) -> str:
     batches = rows.tensor_split(max(1, len(rows) // config.prompts_per_step))
 
     def roll_out(batch: Int[Tensor, " B"]) -> RolloutGroups:
-        prompts = build_prompts(interactions, policy.catalog, batch, policy.window)
-        return beam_search(policy, prompts, config.group_size, Draw(seed=config.seed))
+        return beam_search(policy, task.prompts(batch), config.group_size, Draw(seed=config.seed))
 
     threads = choose_threads(lambda: roll_out(batches[0]), config.threads)
     found = [
@@ -86,8 +84,8 @@ def stratify_policy(config: StratifyConfig) -> str:
         for batch in batches
     ]
     columns = {name: torch.cat([part[name] for part in found]) for name in found[0]}
-    facts = asdict(config) | {"threads": threads, "split_name": interactions.split_name}
-    content = facts | summarise(columns, interactions.users[rows], config.seed)
+    facts = asdict(config) | {"threads": threads, "split_name": task.split_name}
+    content = facts | summarise(columns, task.users(rows), config.seed)
     text = markdown(content)
     with staged_folder(config.output) as stage:
         (stage / "stratify.json").write_text(json.dumps(content, indent=2) + "\n")

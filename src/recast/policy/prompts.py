@@ -1,41 +1,56 @@
-"""Rows of a data set as prompts of a policy: BOS, then the tokens of the latest items."""
+"""Token sequences of a policy: histories of items or tokens of any kind in, `Prompts` out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from recast.data.folder import load_items
-from recast.data.history import history, seen
 from recast.items.catalog import Catalog
-from recast.types import Interactions, Prompts, RecastError
+from recast.types import Prompts
 
 
-def build_prompts(
-    interactions: Interactions, catalog: Catalog, rows: Int[Tensor, " N"], window: int
+def make_prompts(
+    catalog: Catalog,
+    *,
+    targets: Int[Tensor, "B T"],
+    history: Int[Tensor, "B H"] | None = None,
+    text: tuple[Int[Tensor, "B P"], Int[Tensor, " B"]] | None = None,
+    seen: Int[Tensor, "B S"] | None = None,
+    row_ids: Int[Tensor, " B"] | None = None,
 ) -> Prompts:
-    """Prompts of each row's latest `window - 1` own items; the target is the row's item.
+    """Prompts that are BOS and the items of `history`, oldest first, or a `text` of one's own:
+    right-padded tokens and their lengths.
 
-    They are made where the interactions are and used where the catalogue is.
+    All items are indices, -1 as padding on the right. T may be 0, as for a request that is served:
+    the rollouts are the same. Nothing is `seen` by default, and rows are numbered from 0. Made
+    where the catalogue is.
     """
-    items = history(interactions, rows, window - 1)
-    items = items[:, : int((items >= 0).sum(1).max())] if len(rows) else items
-    items = items.to(catalog.device)
-    targets = interactions.items[rows][:, None].to(catalog.device)
-    bos = items.new_full((len(rows), 1), catalog.bos_token)
+    count, device = len(targets), catalog.device
+    nothing = torch.empty(count, 0, dtype=torch.long, device=device)
+    items = nothing if history is None else history.to(device)
+    targets = targets.to(device)
+    tokens, lengths = write_items(catalog, items) if text is None else text
     return Prompts(
-        tokens=torch.cat([bos, catalog.tokens(items).flatten(1)], dim=1),
-        lengths=1 + (items >= 0).sum(1) * catalog.num_levels,
+        tokens=tokens.to(device),
+        lengths=lengths.to(device),
         targets=catalog.tokens(targets),
         target_items=targets,
         history=items,
-        seen=seen(interactions, rows).to(catalog.device),
-        row_ids=rows.to(catalog.device),
+        seen=nothing if seen is None else seen.to(device),
+        row_ids=torch.arange(count, device=device) if row_ids is None else row_ids.to(device),
     )
+
+
+def write_items(
+    catalog: Catalog, items: Int[Tensor, "N H"]
+) -> tuple[Int[Tensor, "N P"], Int[Tensor, " N"]]:
+    """BOS and the tokens of every row's items, right-padded, and how many tokens that are."""
+    bos = items.new_full((len(items), 1), catalog.bos_token)
+    tokens = torch.cat([bos, catalog.tokens(items).flatten(1)], dim=1)
+    return tokens, 1 + (items >= 0).sum(1) * catalog.num_levels
 
 
 def by_length(
@@ -57,19 +72,3 @@ def by_length(
         count = max(int((tokens <= max_tokens).sum()), 1)
         yield order[:count]
         order = order[count:]
-
-
-def check_catalog(data: str | Path, catalog: Catalog) -> None:
-    """Raise `RecastError` unless the data folder and the catalogue hold the same items."""
-    ids = load_items(data)["item_id"].to_list()
-    remedy = "make the catalogue from this data with `recast tokenize`"
-    if len(ids) != catalog.num_items:
-        raise RecastError(
-            f"the data has {len(ids)} items, the catalogue {catalog.num_items}: a target would be "
-            f"missing; {remedy}"
-        )
-    for index, (own, other) in enumerate(zip(ids, catalog.item_ids, strict=True)):
-        if own != other:
-            raise RecastError(
-                f"item {index} is {own!r} in the data, {other!r} in the catalogue: {remedy}"
-            )

@@ -15,10 +15,11 @@ from recast.methods.guard import blame, guard_groups, guard_rewards
 from recast.methods.parts import Part
 from recast.methods.table import Method
 from recast.policy.load import Policy
-from recast.policy.prompts import build_prompts, by_length
+from recast.policy.prompts import by_length
+from recast.policy.tasks import Task
 from recast.rollout.add_gt import add_gt
 from recast.rollout.fill import Drawn, fill_batch
-from recast.types import Draw, Interactions, Prompts, RecastError, RolloutGroups
+from recast.types import Draw, Prompts, RecastError, RolloutGroups
 
 
 def prompt_batches(
@@ -47,7 +48,7 @@ class Search:
     """Row ids in, rewarded rollouts out."""
 
     policy: Policy
-    interactions: Interactions
+    task: Task
     method: Method
     sampler: Part | None
     """With its parameters bound; None: the method makes no rollouts."""
@@ -69,13 +70,10 @@ class Search:
             drawn = self.draw(step, rows)
             return drawn, [drawn]
         batches = iter([rows, *further[: self.max_batches - 1]])
-        return fill_batch(partial(self.draw, step), batches, self.build, self.max_batches)
-
-    def build(self, rows: Int[Tensor, " B"]) -> Prompts:
-        return build_prompts(self.interactions, self.policy.catalog, rows, self.policy.window)
+        return fill_batch(partial(self.draw, step), batches, self.task.prompts, self.max_batches)
 
     def draw(self, step: int, rows: Int[Tensor, " B"]) -> Drawn:
-        groups = self.roll_out(step, self.build(rows))
+        groups = self.roll_out(step, self.task.prompts(rows))
         if self.method.add_gt:
             groups = add_gt(groups)
         with blame("reward", self.method.reward):

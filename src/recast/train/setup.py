@@ -21,13 +21,13 @@ from recast.methods.table import Method
 from recast.policy.load import Policy, create_policy, disable_dropout, load_policy
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.memory import MemoryPlan, plan_memory
-from recast.policy.prompts import build_prompts, check_catalog
+from recast.policy.tasks import HistoryTask, Task, check_catalog, load_task
 from recast.policy.threads import choose_threads
 from recast.run.files import refuse_existing
 from recast.train.actor import Actor
 from recast.train.search import Search, branch_tokens, prompt_batches
-from recast.train.windows import user_windows, window_loss
-from recast.types import Interactions, Prompts, RecastError
+from recast.train.sequences import sequence_loss
+from recast.types import Prompts, RecastError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ class RLSetup:
     """Of the run's stage on screen."""
     method: Method
     policy: Policy
-    interactions: Interactions
+    task: Task
     search: Search
     actor: Actor
     batches: Int[Tensor, "steps B"]
@@ -60,21 +60,27 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     """
     refuse_existing(config.output)
     method = resolve(config, method)
-    interactions = load_data(config.data)
     policy = load_policy(config.policy).to(config.device)
-    check_catalog(config.data, policy.catalog)
+    task = load_task(config.data, policy.catalog, policy.window)
     policy.model.float()  # a small step is lost on weights of 8 bits
     method = equip(method, policy, ranker=config.ranker, embeddings=config.embeddings)
     count = config.steps * (config.max_rollout_batches if method.fill_batch else 1)
-    rows = interactions.rows("rl")
+    rows = task.rows("rl")
     batches = prompt_batches(rows, config.prompts_per_step, count, config.seed)
     disable_dropout(policy.model)
-    prompts = build_prompts(interactions, policy.catalog, batches[0], policy.window)
-    plan = _plan(config, method, policy, prompts)
+    prompts = task.prompts(batches[0])
+    width = branch_tokens(policy, config.group_size * method.list_length, prompts.targets.shape[1])
+    plan = plan_memory(
+        policy,
+        int(task.lengths(batches.flatten()).max()) + width,
+        config.micro_batch_tokens,
+        reference=_compares(method),
+        reads=config.prompts_per_step * width,
+    )
     name = method.sampler
     search = Search(
         policy=policy,
-        interactions=interactions,
+        task=task,
         method=method,
         sampler=sampler_of(method, name, config.sampler_args) if name else None,
         group_size=config.group_size,
@@ -90,12 +96,12 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         name=f"{method.label}, {name} rollouts" if name else method.label,
         method=method,
         policy=policy,
-        interactions=interactions,
+        task=task,
         search=search,
         actor=_actor(config, method, policy, plan),
         batches=batches[: config.steps],
         surplus=batches[config.steps :],
-        valid_rows=sample_rows(interactions, "valid", config.valid_rows),
+        valid_rows=sample_rows(task.rows("valid"), config.valid_rows),
         warmup_steps=config.warmup_steps,
         precision=config.precision,
         plan=plan,
@@ -108,7 +114,9 @@ class SFTSetup:
     """What `train_sft` stands on."""
 
     policy: Policy
-    interactions: Interactions
+    task: Task
+    rows: Int[Tensor, " _rows"]
+    """That it learns from."""
     num_windows: int
     """Of the first epoch."""
     valid_rows: Int[Tensor, " N"]
@@ -121,38 +129,35 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     Raises `RecastError` for whatever does not fit together, before there is a folder.
     """
     refuse_existing(config.output)
-    interactions, catalog = load_data(config.data), load_catalog(config.catalog)
+    catalog = load_catalog(config.catalog)
     check_catalog(config.data, catalog)
     policy = create_policy(config.model, catalog, config.window, config.seed).to(config.device)
     policy.model.float()  # a small step is lost on weights of 8 bits
     torch.manual_seed(config.seed)  # dropout is the only draw that is not counter-based
-    windows = user_windows(
-        interactions, config.window, config.seed, 0, backwards_frac=config.backwards_frac
+    task = HistoryTask(
+        interactions=load_data(config.data),
+        catalog=policy.catalog,
+        window=config.window,
+        backwards_frac=config.backwards_frac,
+        seed=config.seed,
     )
-    if not len(windows):
+    rows = task.rows("train")
+    sequences = task.sequences(rows, 0)
+    if not len(sequences):
         raise RecastError(f"{config.data} has no user with 2 training events: give more data")
-    first = windows[: config.batch_windows]
+    first = torch.arange(min(config.batch_windows, len(sequences)), device=policy.catalog.device)
     threads = choose_threads(
-        lambda: window_loss(policy, first, 0.0).backward(), config.threads, config.device
+        lambda: sequence_loss(policy, *sequences.batch(first), 0.0).backward(),
+        config.threads,
+        config.device,
     )
     return SFTSetup(
         policy=policy,
-        interactions=interactions,
-        num_windows=len(windows),
-        valid_rows=sample_rows(interactions, "valid", config.valid_rows),
+        task=task,
+        rows=rows,
+        num_windows=len(sequences),
+        valid_rows=sample_rows(task.rows("valid"), config.valid_rows),
         threads=threads,
-    )
-
-
-def _plan(config: RLConfig, method: Method, policy: Policy, prompts: Prompts) -> MemoryPlan:
-    rollouts = config.group_size * method.list_length
-    width = branch_tokens(policy, rollouts, prompts.targets.shape[1])
-    return plan_memory(
-        policy,
-        1 + (policy.window - 1) * policy.catalog.num_levels + width,
-        config.micro_batch_tokens,
-        reference=_compares(method),
-        reads=config.prompts_per_step * width,
     )
 
 

@@ -19,9 +19,10 @@ from recast.methods.guard import blame, guard_groups, guard_signal
 from recast.methods.parts import Part, find_part, name_of, resources, supply, traits_of
 from recast.methods.probe import probe_groups, probe_resources
 from recast.policy.load import as_policy
+from recast.policy.prompts import make_prompts
 from recast.rewards.hit import first_hit
 from recast.train.learnability import group_metrics
-from recast.types import Draw, Prompts, RecastError, RolloutGroups, Signal, require
+from recast.types import Draw, RecastError, RolloutGroups, Signal, require
 
 
 class GRPOTrainer(PackedGRPOTrainer):
@@ -174,17 +175,15 @@ class GRPOTrainer(PackedGRPOTrainer):
         rows = [torch.tensor(ids, device=self.accelerator.device) for ids in prompt_ids]
         targets, count = self._targets, len(rows)
         first = self.accelerator.process_index * count
-        no_items = targets.new_empty(count, 0)
-        batch = Prompts(
-            tokens=pad_sequence(
-                rows, batch_first=True, padding_value=self._policy.catalog.pad_token
+        catalog = self._policy.catalog
+        batch = make_prompts(
+            catalog,
+            text=(
+                pad_sequence(rows, batch_first=True, padding_value=catalog.pad_token),
+                torch.tensor([len(row) for row in rows]),
             ),
-            lengths=torch.tensor([len(row) for row in rows], device=targets.device),
-            targets=self._policy.catalog.tokens(targets),
-            target_items=targets,
-            history=no_items,
-            seen=no_items,
-            row_ids=torch.arange(first, first + count, device=targets.device),
+            targets=targets,
+            row_ids=torch.arange(first, first + count),
         )
         with (
             unwrap_model_for_generation(

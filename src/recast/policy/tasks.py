@@ -1,0 +1,147 @@
+"""The only door to prompts: a `Task` knows the rows of a data set and what a policy reads there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from recast.data.folder import load_data, load_items
+from recast.data.history import history, seen
+from recast.data.windows import user_windows
+from recast.items.catalog import Catalog
+from recast.policy.prompts import make_prompts, write_items
+from recast.types import Interactions, Prompts, RecastError, Sequences
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Rows of a data set as prompts of one policy.
+
+    Row ids are the keys of all draws: no two rows that go through one run share one.
+    """
+
+    @property
+    def name(self) -> str:
+        """One word."""
+
+    @property
+    def catalog(self) -> Catalog:
+        """The items that answers name."""
+
+    @property
+    def split_name(self) -> str:
+        """How the rows were split, in words; printed above every table."""
+
+    @property
+    def exclude_seen(self) -> bool:
+        """Whether the items of a row's own history are no candidates."""
+
+    def rows(self, split: str) -> Int[Tensor, " N"]:
+        """Row ids of `train`, `rl`, `valid` or `test`."""
+
+    def users(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """Whom the statistics resample."""
+
+    def lengths(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """Prompt tokens, without building them."""
+
+    def prompts(self, rows: Int[Tensor, " B"]) -> Prompts:
+        """What the policy reads, and the targets."""
+
+    def sequences(self, rows: Int[Tensor, " N"], epoch: int) -> Sequences:
+        """What supervised training on these rows reads in an epoch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HistoryTask:
+    """The prompt of an event is BOS and the latest `window - 1` items before it, its target the
+    item of the event."""
+
+    interactions: Interactions
+    catalog: Catalog
+    window: int
+    backwards_frac: float = 0.0
+    """Share of the windows of supervised training that are read backwards."""
+    seed: int = 0
+    """Of these windows."""
+    name: str = "history"
+
+    @property
+    def split_name(self) -> str:
+        return self.interactions.split_name
+
+    @property
+    def exclude_seen(self) -> bool:
+        return self.interactions.exclude_seen
+
+    def rows(self, split: str) -> Int[Tensor, " N"]:
+        """Events with a history, in time order."""
+        return self.interactions.rows(split)
+
+    def users(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        return self.interactions.users[rows]
+
+    def lengths(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """BOS and the items' tokens."""
+        num_items = (rows - self.interactions.starts[rows]).clamp(max=self.window - 1)
+        return 1 + num_items * self.catalog.num_levels
+
+    def prompts(self, rows: Int[Tensor, " B"]) -> Prompts:
+        """One target each."""
+        items = history(self.interactions, rows, self.window - 1)
+        return make_prompts(
+            self.catalog,
+            history=items[:, : int((items >= 0).sum(1).max())] if len(rows) else items,
+            targets=self.interactions.items[rows][:, None],
+            seen=seen(self.interactions, rows),
+            row_ids=rows,
+        )
+
+    def sequences(self, rows: Int[Tensor, " N"], epoch: int) -> Sequences:
+        """Windows of the users' events among `rows`, cut anew every epoch; all items count."""
+        windows = user_windows(
+            self.interactions,
+            rows,
+            window=self.window,
+            seed=self.seed,
+            epoch=epoch,
+            backwards_frac=self.backwards_frac,
+        )
+        tokens, lengths = write_items(self.catalog, windows.to(self.catalog.device))
+        column = torch.arange(tokens.shape[1], device=tokens.device)
+        inside = column < lengths[:, None]
+        return Sequences(
+            tokens=tokens[inside],
+            loss_mask=(column > 0).expand(tokens.shape)[inside],
+            lengths=lengths,
+        )
+
+
+def load_task(data: str | Path, catalog: Catalog, window: int) -> HistoryTask:
+    """The task of a data folder for policies that write `catalog`; what belongs to SFT is unset.
+
+    Raises `RecastError` unless the folder and the catalogue hold the same items.
+    """
+    check_catalog(data, catalog)
+    return HistoryTask(interactions=load_data(data), catalog=catalog, window=window)
+
+
+def check_catalog(data: str | Path, catalog: Catalog) -> None:
+    """Raise `RecastError` unless the data folder and the catalogue hold the same items."""
+    ids = load_items(data)["item_id"].to_list()
+    remedy = "make the catalogue from this data with `recast tokenize`"
+    if len(ids) != catalog.num_items:
+        raise RecastError(
+            f"the data has {len(ids)} items, the catalogue {catalog.num_items}: a target would be "
+            f"missing; {remedy}"
+        )
+    for index, (own, other) in enumerate(zip(ids, catalog.item_ids, strict=True)):
+        if own != other:
+            raise RecastError(
+                f"item {index} is {own!r} in the data, {other!r} in the catalogue: {remedy}"
+            )
