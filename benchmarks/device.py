@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import gc
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from statistics import median
 from typing import Any
 
@@ -21,11 +21,12 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from benchmarks.harness import Work, peak_bytes, stock_attention
 from recast.items.catalog import Catalog
 from recast.losses import ppo_clip
+from recast.policy.attention import ATTENTION
 from recast.policy.load import Policy
 from recast.policy.logprobs import vocabulary_scores
-from recast.policy.packed import ATTENTION
+from recast.policy.prompts import make_prompts
 from recast.rollout.beam import beam_search
-from recast.train.actor import Actor
+from recast.train.actor import Actor, frozen_reference
 from recast.types import Prompts, RolloutGroups
 
 MAX_GRAD_NORM = 1.0
@@ -194,7 +195,13 @@ def moved_to(prompts: Prompts, device: torch.device) -> Prompts:
 def with_a_hit(policy: Policy, prompts: Prompts, width: int) -> tuple[Prompts, RolloutGroups]:
     """The prompts with their best beam as the target, so that no group is dropped."""
     target = beam_search(policy, prompts, width).items[:, :1]
-    prompts = replace(prompts, target_items=target, targets=policy.catalog.tokens(target))
+    prompts = make_prompts(
+        policy.catalog,
+        text=(prompts.tokens, prompts.lengths),
+        targets=target,
+        seen=prompts.seen,
+        row_ids=prompts.row_ids,
+    )
     return prompts, beam_search(policy, prompts, width)
 
 
@@ -202,7 +209,7 @@ def actor_of(policy: Policy, optimizer: torch.optim.Optimizer, micro_batch_token
     """The reference has the policy's own weights: the cost of a copy without its memory."""
     return Actor(
         policy=policy,
-        reference=policy,
+        reference=frozen_reference(policy, "full"),
         optimizer=optimizer,
         loss=ppo_clip,
         kl_coef=0.001,

@@ -14,9 +14,9 @@ from benchmarks.device import actor_of, moved_to, with_a_hit
 from benchmarks.harness import random_catalog, random_prompts, tiny_qwen3
 from benchmarks.update import gradient
 from recast.items.catalog import Catalog
+from recast.policy.attention import ATTENTION
 from recast.policy.load import Policy
 from recast.policy.logprobs import branch_logprobs
-from recast.policy.packed import ATTENTION
 from recast.rewards.hit import set_ratio
 from recast.rollout.beam import beam_search
 from recast.rollout.sample import sample

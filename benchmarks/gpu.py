@@ -274,7 +274,7 @@ def run(smoke: bool) -> list[Row]:
     device = torch.device("cpu" if smoke else "cuda")
     check_device(device)
     rate = matrix_rate(device, sizes.matrix)
-    catalog = replace(random_catalog(sizes.items, sizes.codebook), first_token=sizes.words)
+    catalog = random_catalog(sizes.items, sizes.codebook, first_token=sizes.words)
     policy = large_policy(sizes.model, catalog, device)
     longest = max(sizes.lengths) + max(sizes.widths) * (catalog.num_levels - 1)
     plan = plan_memory(policy, longest, None)

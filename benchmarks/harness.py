@@ -23,8 +23,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from recast.items.catalog import Catalog, build_catalog
+from recast.policy.attention import ATTENTION
 from recast.policy.load import Policy
-from recast.policy.packed import ATTENTION
 from recast.policy.prompts import make_prompts
 from recast.types import Prompts
 
@@ -177,7 +177,11 @@ def stock_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def random_catalog(
-    num_items: int, codebook_size: int, num_levels: int = 3, seed: int = 0
+    num_items: int,
+    codebook_size: int,
+    num_levels: int = 3,
+    seed: int = 0,
+    first_token: int = 2,
 ) -> Catalog:
     """Items with distinct random codes, in random order."""
     draw = torch.Generator().manual_seed(seed)
@@ -189,7 +193,7 @@ def random_catalog(
         found = torch.cat([found, more]).unique()
     chosen = found[torch.randperm(len(found), generator=draw)[:num_items]]
     levels = [chosen // codebook_size**level % codebook_size for level in range(num_levels)]
-    return build_catalog(torch.stack(levels[::-1], dim=1), sizes)
+    return build_catalog(torch.stack(levels[::-1], dim=1), sizes, first_token=first_token)
 
 
 def random_prompts(catalog: Catalog, count: int, length: int, seed: int = 0) -> Prompts:

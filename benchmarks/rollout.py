@@ -28,7 +28,7 @@ Prefixes = dict[tuple[int, ...], list[int]]
 def prefixes_of(catalog: Catalog) -> Prefixes:
     """The tokens that may follow each prefix of an item: the peers' dict."""
     following: dict[tuple[int, ...], set[int]] = defaultdict(set)
-    for path in catalog.tokens(torch.arange(catalog.num_items)).tolist():
+    for path in catalog.tokens_of(torch.arange(catalog.num_items)).tolist():
         for level, token in enumerate(path):
             following[tuple(path[:level])].add(token)
     return {prefix: sorted(tokens) for prefix, tokens in following.items()}

@@ -24,10 +24,11 @@ from benchmarks.harness import (
 from benchmarks.update import floor_tokens, plain_logprobs, policy_gradient
 from recast.losses import ppo_clip
 from recast.policy.load import Policy
+from recast.policy.prompts import make_prompts
 from recast.rewards.hit import set_ratio
 from recast.rollout.beam import beam_search
 from recast.signals.grpo import grpo
-from recast.train.actor import Actor, update
+from recast.train.actor import Actor, frozen_reference, update
 
 KL_COEF, MAX_GRAD_NORM = 0.001, 1.0
 
@@ -41,11 +42,14 @@ class Step:
         groups = beam_search(policy, prompts, width)
         target = groups.items[:, width // 2, None]
         self.length = prompts.tokens.shape[1]
-        self.prompts = replace(prompts, target_items=target, targets=policy.catalog.tokens(target))
+        self.prompts = make_prompts(
+            policy.catalog, history=prompts.history, targets=target, row_ids=prompts.row_ids
+        )
         model = copy.deepcopy(policy.model).requires_grad_(False)
+        self.reference = replace(policy, model=model)
         self.actor = Actor(
             policy=policy,
-            reference=replace(policy, model=model),
+            reference=frozen_reference(self.reference, "full"),
             optimizer=torch.optim.AdamW(policy.model.parameters(), lr=0.0, weight_decay=0.0),
             loss=ppo_clip,
             kl_coef=KL_COEF,
@@ -65,8 +69,7 @@ class Step:
 
     def floor(self) -> None:
         """Two forwards and one forward + backward over the distinct tokens, and the same step."""
-        policy, reference = self.actor.policy, self.actor.reference
-        assert reference is not None
+        policy, reference = self.actor.policy, self.reference
         with torch.no_grad():
             plain_logprobs(policy, self.tokens, self.count)
             plain_logprobs(reference, self.tokens, self.count)

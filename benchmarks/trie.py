@@ -23,33 +23,34 @@ from benchmarks.harness import (
 from recast.items.trie import Trie, build_trie
 from recast.policy.load import Policy
 from recast.rollout.beam import beam_search
-from recast.rollout.tree import TreeDecoder
+from recast.rollout.tree import Choices, TreeDecoder
 from recast.types import Prompts
 
 
 def kept_bytes(trie: Trie) -> int:
     """Bytes of all arrays of the trie."""
-    values = (getattr(trie, field.name) for field in fields(trie))
-    arrays = (x for value in values for x in ([value] if isinstance(value, Tensor) else value))
-    return sum(array.nbytes for array in arrays)
+    values = [getattr(trie, field.name) for field in fields(trie)]
+    arrays = [x for value in values for x in (value if isinstance(value, tuple) else [value])]
+    return sum(array.nbytes for array in arrays if isinstance(array, Tensor))
 
 
 def decode(policy: Policy, prompts: Prompts, width: int) -> list[float]:
     """CPU seconds of one beam search: the prefill, then each level's step, model and trie."""
     marks = [time.process_time()]
-    prefill, extend = TreeDecoder.__init__, TreeDecoder.extend
+    prefill, choices = TreeDecoder.__init__, TreeDecoder.choices
 
-    def mark_behind(self: TreeDecoder, *args: Any) -> None:
-        prefill(self, *args)
+    def mark_behind(self: TreeDecoder, *args: Any, **kwargs: Any) -> None:
+        prefill(self, *args, **kwargs)
         marks.append(time.process_time())
 
-    def mark_before(self: TreeDecoder, *args: Any) -> None:
-        marks.append(time.process_time())
-        extend(self, *args)
+    def mark_before(self: TreeDecoder) -> Choices:
+        if self.level:
+            marks.append(time.process_time())
+        return choices(self)
 
     with (
         patch.object(TreeDecoder, "__init__", mark_behind),
-        patch.object(TreeDecoder, "extend", mark_before),
+        patch.object(TreeDecoder, "choices", mark_before),
     ):
         beam_search(policy, prompts, width)
     marks.append(time.process_time())
@@ -63,8 +64,9 @@ def run(smoke: bool) -> list[Row]:
     )
     large, small = random_catalog(many, size), random_catalog(few, size)
     work = f"{many:,} items, 3 levels of {size:,}"
-    seconds = cpu_seconds(lambda: build_trie(large.codes), repeats=1 if smoke else 3, warmups=0)
-    peak = peak_bytes(lambda: build_trie(large.codes)) / 1e6
+    codes = large.codes
+    seconds = cpu_seconds(lambda: build_trie(codes), repeats=1 if smoke else 3, warmups=0)
+    peak = peak_bytes(lambda: build_trie(codes)) / 1e6
     nodes = [len(codes) for codes in large.trie.codes]
 
     policy = tiny_policy(large)

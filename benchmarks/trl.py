@@ -37,12 +37,12 @@ from recast.integrations.trl import GRPOTrainer
 from recast.items.catalog import Catalog
 from recast.losses import ppo_clip
 from recast.methods.parts import find_part
+from recast.policy.attention import ATTENTION
 from recast.policy.load import Policy
-from recast.policy.packed import ATTENTION
 from recast.policy.tasks import HistoryTask
 from recast.rewards.hit import first_hit
 from recast.signals.grpo import grpo
-from recast.train.actor import Actor, update
+from recast.train.actor import Actor, frozen_reference, update
 from recast.types import SPLITS, Draw, Interactions
 
 UNREAD = "the last layer's attention over the prompt, which nobody reads"
@@ -107,7 +107,7 @@ def hit_of(catalog: Catalog) -> Any:
     """TRL's reward function: 1 where the completion is the target."""
 
     def hit(completion_ids: list[list[int]], target: list[int], **columns: object) -> list[float]:
-        wanted = catalog.tokens(torch.tensor(target)).tolist()
+        wanted = catalog.tokens_of(torch.tensor(target)).tolist()
         return [float(ids == path) for ids, path in zip(completion_ids, wanted, strict=True)]
 
     return hit
@@ -127,9 +127,10 @@ class RecastSteps(TrainerCallback):
     def attach(self, model: PreTrainedModel, reference: PreTrainedModel) -> None:
         """The models that TRL trains."""
         policy = Policy(model=model, catalog=self.catalog, window=self.case.items + 1)
+        self.reference = reference
         self.actor = Actor(
             policy=policy,
-            reference=Policy(model=reference, catalog=self.catalog, window=self.case.items + 1),
+            reference=frozen_reference(replace(policy, model=reference), "full"),
             optimizer=torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0),
             loss=ppo_clip,
             kl_coef=0.001,
@@ -159,7 +160,7 @@ class RecastSteps(TrainerCallback):
             self.since = time.process_time()
             return
         assert self.actor is not None
-        both = [self.actor.policy.model, self.actor.reference.model]
+        both = [self.actor.policy.model, self.reference]
         before = [model.config._attn_implementation for model in both]
         for model in both:
             model.set_attn_implementation(ATTENTION)

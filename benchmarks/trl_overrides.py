@@ -11,14 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from trl import GRPOTrainer as StockTrainer
 
 from benchmarks.harness import stock_attention
 from recast.items.catalog import Catalog
+from recast.policy.attention import ATTENTION
 from recast.policy.load import Policy
-from recast.policy.packed import ATTENTION, pack
+from recast.policy.packed import pack, packed_forward
 from recast.policy.prompts import make_prompts
 from recast.rollout.beam import beam_search
 
@@ -68,15 +68,9 @@ class OverriddenTrainer(StockTrainer):
         prompts = prompts.gather(1, columns.clamp(max=width - 1))
         branches = input_ids[order, width:].view(len(prompts), -1, logits_to_keep)
         packed = pack(prompts, lengths, branches)
-        hidden = model.base_model(
-            input_ids=packed.tokens,
-            position_ids=packed.positions,
-            layout=packed.layout,
-            use_cache=False,
-        ).last_hidden_state[:, packed.layout.prompt_width :]
-        logits = model.lm_head(hidden)
+        logits = model.lm_head(packed_forward(model, packed))
         total = logits.logsumexp(-1)
-        row, node = torch.arange(len(prompts))[:, None, None], F.pad(packed.places, (1, 0))
+        row, node = torch.arange(len(prompts))[:, None, None], packed.places
         logps = (logits[row, node, branches] - total[row, node]).flatten(0, 1)[back]
         if not compute_entropy:
             return logps, None, None

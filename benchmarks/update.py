@@ -83,7 +83,7 @@ def gradient(policy: Policy) -> Tensor:
 
 def _group(catalog: Catalog, num_prompts: int, width: int) -> Int[Tensor, "B G L"]:
     draw = torch.Generator().manual_seed(3)
-    return catalog.tokens(torch.randint(catalog.num_items, (num_prompts, width), generator=draw))
+    return catalog.tokens_of(torch.randint(catalog.num_items, (num_prompts, width), generator=draw))
 
 
 def against_copies(policy: Policy, num_prompts: int, width: int, length: int) -> list[Row]:

@@ -30,8 +30,26 @@ def branch_logprobs(
 def allowed_children(catalog: Catalog, seen: list[int], prefix: list[int]) -> list[int]:
     """Tokens that may follow `prefix`: those of items that are not seen."""
     items = [i for i in range(catalog.num_items) if i not in seen]
-    rows = catalog.tokens(torch.tensor(items, dtype=torch.long)).tolist()
-    return sorted({row[len(prefix)] for row in rows if row[: len(prefix)] == prefix})
+    rows = [written(catalog, item) for item in items]
+    longer = [row for row in rows if len(row) > len(prefix)]
+    return sorted({row[len(prefix)] for row in longer if row[: len(prefix)] == prefix})
+
+
+def written(catalog: Catalog, item: int) -> list[int]:
+    """The tokens of an item, without padding."""
+    return catalog.tokens[item, : int(catalog.lengths[item])].tolist()
+
+
+def decisions(catalog: Catalog, item: int) -> list[int]:
+    """Its tokens at the places where another item that began alike goes on otherwise; of an item
+    that is alone its first one."""
+    own, rows = written(catalog, item), [written(catalog, i) for i in range(catalog.num_items)]
+    places = [
+        token
+        for place, token in enumerate(own)
+        if len({row[place] for row in rows if len(row) > place and row[:place] == own[:place]}) > 1
+    ]
+    return places or own[:1]
 
 
 def item_logprobs(
@@ -42,7 +60,7 @@ def item_logprobs(
     found = {}
     prompt = prompts.tokens[row, : int(prompts.lengths[row])].tolist()
     for item in set(range(catalog.num_items)) - set(seen):
-        tokens = catalog.tokens(torch.tensor(item)).tolist()
+        tokens = written(catalog, item)
         with torch.no_grad():
             logits = next_logits(model, prompt + tokens[:-1], len(tokens)).double()
         values = []

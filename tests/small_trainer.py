@@ -33,7 +33,7 @@ def rows() -> Dataset:
     """Prompts of unequal length, targets of which the last row has two."""
     histories = [torch.tensor(items) for items in ([3, 17, 20, 9], [8], [30, 31])]
     texts = [
-        " ".join(f"<{token}>" for token in [1, *CATALOG.tokens(history).flatten().tolist()])
+        " ".join(f"<{token}>" for token in [1, *CATALOG.tokens_of(history).flatten().tolist()])
         for history in histories
     ]
     return Dataset.from_dict({"prompt": texts, "target": [[11], [25], [6, 7]]})

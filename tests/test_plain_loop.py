@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 from recast.losses import ppo_clip
 from recast.policy.load import Policy
 from recast.rewards.hit import first_hit, set_ratio
-from recast.rewards.scores import structural_score, target_sids
+from recast.rewards.scores import structural_score
 from recast.signals.grpo import grpo
 from recast.signals.recast import recast
-from recast.train.actor import Actor, update
+from recast.train.actor import Actor, frozen_reference, update
 from recast.types import Prompts, RolloutGroups, Signal
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +68,7 @@ def _both(
 
 def _groups(policy: Policy) -> RolloutGroups:
     prompts = tiny.make_prompts(policy.catalog, HISTORIES, [[target] for target in TARGETS])
-    return _by_hand(policy.catalog.tokens(torch.tensor(ROLLOUTS)), prompts)
+    return _by_hand(policy.catalog.tokens_of(torch.tensor(ROLLOUTS)), prompts)
 
 
 def _by_hand(tokens: Tensor, prompts: Prompts) -> RolloutGroups:
@@ -100,7 +100,7 @@ def _update(policy: Policy, reference: Policy, signal: Signal, **settings: Any) 
     model = copy.deepcopy(policy.model)
     defaults: dict[str, Any] = {
         "policy": replace(policy, model=model),
-        "reference": reference,
+        "reference": frozen_reference(reference, "full"),
         "optimizer": torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0),
         "loss": ppo_clip,
         "kl_coef": 0.001,
@@ -182,10 +182,10 @@ def test_every_random_group_gets_the_weights_of_the_library(example: ModuleType)
     width = 1 + torch.randint(catalog.num_items, (count, 1), generator=draw)
     rollouts = (torch.rand(count, GROUP, generator=draw) * width).long()
     prompts = tiny.make_prompts(catalog, [[]] * count, targets.tolist())
-    groups = _by_hand(catalog.tokens(rollouts), prompts)
+    groups = _by_hand(catalog.tokens_of(rollouts), prompts)
     rewards = set_ratio(groups)
     assert {0, 1, GROUP} <= set(rewards.sum(1).tolist())
-    scores = structural_score(groups.predictions, target_sids(prompts))
+    scores = structural_score(groups.predictions, prompts.target_sids)
     standard, boundary = grpo(groups, rewards), recast(groups, rewards)
     for row in range(count):
         tokens, target = groups.tokens[row], prompts.targets[row, 0]
@@ -204,7 +204,7 @@ def test_rollouts_are_drawn_from_the_policy_over_the_items(example: ModuleType) 
     policy = tiny.tiny_policy("qwen3", tiny.tiny_catalog())
     catalog, model = policy.catalog, tiny.twin(policy.model)
     prompts = tiny.make_prompts(catalog, [[1, 2]], [[3]], seen=[[]])
-    items = catalog.tokens(torch.arange(catalog.num_items)).tolist()
+    items = catalog.tokens_of(torch.arange(catalog.num_items)).tolist()
     torch.manual_seed(0)
     tokens = example.roll_out(model, items, prompts.tokens[0].tolist(), 400)
     found = catalog.items_of(tokens)

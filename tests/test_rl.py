@@ -174,7 +174,9 @@ def test_the_rollouts_of_the_first_step(walk: Path, runs: Runs, method: str, sam
     table = rollouts_of(runs[method, sampler][0]).filter(pl.col("step") == 1)
     assert table["item"].to_list() == groups.items.flatten().tolist()
     assert table["rank"].to_list() == list(range(6)) * 8
-    assert policy.catalog.tokens(groups.items).flatten(0, 1).tolist() == table["tokens"].to_list()
+    assert (
+        policy.catalog.tokens_of(groups.items).flatten(0, 1).tolist() == table["tokens"].to_list()
+    )
     logprob = groups.rollout_logprobs.sum(-1).flatten()
     assert torch.tensor(table["logprob"].to_list()).allclose(logprob)
     targets = data.items[torch.tensor(table["row_id"].to_list())]

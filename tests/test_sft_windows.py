@@ -167,7 +167,7 @@ def slow_loss(model: torch.nn.Module, catalog: object, windows: Tensor) -> float
     """One forward per token, on its own prefix, without padding."""
     losses = []
     for row in windows:
-        tokens = [t for item in row[row >= 0] for t in catalog.tokens(item[None])[0].tolist()]  # type: ignore[attr-defined]
+        tokens = [t for item in row[row >= 0] for t in catalog.tokens_of(item[None])[0].tolist()]  # type: ignore[attr-defined]
         for place, token in enumerate(tokens):
             prefix = torch.tensor([[catalog.bos_token, *tokens[:place]]])  # type: ignore[attr-defined]
             logits = model(input_ids=prefix).logits[0, -1]
@@ -209,7 +209,7 @@ def test_sequences_hold_what_the_windows_hold() -> None:
         sequences = task.sequences(task.rows("train"), epoch)
         windows = windows_of(events, config(seed=4), epoch)
         expected = [
-            [policy.catalog.bos_token, *policy.catalog.tokens(row[row >= 0]).flatten().tolist()]
+            [policy.catalog.bos_token, *policy.catalog.tokens_of(row[row >= 0]).flatten().tolist()]
             for row in windows
         ]
         assert sequences.lengths.tolist() == [len(row) for row in expected]

@@ -17,9 +17,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from recast.items.catalog import Catalog, build_catalog
+from recast.items.catalog import Catalog, build_catalog, build_token_catalog
+from recast.policy.attention import ATTENTION
 from recast.policy.load import Policy
-from recast.policy.packed import ATTENTION
 from recast.policy.prompts import make_prompts as make_prompts_of
 from recast.policy.tasks import HistoryTask
 from recast.types import Interactions, Prompts, RolloutGroups
@@ -34,6 +34,32 @@ ARCHITECTURES = ("qwen3", "llama", "gpt2", "mistral", "gemma3")
 def tiny_catalog() -> Catalog:
     """Eight items on three levels."""
     return build_catalog(CODES, SIZES)
+
+
+TEXTS = [[3, 4, 5, 2], [3, 4, 6, 2], [3, 4, 6, 5, 2], [5, 2], [6, 3, 3, 3, 2], [6, 3, 4, 2], [7, 2]]
+
+
+def text_catalog(texts: list[list[int]] | None = None) -> Catalog:
+    """Items of 2 to 5 tokens, which all end in 2; 0 pads, 1 begins.
+
+    The first three share 3 4, of which 4 is forced; the second and third share 6 too. So they have
+    2, 3 and 3 decisions, the 5 and the 7 have 1, the others 2.
+    """
+    rows = TEXTS if texts is None else texts
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for item, row in enumerate(rows):
+        tokens[item, : len(row)] = torch.tensor(row)
+    return build_token_catalog(tokens, lengths)
+
+
+def random_texts(num_items: int, seed: int = 0) -> Catalog:
+    """Distinct texts of 2 to 6 tokens out of 3 to 7 that end in 2."""
+    draw, texts = torch.Generator().manual_seed(seed), set[tuple[int, ...]]()
+    while len(texts) < num_items:
+        body = torch.randint(3, 8, (int(torch.randint(1, 6, (), generator=draw)),), generator=draw)
+        texts.add((*body.tolist(), 2))
+    return text_catalog([list(text) for text in sorted(texts)])
 
 
 def random_catalog(num_items: int, sizes: tuple[int, ...], seed: int = 0) -> Catalog:
@@ -142,12 +168,15 @@ def make_groups(
     if exists is not None:
         mask &= torch.tensor(exists)[..., None]
     ids = torch.arange(wanted.shape[1]).expand(num_prompts, -1) + 100
+    known = ids.clone() if target_items is None else torch.tensor(target_items)
     return RolloutGroups(
         prompts=Prompts(
             tokens=torch.ones(num_prompts, 1, dtype=torch.long),
             lengths=torch.ones(num_prompts, dtype=torch.long),
             targets=wanted,
-            target_items=ids.clone() if target_items is None else torch.tensor(target_items),
+            target_items=known,
+            target_mask=(known >= 0)[..., None].expand(wanted.shape),
+            target_sids=wanted.masked_fill((known < 0)[..., None], -1),
             history=torch.empty(num_prompts, 0, dtype=torch.long),
             seen=torch.empty(num_prompts, 0, dtype=torch.long),
             row_ids=torch.arange(num_prompts),
@@ -156,6 +185,7 @@ def make_groups(
         items=torch.arange(num_prompts * group_size).view(num_prompts, group_size)
         if items is None
         else torch.tensor(items),
+        predictions=rollouts.masked_fill(~mask, -1)[:, :, None],
         rollout_logprobs=-1.0 - torch.arange(rollouts.numel()).view(rollouts.shape) / 100,
         target_logprobs=-5.0 - torch.arange(wanted.numel()).view(wanted.shape) / 100,
         loss_mask=mask,

@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -43,10 +44,12 @@ def join(parts: Sequence[RolloutGroups], prompts: Prompts) -> RolloutGroups:
 def reorder(groups: RolloutGroups, index: Int[Tensor, "B N"]) -> RolloutGroups:
     """The rollouts `index` of every group, in that order, with everything that belongs to them."""
     token = index[..., None].expand(-1, -1, groups.tokens.shape[2])
+    named = index[..., None, None].expand(-1, -1, *groups.predictions.shape[2:])
     return replace(
         groups,
         tokens=groups.tokens.gather(1, token),
         items=groups.items.gather(1, index),
+        predictions=groups.predictions.gather(1, named),
         rollout_logprobs=groups.rollout_logprobs.gather(1, token),
         loss_mask=groups.loss_mask.gather(1, token),
         weights=None if groups.weights is None else groups.weights.gather(1, index),
@@ -84,7 +87,9 @@ class Target(NamedTuple):
     """One target per prompt; where `exists` is False there is none and the rest is padding."""
 
     tokens: Int[Tensor, "B L"]
+    mask: Bool[Tensor, "B L"]
     items: Int[Tensor, " B"]
+    sids: Int[Tensor, "B D"]
     logprobs: Float[Tensor, "B L"]
     exists: Bool[Tensor, " B"]
 
@@ -99,7 +104,9 @@ def choose_target(groups: RolloutGroups, name: str = "anchor") -> Target:
     rows = torch.arange(len(valid), device=chosen.device)
     return Target(
         tokens=prompts.targets[rows, chosen],
+        mask=prompts.target_mask[rows, chosen],
         items=prompts.target_items[rows, chosen],
+        sids=prompts.target_sids[rows, chosen],
         logprobs=groups.target_logprobs[rows, chosen],
         exists=valid.any(1),
     )
@@ -114,10 +121,17 @@ def overwrite(
         groups,
         tokens=torch.where(token, target.tokens[:, None], groups.tokens),
         items=torch.where(replaced, target.items[:, None], groups.items),
+        predictions=torch.where(token[..., None], _alone(target, groups), groups.predictions),
         rollout_logprobs=torch.where(token, target.logprobs[:, None], groups.rollout_logprobs),
-        loss_mask=groups.loss_mask | token,
+        loss_mask=torch.where(token, target.mask[:, None], groups.loss_mask),
         weights=None,
     )
+
+
+def _alone(target: Target, groups: RolloutGroups) -> Int[Tensor, "B 1 R D"]:
+    """The predictions of a rollout that names the target and nothing else."""
+    named = target.sids[:, None, None]
+    return F.pad(named, (0, 0, 0, groups.predictions.shape[2] - 1), value=-1)
 
 
 def append_target(
@@ -137,13 +151,15 @@ def append_target(
 
     longer = replace(
         groups,
-        # Where it does not exist the row still holds a SID that the trie knows.
         tokens=join(groups.tokens, target.tokens[:, None]),
         items=join(groups.items, target.items[:, None].masked_fill(~row, -1)),
+        predictions=join(
+            groups.predictions, _alone(target, groups).masked_fill(~token[..., None], -1)
+        ),
         rollout_logprobs=join(
             groups.rollout_logprobs, target.logprobs[:, None].masked_fill(~token, 0.0)
         ),
-        loss_mask=join(groups.loss_mask, token.expand(-1, -1, groups.tokens.shape[2])),
+        loss_mask=join(groups.loss_mask, token & target.mask[:, None]),
         weights=None,
     )
     return longer, join(rewards, row), added

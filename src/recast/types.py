@@ -3,9 +3,10 @@
 Legend, used in every shape of the package:
 
 B prompts in a batch | G rollouts per prompt (`group_size`) | K rollouts kept for the update |
-L tokens of an item (levels of its semantic ID) | P prompt tokens | T targets per prompt |
-H history items | S seen items | R SIDs that a response names | I catalogue items | E events |
-V vocabulary | N any number of rows. A file that needs more letters names them itself.
+L tokens of the longest item | D decisions of an item at most (levels of a semantic ID, then L) |
+P prompt tokens | T targets per prompt | H history items | S seen items | R items that a rollout
+names | I catalogue items | E events | V vocabulary | N any number of rows. A file that needs more
+letters names them itself.
 
 Padding: `-1` in columns of items, the pad token in columns of tokens; always on the right.
 """
@@ -78,13 +79,19 @@ class Prompts:
     """A batch of rows ready for a policy.
 
     Example, one prompt whose history is item 5 = tokens (2, 9) and whose target is item 7:
-    `tokens=[[1, 2, 9]]  lengths=[3]  targets=[[[3, 8]]]  target_items=[[7]]  history=[[5]]`.
+    `tokens=[[1, 2, 9]]  lengths=[3]  targets=[[[3, 8]]]  target_items=[[7]]  history=[[5]]`
+    `target_mask=[[[True, True]]]  target_sids=[[[3, 8]]]`. `recast.make_prompts` fills them all.
     """
 
     tokens: Int[Tensor, "B P"]
     lengths: Int[Tensor, " B"]
     targets: Int[Tensor, "B T L"]
     target_items: Int[Tensor, "B T"]
+    target_mask: Bool[Tensor, "B T L"]
+    """Tokens of the targets, without what pads them; none where there is no target."""
+    target_sids: Int[Tensor, "B T D"]
+    """What the targets are named by: of semantic IDs the tokens, of texts the token at every place
+    where items differ; -1 behind the last one and where there is no target."""
     history: Int[Tensor, "B H"]
     """Items of `tokens`, oldest first."""
     seen: Int[Tensor, "B S"]
@@ -146,26 +153,26 @@ class RolloutGroups:
     `add_gt` put last stays last.
 
     Example, G = 2 rollouts of L = 2 tokens for the prompt above, the second one a hit:
-    `tokens=[[[2, 8], [3, 8]]]  items=[[4, 7]]  loss_mask=[[[True, True], [True, True]]]`.
+    `tokens=[[[2, 8], [3, 8]]]  items=[[4, 7]]  loss_mask=[[[True, True], [True, True]]]`
+    `predictions=[[[[2, 8]], [[3, 8]]]]`.
     """
 
     prompts: Prompts
     tokens: Int[Tensor, "B G L"]
     items: Int[Tensor, "B G"]
     """-1 = not in the catalogue, or no rollout at all (then its `loss_mask` is all False)."""
+    predictions: Int[Tensor, "B G R D"]
+    """What each rollout names, apart from what it writes: its items as `target_sids` names them,
+    -1 = none. A rollout that is one item has R = 1."""
     rollout_logprobs: Float[Tensor, "B G L"]
     target_logprobs: Float[Tensor, "B T L"]
     loss_mask: Bool[Tensor, "B G L"]
+    """Tokens that count; no pad is one. Whoever replaces a rollout sets it."""
     seed: int
     step: int
     weights: Float[Tensor, "B G"] | None = None
     """Importance weights w: sum_i w_i f(y_i) is an unbiased estimate of the policy's mean of f.
     None for draws of equal weight and for a search."""
-
-    @property
-    def predictions(self) -> Int[Tensor, "B G R L"]:
-        """The set of SIDs that each rollout names, -1 = none; R = 1, a rollout is one SID."""
-        return self.tokens.masked_fill(~self.exists[..., None], -1)[:, :, None]
 
     @property
     def exists(self) -> Bool[Tensor, "B G"]:

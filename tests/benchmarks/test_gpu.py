@@ -52,7 +52,7 @@ def test_flops_by_hand() -> None:
 def test_naive_log_probabilities_are_those_of_the_packed_pass() -> None:
     catalog = random_catalog(60, 8)
     policy, prompts = tiny_policy(catalog), random_prompts(catalog, 2, 16)
-    branches = catalog.tokens(torch.tensor([[5, 9, 31], [0, 5, 7]]))
+    branches = catalog.tokens_of(torch.tensor([[5, 9, 31], [0, 5, 7]]))
     copies = prompts.tokens.repeat_interleave(3, dim=0)
     found = naive_logprobs(policy, torch.cat([copies, branches.flatten(0, 1)], dim=1))
     with AttentionKernels() as seen:

@@ -50,10 +50,10 @@ def test_made_up_catalogues_have_distinct_items_and_prompts_whole_ones() -> None
     assert catalog.trie.num_leaves == 60
     prompts = random_prompts(catalog, 2, 18)
     assert prompts.tokens.shape == (2, 16)
-    assert torch.equal(catalog.tokens(prompts.history).flatten(1), prompts.tokens[:, 1:])
+    assert torch.equal(catalog.tokens_of(prompts.history).flatten(1), prompts.tokens[:, 1:])
     prefixes = prefixes_of(catalog)
     paths = [(a, b, c) for a in prefixes[()] for b in prefixes[a,] for c in prefixes[a, b]]
-    assert sorted(paths) == sorted(map(tuple, catalog.tokens(torch.arange(60)).tolist()))
+    assert sorted(paths) == sorted(map(tuple, catalog.tokens_of(torch.arange(60)).tolist()))
 
 
 def test_the_floor_counts_the_beginning_that_branches_share_once() -> None:

@@ -166,7 +166,7 @@ def test_invalid_beams_are_counted() -> None:
     catalog = tiny.tiny_catalog()
     data, policy = many_events(catalog), tiny.tiny_policy("qwen3", catalog)
     rows = data.rows("test")[:9]
-    valid = {tuple(tokens) for tokens in catalog.tokens(torch.arange(8)).tolist()}
+    valid = {tuple(tokens) for tokens in catalog.tokens_of(torch.arange(8)).tolist()}
     invalid = []
     for row in rows:
         prompts = tiny.task_of(data, policy).prompts(row[None])

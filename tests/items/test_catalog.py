@@ -24,8 +24,8 @@ def catalog() -> Catalog:
 
 
 def test_tokens_are_offset_codes(catalog: Catalog) -> None:
-    assert catalog.tokens(torch.tensor([0, 1])).tolist() == [[2, 11], [5, 6]]
-    assert catalog.tokens(torch.tensor([[2], [-1]])).tolist() == [[[2, 7]], [[0, 0]]]
+    assert catalog.tokens_of(torch.tensor([0, 1])).tolist() == [[2, 11], [5, 6]]
+    assert catalog.tokens_of(torch.tensor([[2], [-1]])).tolist() == [[[2, 7]], [[0, 0]]]
     assert [catalog.level_tokens(level) for level in (0, 1)] == [(2, 6), (6, 14)]
     assert (catalog.vocab_size, catalog.num_items, catalog.num_levels) == (14, 4, 2)
 
@@ -36,7 +36,7 @@ def test_items_of_tokens_that_spell_none_is_minus_one(catalog: Catalog) -> None:
 
 
 def test_of_a_shared_sid_the_lowest_item_answers(catalog: Catalog) -> None:
-    assert catalog.items_of(catalog.tokens(torch.tensor([3]))).tolist() == [0]
+    assert catalog.items_of(catalog.tokens_of(torch.tensor([3]))).tolist() == [0]
 
 
 @given(st.data())
@@ -46,7 +46,7 @@ def test_items_survive_tokens_and_back(data: st.DataObject) -> None:
     table = data.draw(st.lists(row, min_size=1, max_size=15))
     first = data.draw(st.integers(2, 50))
     catalog = build_catalog(torch.tensor(table), sizes, first_token=first)
-    tokens = catalog.tokens(torch.arange(len(table)))
+    tokens = catalog.tokens_of(torch.arange(len(table)))
     firsts = [table.index(codes) for codes in table]
     assert catalog.items_of(tokens).tolist() == firsts
     prefixes = [sorted({codes[:n] for codes in table}) for n in range(len(sizes) + 1)]

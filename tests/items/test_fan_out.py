@@ -17,8 +17,8 @@ def _groups(catalog: Catalog, items: list[list[int]], seen: list[list[int]]) -> 
     """Rollouts by item; -1 does not exist."""
     index = torch.tensor(items)
     made = tiny.make_groups(
-        catalog.tokens(index).tolist(),
-        catalog.tokens(index[:, :1].clamp(min=0)).tolist(),
+        catalog.tokens_of(index).tolist(),
+        catalog.tokens_of(index[:, :1].clamp(min=0)).tolist(),
         items=items,
         exists=(index >= 0).tolist(),
     )

@@ -8,7 +8,7 @@ import torch
 from recast.losses import ppo_clip
 from recast.methods.probe import KINDS, loss_inputs, probe_groups, probe_loss, probe_resources
 from recast.rewards.hit import first_hit
-from recast.rewards.scores import shared_prefix, structural_score, target_sids
+from recast.rewards.scores import shared_frac, structural_score
 from recast.testing.examples import orders, without_ties
 from recast.types import RecastError
 
@@ -31,7 +31,8 @@ def test_hits_of_every_kind() -> None:
 @pytest.mark.parametrize("num_levels", [1, 2, 3, 4])
 def test_near_misses_of_every_level(num_levels: int) -> None:
     groups = probe_groups(num_levels + 1, num_levels, kinds=("one hit", "all zero"))
-    shared = shared_prefix(groups.predictions, target_sids(groups.prompts))[..., 0]
+    share = shared_frac(groups.predictions, groups.prompts.target_sids)[..., 0]
+    shared = (share * num_levels).round().long()
     levels = list(range(num_levels + 1))
     assert shared[0].sort().values.tolist() == levels
     assert set(shared[1].tolist()) == set(levels[:-1])
@@ -101,7 +102,7 @@ def test_groups_without_ties_have_none() -> None:
     for list_length in (1, 2, 3):
         for example in without_ties(("one hit", "all zero"), list_length):
             groups = example.groups
-            targets = target_sids(groups.prompts)
+            targets = groups.prompts.target_sids
             numbers = [
                 example.rewards,
                 structural_score(groups.predictions, targets),

@@ -31,7 +31,7 @@ def test_no_tensor_of_prompt_by_prompt_is_built(name: str) -> None:
     policy = tiny.tiny_policy(name, catalog)
     prompts = _long_prompts(catalog)
     assert prompts.tokens.shape[1] >= PROMPT
-    branches = catalog.tokens(torch.arange(8).view(2, 4))
+    branches = catalog.tokens_of(torch.arange(8).view(2, 4))
     with Shapes() as shapes:
         branch_logprobs(policy, prompts, branches, "full").sum().backward()
     assert not shapes.square(PROMPT - 1, HEADS)

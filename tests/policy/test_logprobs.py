@@ -31,7 +31,7 @@ def test_every_unseen_item_scores_as_in_the_naive_computation(prompts: Prompts, 
     plain = tiny.twin(policy.model)
     for row in range(3):
         wanted = naive.item_logprobs(plain, policy.catalog, prompts, row, space)
-        asked = policy.catalog.tokens(torch.tensor([sorted(wanted)]))
+        asked = policy.catalog.tokens_of(torch.tensor([sorted(wanted)]))
         with torch.no_grad():
             alone = select(prompts, torch.tensor([row]))
             found = branch_logprobs(policy, alone, asked, space)[0]
@@ -47,7 +47,7 @@ def test_trie_probabilities_of_all_unseen_items_sum_to_one(prompts: Prompts) -> 
         one = tiny.make_prompts(policy.catalog, [seen], [[items[0]]], [seen])
         with torch.no_grad():
             found = branch_logprobs(
-                policy, one, policy.catalog.tokens(torch.tensor([items])), "trie"
+                policy, one, policy.catalog.tokens_of(torch.tensor([items])), "trie"
             )
         assert float(found.sum(-1).exp().sum()) == pytest.approx(1, abs=1e-12), row
 
@@ -70,7 +70,7 @@ def test_a_branch_without_a_probability_is_refused(
     # (2, 2, 0) is no item's code.
     codes = [2 + 2, 5 + 2, 8 + 0]
     branches[0, 0] = (
-        torch.tensor(codes) if item is None else policy.catalog.tokens(torch.tensor(item))
+        torch.tensor(codes) if item is None else policy.catalog.tokens_of(torch.tensor(item))
     )
     with pytest.raises(RecastError, match=rf"of prompt 0 .*{word}"):
         branch_logprobs(policy, prompts, branches, "trie")
@@ -159,12 +159,12 @@ def test_what_the_trie_forces_is_not_sent(prompts: Prompts) -> None:
         lambda _, args, kwargs: sent.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
     )
     one = select(prompts, torch.tensor([2]))
-    branches = catalog.tokens(torch.tensor([[2, 5, 6, 7]]))
+    branches = catalog.tokens_of(torch.tensor([[2, 5, 6, 7]]))
     scores = {space: branch_logprobs(policy, one, branches, space) for space in ("full", "trie")}
-    bos, pad, first, second = catalog.bos_token, catalog.pad_token, 2, 2 + 3
+    bos, first, second = catalog.bos_token, 2, 2 + 3
     # (0), (2); (0, 1), (2, 0), (2, 1) where every token is asked for.
     assert sent[0] == [bos, first, first + 2, second + 1, second, second + 1]
-    assert sent[1] == [bos, first, first + 2, pad, pad, second + 1]
+    assert sent[1] == [bos, first, first + 2, second + 1]
     assert (scores["trie"][0, :2, 2] == 0).all()
     assert (scores["trie"][0, 2:, 2] < 0).all()
     sent.clear()
@@ -175,4 +175,4 @@ def test_what_the_trie_forces_is_not_sent(prompts: Prompts) -> None:
     )
     below = {tuple(codes[:2]) for codes in found.tokens[0].tolist()}
     assert len(below) == 5
-    assert sorted(sent[2]) == [pad, pad, second, second + 1, second + 2]
+    assert sorted(sent[2]) == [second, second + 1, second + 2]

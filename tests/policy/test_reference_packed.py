@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recast.policy.attention import packed_attention
 from recast.policy.load import Policy, disable_dropout
 from recast.policy.logprobs import branch_logprobs
-from recast.policy.packed import packed_attention, packed_hidden
+from recast.policy.packed import pack, packed_forward
 from recast.types import Prompts, RecastError
 
 KEPT = (4, 1, 3, 2)
@@ -24,7 +25,9 @@ def _case(policy: Policy) -> tuple[Prompts, torch.Tensor, torch.Tensor]:
     histories = [[], [3, 5], [0, 1, 2, 3, 4, 5], [7, 6, 5, 4]]
     prompts = tiny.make_prompts(catalog, histories, [[7], [0], [6], [1]])
     draw = torch.Generator().manual_seed(3)
-    branches = catalog.tokens(torch.randint(0, catalog.num_items, (4, max(KEPT)), generator=draw))
+    branches = catalog.tokens_of(
+        torch.randint(0, catalog.num_items, (4, max(KEPT)), generator=draw)
+    )
     weights = torch.randn(branches.shape, generator=draw, dtype=policy.model.dtype)
     weights *= (torch.arange(max(KEPT)) < torch.tensor(KEPT)[:, None])[..., None]
     return prompts, branches, weights
@@ -123,9 +126,12 @@ def test_logits_of_any_shape_equal_the_naive_ones(
     branches = torch.randint(0, catalog.vocab_size, shape, generator=draw)
     with torch.no_grad():
         head = model.get_output_embeddings()
-        root, rest = map(head, packed_hidden(model, tokens, torch.tensor(lengths), branches))
-        assert root.shape[1] == 1
-        assert rest.shape[:3] == (len(lengths), num_branches, branch_length - 1)
+        packed = pack(tokens, torch.tensor(lengths), branches)
+        logits = head(packed_forward(model, packed))
+        root = logits[:, :1]
+        assert packed.places.shape == branches.shape
+        rest = torch.stack([row[place] for row, place in zip(logits, packed.places, strict=True)])
+        rest = rest[:, :, 1:]
         for b, length in enumerate(lengths):
             prompt = tokens[b, :length].tolist()
             wanted = naive.next_logits(plain, prompt, 1)

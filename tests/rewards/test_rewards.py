@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from recast.groups import reorder
 from recast.rewards.collaborative import collaborative
 from recast.rewards.gflow import gflow
 from recast.rewards.hit import any_hit, first_hit, set_ratio
@@ -78,10 +79,7 @@ def test_any_of_several_targets_counts() -> None:
 
 
 def test_a_method_without_rollouts_gets_empty_rewards() -> None:
-    empty = torch.empty(1, 0, 3)
-    groups = _groups(
-        tokens=empty.long(), items=empty[..., 0].long(), rollout_logprobs=empty, loss_mask=empty > 0
-    )
+    groups = reorder(_groups(), torch.empty(1, 0, dtype=torch.long))
     for reward in OF_TOKENS:
         assert reward(groups).shape == (1, 0)
 
@@ -185,13 +183,7 @@ def test_ranking_follows_the_log_probabilities_whatever_the_order_of_the_rows() 
     wanted = [1, -1 / math.log2(3) / total, -0.5 / total, 0]
     assert ranking(groups)[0].tolist() == pytest.approx(wanted, abs=1e-6)
     order = torch.tensor([3, 2, 0, 1])
-    turned = replace(
-        groups,
-        **{
-            name: getattr(groups, name)[:, order]
-            for name in ("tokens", "items", "rollout_logprobs", "loss_mask")
-        },
-    )
+    turned = reorder(groups, order[None])
     assert ranking(turned)[0].tolist() == pytest.approx([wanted[i] for i in order], abs=1e-6)
     with_nan = replace(groups, rollout_logprobs=groups.rollout_logprobs.clone())
     with_nan.rollout_logprobs[0, 3] = torch.nan

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recast.rewards.scores import (
-    shared_prefix,
+    shared_frac,
     sid_any_hit,
     sid_first_hit,
     sid_set_ratio,
@@ -73,7 +73,8 @@ def test_scores_equal_the_definitions_on_python_sets(named: list[Sid], targets: 
     )
 
 
-def test_shared_prefix_counts_levels_and_skips_what_is_none() -> None:
+def test_the_shared_part_is_of_the_target_and_what_is_none_shares_nothing() -> None:
     predictions = torch.tensor([[[[1, 2, 9], [1, 2, 3]], [[9, 2, 3], [-1, -1, -1]]]])
     targets = torch.tensor([[[1, 2, 3], [-1, -1, -1]]])
-    assert shared_prefix(predictions, targets).tolist() == [[[2, 3], [0, 0]]]
+    found = shared_frac(predictions, targets)
+    assert found.allclose(torch.tensor([[[2 / 3, 1.0], [0.0, 0.0]]]))

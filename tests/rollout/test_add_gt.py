@@ -9,6 +9,7 @@ import naive
 import tiny
 import torch
 
+from recast.groups import reorder
 from recast.rollout.add_gt import add_gt
 from recast.rollout.sample import sample
 
@@ -57,13 +58,7 @@ def test_a_prompt_without_a_target_and_a_group_without_rollouts_stay_as_they_are
     assert found.items.tolist() == [[0, 1, 5], [3, 4, 5]]  # item 5 of row 1 is its own
     assert torch.equal(found.tokens[1], groups.tokens[1])
     assert torch.equal(found.rollout_logprobs[1], groups.rollout_logprobs[1])
-    empty = replace(
-        groups,
-        tokens=groups.tokens[:, :0],
-        items=groups.items[:, :0],
-        rollout_logprobs=groups.rollout_logprobs[:, :0],
-        loss_mask=groups.loss_mask[:, :0],
-    )
+    empty = reorder(groups, torch.empty(2, 0, dtype=torch.long))
     assert add_gt(empty).items.shape == (2, 0)
 
 

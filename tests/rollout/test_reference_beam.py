@@ -109,12 +109,15 @@ def test_unconstrained_beams_are_the_best_sequences_of_the_whole_vocabulary() ->
     size = catalog.vocab_size
     pairs = torch.cartesian_prod(torch.arange(size), torch.arange(size))[None]
     with torch.no_grad():
-        scores = branch_logprobs(policy, prompts, pairs, "full").sum(-1)[0]
+        every = torch.ones_like(pairs, dtype=torch.bool)  # the pad token is one like any other
+        scores = branch_logprobs(policy, prompts, pairs, "full", every).sum(-1)[0]
     groups = beam_search(policy, prompts, size * size, decoder=Decoder(constrained=False))
     order = scores.argsort(descending=True)
     torch.testing.assert_close(groups.rollout_logprobs[0].sum(-1), scores[order])
     assert groups.tokens[0, 0].tolist() == pairs[0, order[0]].tolist()
-    known = {tuple(catalog.tokens(torch.tensor(i)).tolist()): i for i in range(catalog.num_items)}
+    known = {
+        tuple(catalog.tokens_of(torch.tensor(i)).tolist()): i for i in range(catalog.num_items)
+    }
     wanted = [known.get(tuple(row), -1) for row in groups.tokens[0].tolist()]
     assert groups.items[0].tolist() == wanted
     assert sorted(set(wanted)) == [-1, *range(catalog.num_items)]

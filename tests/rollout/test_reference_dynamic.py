@@ -90,7 +90,7 @@ def test_the_group_is_the_selection_of_the_draws_of_sample_most_probable_first()
             assert sorted(groups.items[row].tolist()) == sorted(wanted)
         total = groups.rollout_logprobs.sum(-1)
         assert (total[:, 1:] <= total[:, :-1]).all()
-        assert torch.equal(catalog.tokens(groups.items), groups.tokens)
+        assert torch.equal(catalog.tokens_of(groups.items), groups.tokens)
         assert groups.weights is None
     first = draw_items(policy, prompts, 5, ROW).items
     assert torch.equal(first, drawn.items[:, :5])

@@ -90,7 +90,7 @@ def test_guide_equals_the_enumeration(data: st.DataObject) -> None:
     )
     for item in set(range(num_items)) - set(seen):
         wanted = item_guide(catalog, scores, seen, item)
-        path = catalog.path_of(catalog.tokens(torch.tensor(item)))[1:]
+        path = catalog.path_of(catalog.tokens_of(torch.tensor(item)))[1:]
         found = [float(level[0, node]) for level, node in zip(levels, path, strict=True)]
         assert found == pytest.approx(wanted, abs=1e-9)
     for level in levels:

@@ -95,12 +95,12 @@ def test_the_threshold_has_its_exact_distribution(width: int) -> None:
     found = perturbed_beams(tree, 2, width, Draw(logprob_space="trie", seed=5), "x")
     phi = torch.tensor(list(_exact(policy, prompts).values()), dtype=torch.float64).log()
     for order in range(2):
-        uniform = _kth_largest_cdf(phi, width, found.perturbed[:, order, width - 1])
+        uniform = _kth_largest_cdf(phi, width, found.values[:, order, width - 1])
         counts = torch.bincount((uniform * 40).long(), minlength=40)
         assert len(counts) == 40
         statistic = float(((counts - MANY / 40) ** 2 / (MANY / 40)).sum())
         assert statistic < naive.chi_square_limit(39)
-    assert (found.perturbed[:, :, 1:] <= found.perturbed[:, :, :-1]).all()
+    assert (found.values[:, :, 1:] <= found.values[:, :, :-1]).all()
 
 
 def test_the_weights_integrate_to_the_policy() -> None:
@@ -189,7 +189,7 @@ def test_groups_are_distinct_most_probable_first_and_agree_with_the_update() -> 
         assert (groups.target_logprobs - targets).abs().max() <= 1e-5
         total = groups.rollout_logprobs.sum(-1)
         assert (total[:, 1:] <= total[:, :-1]).all()
-        assert torch.equal(catalog.tokens(groups.items), groups.tokens)
+        assert torch.equal(catalog.tokens_of(groups.items), groups.tokens)
         assert groups.weights is not None
         # q <= 1: no weight is smaller than the probability it belongs to.
         assert (groups.weights >= total.exp() * (1 - 1e-5)).all()

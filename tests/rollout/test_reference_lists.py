@@ -76,7 +76,7 @@ def test_items_are_distinct_within_a_list_and_recorded_as_the_update_sees_them()
         lists = groups.items.view(4, 4, 5)
         assert all(len(set(one)) == 5 for one in lists.flatten(0, 1).tolist())
         assert groups.exists.all()
-        assert torch.equal(catalog.tokens(groups.items), groups.tokens)
+        assert torch.equal(catalog.tokens_of(groups.items), groups.tokens)
         with torch.no_grad():
             again = branch_logprobs(policy, prompts, groups.tokens, space)
         assert (groups.rollout_logprobs - again).abs().max() <= 1e-5

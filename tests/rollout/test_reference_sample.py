@@ -139,7 +139,7 @@ def test_rollout_and_update_agree_on_every_log_probability(space: str) -> None:
         total = groups.rollout_logprobs.sum(-1)
         assert (total[:, 1:] <= total[:, :-1]).all()
         assert (groups.items >= 0).all()
-        assert torch.equal(catalog.tokens(groups.items), groups.tokens)
+        assert torch.equal(catalog.tokens_of(groups.items), groups.tokens)
 
 
 def test_the_space_changes_what_is_recorded_and_not_what_is_drawn() -> None:

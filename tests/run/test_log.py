@@ -14,35 +14,28 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from recast.groups import reorder
 from recast.run import log
 from recast.run.log import RunLog, duration, shown
 from recast.run.rollouts import rollout_table
-from recast.types import Prompts, RecastError, RolloutGroups, Signal
+from recast.testing import make_groups
+from recast.types import RecastError, RolloutGroups, Signal
 
 CONFIG = {"output": "run", "seed": 3, "model": {"num_layers": 2}, "text": ["a"], "lr": None}
 
 
 def groups_and_signal() -> tuple[RolloutGroups, torch.Tensor, Signal]:
     """Two prompts, two rollouts of two tokens; the last place of row 9 is repaired."""
-    prompts = Prompts(
-        tokens=torch.tensor([[1, 2], [1, 3]]),
-        lengths=torch.tensor([2, 2]),
-        targets=torch.tensor([[[4, 8]], [[5, 9]]]),
-        target_items=torch.tensor([[0], [3]]),
-        history=torch.tensor([[1], [2]]),
-        seen=torch.zeros(2, 0, dtype=torch.long),
-        row_ids=torch.tensor([7, 9]),
+    groups = make_groups(
+        [[[4, 8], [4, 9]], [[6, 8], [0, 0]]],
+        [[[4, 8]], [[5, 9]]],
+        items=[[0, 1], [4, -1]],
+        target_items=[[0], [3]],
+        logprobs=[[[-1.0, -0.5], [-2.0, -0.5]], [[-1.0, -1.0], [-9.0, -9.0]]],
+        exists=[[True, True], [True, False]],
     )
-    groups = RolloutGroups(
-        prompts=prompts,
-        tokens=torch.tensor([[[4, 8], [4, 9]], [[6, 8], [0, 0]]]),
-        items=torch.tensor([[0, 1], [4, -1]]),
-        rollout_logprobs=torch.tensor([[[-1.0, -0.5], [-2.0, -0.5]], [[-1.0, -1.0], [-9.0, -9.0]]]),
-        target_logprobs=torch.zeros(2, 1, 2),
-        loss_mask=torch.tensor([[[True, True], [True, True]], [[True, True], [False, False]]]),
-        seed=0,
-        step=5,
-    )
+    prompts = replace(groups.prompts, row_ids=torch.tensor([7, 9]))
+    groups = replace(groups, prompts=prompts, step=5)
     tokens = groups.tokens.clone()
     tokens[1, 1] = torch.tensor([5, 9])
     signal = Signal(
@@ -245,13 +238,7 @@ def test_rollouts_come_in_files_of_25_steps(tmp_path: Path) -> None:
 
 def test_a_step_without_rollouts_writes_no_file(tmp_path: Path) -> None:
     groups, rewards, signal = groups_and_signal()
-    empty = replace(
-        groups,
-        tokens=groups.tokens[:, :0],
-        items=groups.items[:, :0],
-        rollout_logprobs=groups.rollout_logprobs[:, :0],
-        loss_mask=groups.loss_mask[:, :0],
-    )
+    empty = reorder(groups, torch.empty(2, 0, dtype=torch.long))
     with RunLog(tmp_path / "run", CONFIG, silent=True) as run:
         run.rollouts(1, empty, rewards[:, :0], signal)
     assert not (tmp_path / "run" / "rollouts").exists()

@@ -77,6 +77,17 @@ def _worked(ranker_target: float = 0.85, negative: float = 0.3) -> tuple[Rollout
     return groups, table
 
 
+def _targets(tokens: Tensor, items: Tensor) -> dict[str, Tensor]:
+    """What prompts hold of their targets."""
+    is_target = (items >= 0)[..., None]
+    return {
+        "targets": tokens,
+        "target_items": items,
+        "target_mask": is_target.expand(tokens.shape),
+        "target_sids": tokens.masked_fill(~is_target, -1),
+    }
+
+
 def _rank(table: Tensor, prompts: Prompts, items: Tensor) -> Tensor:
     assert items.min() >= 0
     return table[items]
@@ -126,12 +137,18 @@ def test_a_target_that_was_rolled_out_is_no_rival_of_itself() -> None:
     groups, table = _worked(ranker_target=0.95)
     tokens, items = groups.tokens.clone(), groups.items.clone()
     tokens[0, [3, 5]], items[0, [3, 5]] = torch.tensor([1, 3, 0]), 100
+    named = tokens[:, :, None]
     logprobs = groups.rollout_logprobs.clone()
     logprobs[0, [3, 5]] = -4.0 / 3
     target = groups.target_logprobs.clone()
     target[0] = -4.0 / 3
     groups = replace(
-        groups, tokens=tokens, items=items, rollout_logprobs=logprobs, target_logprobs=target
+        groups,
+        tokens=tokens,
+        items=items,
+        predictions=named,
+        rollout_logprobs=logprobs,
+        target_logprobs=target,
     )
     found = candidates(groups)
     assert found.rivals[0, 0].tolist() == [True, True, True, False, True, False, True, True]
@@ -190,11 +207,8 @@ def test_of_several_targets_the_best_ranked_counts_and_padding_does_not() -> Non
     groups, table = _worked()
     prompts = groups.prompts
     extra = torch.tensor([[[1, 3, 1]], [[0, 0, 0]]])
-    prompts = replace(
-        prompts,
-        targets=torch.cat([prompts.targets, extra], dim=1),
-        target_items=torch.tensor([[100, 99], [8, -1]]),
-    )
+    items, tokens = torch.tensor([[100, 99], [8, -1]]), torch.cat([prompts.targets, extra], dim=1)
+    prompts = replace(prompts, **_targets(tokens, items))
     for logprob, value, wanted in (
         (-9.0, 0.0, (True, True)),  # the second target is bad at both: the first decides
         (-1.5, 0.0, (False, True)),  # the policy has the second one second
@@ -218,11 +232,8 @@ def test_of_several_targets_the_best_ranked_counts_and_padding_does_not() -> Non
 def test_a_padded_target_has_no_rank() -> None:
     """Read as item 0 with a log-probability of 0 it would be first by policy and ranker."""
     groups, table = _worked(ranker_target=0.0)
-    prompts = replace(
-        groups.prompts,
-        targets=torch.nn.functional.pad(groups.prompts.targets, (0, 0, 0, 1)),
-        target_items=torch.tensor([[100, -1], [-1, -1]]),
-    )
+    tokens = torch.nn.functional.pad(groups.prompts.targets, (0, 0, 0, 1))
+    prompts = replace(groups.prompts, **_targets(tokens, torch.tensor([[100, -1], [-1, -1]])))
     logprobs = torch.nn.functional.pad(groups.target_logprobs, (0, 0, 0, 1))
     padded = replace(groups, prompts=prompts, target_logprobs=logprobs)
     table[0] = 2.0
@@ -258,7 +269,7 @@ def test_a_prompt_without_any_negative_is_not_admitted() -> None:
     groups, table = _worked()
     tokens, items = groups.tokens.clone(), groups.items.clone()
     tokens[1], items[1] = torch.tensor([1, 3, 0]), 100
-    groups = replace(groups, tokens=tokens, items=items)
+    groups = replace(groups, tokens=tokens, items=items, predictions=tokens[:, :, None])
     assert in_batch_negatives(groups, 3).tolist()[0] == [-1, -1, -1]
     assert not adagrpo(groups, REWARDS, ranker=partial(_rank, table)).keep.any()
 

@@ -71,7 +71,7 @@ def _unseen(row: int) -> list[int]:
 
 def _item_logprobs(policy: Policy, prompts: Prompts, row: int) -> Tensor:
     """log p of every unseen item of a prompt, with its graph."""
-    tokens = policy.catalog.tokens(torch.tensor([_unseen(row)]))
+    tokens = policy.catalog.tokens_of(torch.tensor([_unseen(row)]))
     one = select(prompts, torch.tensor([row]))
     return branch_logprobs(policy, one, tokens, "trie").sum(-1)[0]
 

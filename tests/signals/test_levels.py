@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recast.groups import reorder
 from recast.rewards.hit import first_hit
 from recast.signals.levels import draw_softly, recast_levels
 from recast.types import RecastError, Signal
@@ -169,12 +170,7 @@ def test_the_order_of_the_rows_does_not_matter(order: list[int]) -> None:
     rollouts = [[1, 2, 3], [1, 2, 8], [1, 2, 9], [1, 7, 3], [6, 2, 3], [5, 2, 3]]
     groups = tiny.make_groups([rollouts], TARGET)
     rows = torch.tensor(order)
-    permuted = replace(
-        groups,
-        tokens=groups.tokens[:, rows],
-        items=groups.items[:, rows],
-        rollout_logprobs=groups.rollout_logprobs[:, rows],
-    )
+    permuted = reorder(groups, rows[None])
     signal, other = (recast_levels(g, first_hit(g)) for g in (groups, permuted))
     assert torch.equal(other.advantages, signal.advantages[:, rows])
     assert torch.equal(other.keep, signal.keep[:, rows])

@@ -12,6 +12,7 @@ import tiny
 import torch
 from torch import Tensor
 
+from recast.groups import reorder
 from recast.losses import ppo_clip
 from recast.policy.load import Policy
 from recast.signals.likelihood import likelihood
@@ -33,8 +34,7 @@ def _rank(table: Tensor, prompts: Prompts, items: Tensor) -> Tensor:
 def _groups(target_items: list[list[int]], group_size: int = 2) -> RolloutGroups:
     targets = [[TARGET if item >= 0 else NONE for item in row] for row in target_items]
     groups = tiny.make_groups([[[1, 2], [3, 4]]] * len(targets), targets, target_items)
-    rollouts = ("tokens", "items", "rollout_logprobs", "loss_mask")
-    return replace(groups, **{name: getattr(groups, name)[:, :group_size] for name in rollouts})
+    return reorder(groups, torch.arange(group_size).expand(len(targets), -1))
 
 
 @pytest.mark.parametrize("group_size", [0, 1, 2])
@@ -183,19 +183,18 @@ def test_the_gradient_is_that_of_the_weighted_likelihood(group_size: int) -> Non
     wanted = [[3], [4, 6], [7], []]
     prompts = tiny.make_prompts(policy.catalog, [[1, 2], [5], [0, 3, 6], [2]], wanted)
     made_up = tiny.make_groups(
-        [[policy.catalog.tokens(torch.tensor(item)).tolist() for item in (0, 1)]] * 4,
+        [[policy.catalog.tokens_of(torch.tensor(item)).tolist() for item in (0, 1)]] * 4,
         prompts.targets.tolist(),
     )
-    rollouts = ("tokens", "items", "rollout_logprobs", "loss_mask")
-    cut = {name: getattr(made_up, name)[:, :group_size] for name in rollouts}
-    groups = replace(made_up, prompts=prompts, **cut)
+    cut = reorder(made_up, torch.arange(group_size).expand(4, -1))
+    groups = replace(cut, prompts=prompts)
     table = torch.linspace(-2.0, 1.5, policy.catalog.num_items)
     loss = torch.zeros((), dtype=torch.float64)
     own = tiny.twin(policy.model)
     for row, items in enumerate(wanted[:3]):
         weight = exp(sum(float(table[item]) for item in items) / len(items) / 0.7)
         for item in items:
-            tokens = policy.catalog.tokens(torch.tensor(item)).tolist()
+            tokens = policy.catalog.tokens_of(torch.tensor(item)).tolist()
             logprobs = naive.branch_logprobs(own, prompts, row, tokens)
             loss = loss - weight * logprobs.mean() / len(items) / 3
     found = _gradient(policy, groups, table, lam=0.7)

@@ -176,8 +176,8 @@ def test_a_hit_group_is_grpo_on_its_distinct_rollouts_and_gets_no_target() -> No
 def test_forced_tokens_weigh_less_in_both_kinds_of_groups() -> None:
     """The trie forces the second token of item 0 and of the target of the second prompt."""
     catalog = tiny.tiny_catalog()
-    sids = catalog.tokens(torch.tensor([[2, 0], [0, 3]])).tolist()
-    targets = catalog.tokens(torch.tensor([[2], [2]])).tolist()
+    sids = catalog.tokens_of(torch.tensor([[2, 0], [0, 3]])).tolist()
+    targets = catalog.tokens_of(torch.tensor([[2], [2]])).tolist()
     groups = _groups(sids, targets, target_items=[[2], [2]], items=[[2, 0], [0, 3]])
     rewards = torch.tensor([[1.0, 0], [0, 0]])
     resource = partial(fan_out, catalog)

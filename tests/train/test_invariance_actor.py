@@ -13,7 +13,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from recast.groups import select
+from recast.groups import reorder, select
 from recast.losses import (
     LOSSES,
     dpo,
@@ -29,7 +29,15 @@ from recast.policy.load import Policy, disable_dropout
 from recast.policy.logprobs import branch_logprobs
 from recast.rollout.sample import sample
 from recast.signals.likelihood import likelihood
-from recast.train.actor import LOSS_INPUTS, Actor, micro_batches, needs, rollouts_to_send, update
+from recast.train.actor import (
+    LOSS_INPUTS,
+    Actor,
+    frozen_reference,
+    micro_batches,
+    needs,
+    rollouts_to_send,
+    update,
+)
 from recast.types import Draw, Prompts, Signal, Traits
 
 GROUP = 5
@@ -72,7 +80,10 @@ def _actor(policy: Policy, **settings: Any) -> Actor:
         "micro_batch_tokens": 10**6,
         "updates_per_rollout": 1,
     }
-    return Actor(**(defaults | settings))
+    chosen = defaults | settings
+    if isinstance(chosen["reference"], Policy):
+        chosen["reference"] = frozen_reference(chosen["reference"], chosen["space"])
+    return Actor(**chosen)
 
 
 def _other(policy: Policy) -> Policy:
@@ -97,12 +108,13 @@ def _naive_objective(
 ) -> Tensor:
     """The policy loss at ratio 1, the KL and the likelihood, term by term."""
     prompts = signal.groups.prompts
-    policy_sum, kl_sum, nll_sum, tokens, nll_tokens = 0.0, 0.0, 0.0, 0, 0
+    policy_sum, kl_sum, nll_sum, tokens, nll_tokens = 0.0, 0.0, 0.0, 0, 0.0
     for row in range(len(prompts)):
         for rollout in range(GROUP):
             if not signal.keep[row, rollout]:
                 continue
-            branch = signal.groups.tokens[row, rollout].tolist()
+            mask = signal.groups.loss_mask[row, rollout]
+            branch = signal.groups.tokens[row, rollout][mask].tolist()
             logprobs = naive.branch_logprobs(model, prompts, row, branch)
             with torch.no_grad():
                 frozen = naive.branch_logprobs(reference, prompts, row, branch)
@@ -111,20 +123,24 @@ def _naive_objective(
             kl_sum = kl_sum + (difference.exp() - difference - 1).sum()
             tokens += len(branch)
         if signal.nll_weight[row]:
-            targets = prompts.targets[row][prompts.target_items[row] >= 0].tolist()
+            pairs = zip(prompts.targets[row], prompts.target_mask[row], strict=True)
+            targets = [tokens[mask].tolist() for tokens, mask in pairs if mask.any()]
             for target in targets:
                 logprobs = naive.branch_logprobs(model, prompts, row, target)
                 nll_sum = nll_sum - signal.nll_weight[row] * logprobs.sum() / len(targets)
-            nll_tokens += len(targets[0])
+                nll_tokens += len(target) / len(targets)
     nll = nll_sum / nll_tokens if nll_tokens else 0.0
     return (policy_sum + kl_coef * kl_sum) / tokens + nll
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("writes", ["semantic IDs", "texts"])
 def test_the_gradient_is_that_of_the_naive_objective(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    writes: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = tiny.tiny_policy("qwen3", tiny.random_catalog(60, (4, 4, 5)), dtype)
+    is_text = writes == "texts"
+    catalog = tiny.random_texts(60) if is_text else tiny.random_catalog(60, (4, 4, 5))
+    policy = tiny.tiny_policy("qwen3", catalog, dtype)
     if dtype == torch.float64:
         naive.lift_norms(policy.model, monkeypatch)
     signal, other = _signal(policy), _other(policy)
@@ -176,7 +192,8 @@ def test_micro_batches_hold_at_most_the_tokens_asked_for(policy: Policy) -> None
         rows = torch.cat([batch.prompts.row_ids for batch in batches]).tolist()
         assert sorted(rows) == [0, 1, 2, 4]
         for batch in batches:
-            size, width = batch.branches.shape[:2]
+            size = len(batch.prompts)
+            width = int(batch.branch_mask.any(-1).sum(1).max())
             sent = size * (int(batch.prompts.lengths.max()) + 2 * width)
             assert size == 1 or sent <= limit
 
@@ -228,7 +245,7 @@ def test_only_what_carries_weight_goes_through_the_models_and_each_prompt_once(
         if branches:  # the reference judges rollouts, never targets
             expected["reference"].append(prompt + _nodes(branches))
         if signal.nll_weight[row]:
-            branches += prompts.targets[row].tolist()
+            branches += prompts.targets[row][prompts.target_items[row] >= 0].tolist()
         expected["policy"].append(prompt + _nodes(branches))
     assert seen == expected
 
@@ -251,19 +268,12 @@ def test_an_empty_signal_leaves_the_policy_as_it_is(policy: Policy) -> None:
 
 @pytest.mark.parametrize("group_size", [0, GROUP])
 def test_likelihood_alone_needs_no_rollouts(policy: Policy, group_size: int) -> None:
-    groups = _signal(policy).groups
-    groups = replace(
-        groups,
-        tokens=groups.tokens[:, :group_size],
-        items=groups.items[:, :group_size],
-        rollout_logprobs=groups.rollout_logprobs[:, :group_size],
-        loss_mask=groups.loss_mask[:, :group_size],
-    )
+    groups = reorder(_signal(policy).groups, torch.arange(group_size).expand(5, -1))
     signal = likelihood(groups, torch.zeros(5, group_size))
     model = tiny.twin(policy.model)
     rows = []
     for row, targets in enumerate(([20], [21], [22], [23], [24, 25])):
-        tokens = policy.catalog.tokens(torch.tensor(targets)).tolist()
+        tokens = policy.catalog.tokens_of(torch.tensor(targets)).tolist()
         found = [naive.branch_logprobs(model, groups.prompts, row, t).mean() for t in tokens]
         rows.append(torch.stack(found).mean())
     loss = -torch.stack(rows).mean()

@@ -13,15 +13,24 @@ from recast.types import RolloutGroups
 def fan_out(catalog: Catalog, groups: RolloutGroups) -> Int[Tensor, "B G L"]:
     """Children that were allowed where each token was chosen, the prompt's seen items left out.
 
-    1 = the trie forces the token. 0 = there was no choice to make: the rollout does not exist, or
-    its earlier tokens already spell no prefix of an allowed item.
+    1 = the trie forces the token. 0 = there was no choice to make: the rollout does not exist or
+    has ended, or its earlier tokens already spell no prefix of an allowed item.
     """
-    excluded = catalog.trie.excluded(groups.prompts.seen)
-    nodes = torch.where(groups.exists, 0, -1)
-    counts = []
+    trie, excluded = catalog.trie, catalog.trie.excluded(groups.prompts.seen)
+    path = catalog.path_of(groups.tokens)
+    ends = catalog.ends_of(path)
+    goes_on = groups.exists
+    place = torch.arange(groups.tokens.shape[2], device=path.device)
+    counts = torch.zeros_like(groups.tokens)
     for level in range(catalog.num_levels):
-        tokens, child, allowed = catalog.children(level, nodes, excluded)
-        counts.append(allowed.sum(-1))
-        taken = allowed & (tokens == groups.tokens[:, :, level, None])
-        nodes = torch.where(taken, child, -1).amax(-1)
-    return torch.stack(counts, dim=-1)
+        nodes, child = path[..., level].where(goes_on, -1), path[..., level + 1]
+        _, _, allowed = catalog.children(level, nodes, excluded)
+        begin, end = ends[..., level, None], ends[..., level + 1, None]
+        chosen = goes_on
+        goes_on = goes_on & (child >= 0) & trie.is_open(level + 1, child.clamp(min=0), excluded)
+        # A token that leads nowhere was chosen too; the edge behind an end is empty.
+        chosen = (chosen & ~goes_on)[..., None] | (goes_on[..., None] & (end > begin))
+        counts = torch.where(chosen & (place == begin), allowed.sum(-1)[..., None], counts)
+        forced = goes_on[..., None] & (place > begin) & (place < end)
+        counts = counts.masked_fill(forced, 1)
+    return counts

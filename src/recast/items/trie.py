@@ -1,8 +1,11 @@
-"""The prefix tree of all semantic IDs as flat CSR arrays: codes in, allowed children out.
+"""The prefix tree of all items as flat CSR arrays: what they write in, allowed children out.
 
-Items are sorted by their codes, so that every node owns one contiguous range of *leaves*
-(distinct semantic IDs) and its children are contiguous too. Level 0 is the root, level l holds
-one node per distinct prefix of l codes.
+A level is a decision, an edge is one to n tokens: the one that decides and those that then have to
+follow. For semantic IDs every edge is one code and a level a code; for texts paths are compressed,
+so that a node has several children or none. Items are sorted by what they write, so that every
+node owns one contiguous range of *leaves* (distinct sequences) and its children are contiguous too.
+Level 0 is the root; a leaf that is reached before the last level goes on with empty edges, so that
+all leaves are nodes of the last level.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -18,21 +22,29 @@ from recast.types import RecastError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trie:
-    """CSR prefix tree over the codes of a catalogue.
+    """CSR prefix tree over what the items of a catalogue write.
 
     Example, items 0, 1, 2 with codes (1, 0), (0, 2), (1, 5): sorted order is items 1, 0, 2;
     `codes=([0, 1], [2, 0, 5])  children=([0, 2], [0, 1, 3], [0, 1, 2, 3])  items=[1, 0, 2]`.
+    As texts, the tokens (1, 0), (0, 2) and (1, 5) with 9 as pad: item 1 ends at its first edge, so
+    `codes=([0, 1], [9, 0, 5])  ends=([2, 1], [2, 2, 2])`, the rest alike.
     """
 
     codes: tuple[Int[Tensor, " _nodes"], ...]
-    """Last code of every node, for levels 1..L."""
+    """What decided for every node, for levels 1..D: a local code, or the first token of its edge;
+    the pad token where the edge is empty."""
     children: tuple[Int[Tensor, " _nodes"], ...]
-    """For levels 0..L-1: node n's children are `children[l][n]` up to `children[l][n + 1]` of the
-    next level. For level L, the same range within `items`: the items that share the SID."""
+    """For levels 0..D-1: node n's children are `children[l][n]` up to `children[l][n + 1]` of the
+    next level. For level D, the same range within `items`: the items that share the leaf."""
     items: Int[Tensor, " I"]
     """Item of every position in sorted order."""
     leaves: Int[Tensor, " I"]
     """Leaf of every item."""
+    widths: tuple[int, ...]
+    """Children that a node of levels 0..D-1 has at most."""
+    ends: tuple[Int[Tensor, " _nodes"], ...] | None = None
+    """Tokens from the root up to and with every node's edge, for levels 1..D; None: as many as
+    levels."""
 
     def to(self, device: torch.device) -> Trie:
         """The same trie on another device."""
@@ -41,6 +53,8 @@ class Trie:
             children=tuple(offsets.to(device) for offsets in self.children),
             items=self.items.to(device),
             leaves=self.leaves.to(device),
+            widths=self.widths,
+            ends=None if self.ends is None else tuple(ends.to(device) for ends in self.ends),
         )
 
     @property
@@ -50,6 +64,16 @@ class Trie:
     @property
     def num_leaves(self) -> int:
         return len(self.codes[-1])
+
+    def end(self, level: int, nodes: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+        """Tokens up to and with the edge of nodes of `level`; 0 at the root."""
+        if self.ends is None or level == 0:
+            return torch.full_like(nodes, level)
+        return self.ends[level - 1][nodes].long()
+
+    def num_below(self, level: int, nodes: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+        """Leaves below each node of `level`."""
+        return self.first_leaf(level, nodes + 1) - self.first_leaf(level, nodes)
 
     def first_leaf(self, level: int, nodes: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
         """First leaf below each node of `level`; a node past the end gives the number of leaves."""
@@ -88,6 +112,14 @@ class Trie:
             allowed &= edges.diff(dim=-1) > taken.diff(dim=-1)
         return child, allowed
 
+    def is_open(
+        self, level: int, nodes: Int[Tensor, "B N"], excluded: Int[Tensor, "B S"]
+    ) -> Bool[Tensor, "B N"]:
+        """Whether a leaf below each node of `level` is not among the row's excluded ones."""
+        edges = torch.stack([self.first_leaf(level, nodes + i) for i in (0, 1)], dim=-1)
+        taken = torch.searchsorted(excluded, edges.flatten(1)).view_as(edges)
+        return (edges.diff(dim=-1) > taken.diff(dim=-1))[..., 0]
+
     def excluded(self, seen_items: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
         """Each row's excluded leaves, ascending, from its seen items (-1 = none).
 
@@ -110,20 +142,15 @@ class Trie:
 
 
 def build_trie(codes: Int[Tensor, "I L"]) -> Trie:
-    """Sort the items by code and lay the levels out; codes that repeat share a leaf.
+    """Sort the items by code and lay the levels out, one a code; codes that repeat share a leaf.
 
     Raises `RecastError` when there is no item or a code is negative.
     """
-    if not len(codes):
-        raise RecastError("the catalogue holds 0 items: give at least one")
+    _require_items(len(codes))
     if int(codes.min()) < 0:
         row = int((codes < 0).any(1).nonzero()[0])
         raise RecastError(f"item {row} has the code {codes[row].tolist()}: codes start at 0")
-    narrow = torch.int16 if int(codes.max()) < 2**15 else torch.int32
-    columns = [column.to(narrow).contiguous() for column in codes.T]
-    order = torch.arange(len(codes))
-    for column in reversed(columns):
-        order = order[column[order].sort(stable=True).indices]
+    columns, order = _sorted(codes)
     changed = torch.zeros(len(order), dtype=torch.bool)
     changed[0] = True
     above = torch.zeros(1, dtype=torch.long)
@@ -139,8 +166,92 @@ def build_trie(codes: Int[Tensor, "I L"]) -> Trie:
     leaves = torch.empty_like(node)
     leaves[order] = node
     return Trie(
-        codes=tuple(level_codes), children=tuple(children), items=order.int(), leaves=leaves
+        codes=tuple(level_codes),
+        children=tuple(children),
+        items=order.int(),
+        leaves=leaves,
+        widths=_widths(children),
     )
+
+
+def build_compressed_trie(
+    tokens: Int[Tensor, "I L"], lengths: Int[Tensor, " I"], pad_token: int
+) -> Trie:
+    """The same for sequences of unequal lengths: a level is a place where items differ.
+
+    What follows an item's last token is ignored. Raises `RecastError` when there is no item and
+    when an item is the beginning of another one: no decision would ever end it.
+    """
+    _require_items(len(tokens))
+    if not bool((lengths > 0).all()):
+        raise RecastError(f"item {int(lengths.argmin())} writes nothing: give it a token")
+    place = torch.arange(tokens.shape[1])
+    # Behind the last token, below every token: what ends is sorted before what goes on.
+    written = tokens.masked_fill(place >= lengths[:, None], -1)
+    _, order = _sorted(written)
+    written, length = written[order], lengths[order].long()
+    # Tokens that an item shares with the one before it; all of its own where they are equal.
+    same = (written[1:] == written[:-1]).cumprod(1).sum(1)
+    shared = F.pad(same.minimum(length[:-1]), (1, 0), value=-1)
+    repeats = F.pad(same == written.shape[1], (1, 0))
+    first = torch.zeros(len(order), dtype=torch.bool)
+    first[0] = True
+    end, begins = torch.zeros_like(length), first.nonzero()[:, 0]
+    codes, children, ends = [], [], []
+    while True:
+        ended = end >= length
+        decided = written.gather(1, end.clamp(max=tokens.shape[1] - 1)[:, None])[:, 0]
+        decided = torch.where(ended, pad_token, decided)
+        first[1:] |= decided[1:] != decided[:-1]
+        node = first.long().cumsum(0) - 1
+        # The edge goes on as far as all that is below it agrees, at most to the end of an item.
+        agreed = torch.where(first, length, shared.minimum(length))
+        agreed = length[first].scatter_reduce(0, node, agreed, "amin")
+        branching = torch.zeros(len(agreed), dtype=torch.bool)
+        branching[node[~(first | repeats)]] = True
+        stuck = branching & (agreed >= length[first])
+        if bool(stuck.any()):
+            row = int(order[first.nonzero()[:, 0][stuck][0]])
+            raise RecastError(
+                f"item {row} writes {tokens[row, : int(lengths[row])].tolist()}, which another "
+                "item begins with: end every item in a token that stands nowhere else"
+            )
+        children.append(_offsets(node[begins].to(torch.int32), int(node[-1]) + 1))
+        begins, end = first.nonzero()[:, 0], agreed[node]
+        codes.append(decided[begins].int())
+        ends.append(agreed.int())
+        if not bool(branching.any()):
+            break
+    children.append(_offsets(begins.to(torch.int32), len(order)))
+    leaves = torch.empty(len(order), dtype=torch.int32)
+    leaves[order] = node.int()
+    return Trie(
+        codes=tuple(codes),
+        children=tuple(children),
+        items=order.int(),
+        leaves=leaves,
+        widths=_widths(children),
+        ends=tuple(ends),
+    )
+
+
+def _widths(children: list[Int[Tensor, " _nodes"]]) -> tuple[int, ...]:
+    return tuple(int(offsets.diff().max()) for offsets in children[:-1])
+
+
+def _require_items(count: int) -> None:
+    if not count:
+        raise RecastError("the catalogue holds 0 items: give at least one")
+
+
+def _sorted(rows: Int[Tensor, "I L"]) -> tuple[list[Int[Tensor, " I"]], Int[Tensor, " I"]]:
+    """The columns in as few bytes as they need, and the rows in ascending order."""
+    narrow = torch.int16 if int(rows.max()) < 2**15 else torch.int32
+    columns = [column.to(narrow).contiguous() for column in rows.T]
+    order = torch.arange(len(rows))
+    for column in reversed(columns):
+        order = order[column[order].sort(stable=True).indices]
+    return columns, order
 
 
 def _offsets(begins: Int[Tensor, " _nodes"], end: int) -> Int[Tensor, " _offsets"]:

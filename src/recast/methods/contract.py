@@ -55,6 +55,7 @@ def sampler_fault(
     return (
         _tensor_fault("tokens", returned.tokens, [whole], torch.int64)
         or _tensor_fault("items", returned.items, [whole[:2]], torch.int64)
+        or _named_fault(returned.predictions, whole[:2], prompts)
         or _tensor_fault("loss_mask", returned.loss_mask, [whole], torch.bool)
         or _tensor_fault("rollout_logprobs", returned.rollout_logprobs, [whole])
         or _tensor_fault("target_logprobs", returned.target_logprobs, [of_targets])
@@ -125,6 +126,13 @@ def _range_fault(
         f"items that are none: give -1, or one below {num_items}",
         (items < -1) | (items >= (num_items or most)),
     )
+
+
+def _named_fault(named: Any, groups: tuple[int, ...], prompts: Prompts) -> Fault | None:
+    """Any number of items per rollout, each with as many decisions as a target."""
+    several = named.shape[2] if isinstance(named, Tensor) and named.ndim == 4 else 1
+    shape = (*groups, several, prompts.target_sids.shape[2])
+    return _tensor_fault("predictions", named, [shape], torch.int64)
 
 
 def _groups_fault(returned: Any, given: RolloutGroups) -> Fault | None:

@@ -76,11 +76,13 @@ def probe_groups(
         [_logprobs(tables, leaf, i) for i, leaf in enumerate(targets.clamp(min=0))]
     )
     probability = logprobs.sum(-1).exp()
+    tokens = _tokens(rollouts.masked_fill(~exists, -1), base, num_levels)
     included = -torch.expm1(group_size * torch.log1p(-probability))
     return RolloutGroups(
         prompts=_prompts(targets, base, num_levels, draw),
-        tokens=_tokens(rollouts.masked_fill(~exists, -1), base, num_levels),
+        tokens=tokens,
         items=rollouts.masked_fill(~exists | (rollouts == outside), -1),
+        predictions=tokens.masked_fill(~exists[..., None], -1)[:, :, None],
         rollout_logprobs=logprobs * exists[..., None],
         target_logprobs=wanted * is_target[..., None],
         loss_mask=exists[..., None].expand(logprobs.shape).clone(),
@@ -194,6 +196,8 @@ def _prompts(
         lengths=1 + num_levels * (history >= 0).sum(1),
         targets=_tokens(targets, base, num_levels),
         target_items=targets,
+        target_mask=(targets >= 0)[..., None].repeat(1, 1, num_levels),
+        target_sids=_tokens(targets, base, num_levels).masked_fill((targets < 0)[..., None], -1),
         history=history,
         seen=torch.empty(num_prompts, 0, dtype=torch.long),
         row_ids=torch.arange(num_prompts) + 10,

@@ -21,9 +21,9 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from recast.config import ModelConfig, Precision
-from recast.items.catalog import Catalog, load_catalog
+from recast.items.catalog import Catalog, build_catalog, load_catalog
+from recast.policy.attention import ATTENTION
 from recast.policy.packable import agrees, is_packable, other_attention, text_config
-from recast.policy.packed import ATTENTION
 from recast.run.files import LOADING, reading, reason_of, staged_folder
 from recast.types import RecastError
 
@@ -134,7 +134,7 @@ def _qwen3(config: ModelConfig, catalog: Catalog, window: int) -> Qwen3Config:
         num_key_value_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         intermediate_size=config.intermediate_size,
-        max_position_embeddings=1 + window * catalog.num_levels,
+        max_position_embeddings=1 + window * catalog.max_length,
         initializer_range=config.initializer_range,
         tie_word_embeddings=config.tie_embeddings,
         bos_token_id=catalog.bos_token,
@@ -232,7 +232,15 @@ def _with_sid_tokens(path: Path, catalog: Catalog) -> tuple[PreTrainedModel, Cat
     bos = tokens[1] if tokens[0] is None else tokens[0]
     if not (isinstance(bos, int) and 0 <= bos < rows):
         raise RecastError(f"{path} has bos_token_id {bos!r} of {rows} tokens: name one of them")
-    catalog = replace(catalog, first_token=rows, bos_token=bos, pad_token=bos)
+    catalog = build_catalog(
+        catalog.codes.long(),
+        catalog.codebook_sizes,
+        item_ids=catalog.item_ids,
+        texts=catalog.texts,
+        first_token=rows,
+        bos_token=bos,
+        pad_token=bos,
+    )
     model.resize_token_embeddings(catalog.vocab_size)
     return model, catalog
 
@@ -251,7 +259,7 @@ def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) 
             f"{name} has {rows} tokens, its catalogue needs {catalog.vocab_size}: use the policy "
             "with the catalogue it was trained on"
         )
-    longest = 1 + window * catalog.num_levels
+    longest = 1 + window * catalog.max_length
     context = getattr(text_config(model), "max_position_embeddings", None)
     if context is not None and context < longest:
         raise RecastError(

@@ -8,15 +8,19 @@ needs, and never to so many at once that their logits fill more than 128 MB.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from recast.items.catalog import Catalog
 from recast.policy.load import Policy
-from recast.policy.packed import packed_hidden
-from recast.types import LogprobSpace, Prompts, RecastError
+from recast.policy.packed import Packed, pack, packed_forward
+from recast.types import LogprobSpace, Prompts, RecastError, require
 
 MOST_LOGITS = 2**25
 """Float32 numbers of one part; with its gradients a pass holds about four times as many."""
@@ -34,24 +38,67 @@ def vocabulary_scores(
     the candidates must be among them. Where the hidden states are too many for one part, the parts
     are computed again in the backward pass instead of kept.
     """
+    logits_of, start, rows = _output_layer(model, columns)
+
+    def scores(hidden: Tensor, tokens: Tensor) -> Tensor:
+        logits = logits_of(hidden)
+        return logits.gather(-1, tokens - start) - logits.logsumexp(-1, keepdim=True)
+
+    return _in_parts(scores, zip(hidden.split(rows), tokens.split(rows), strict=True))
+
+
+def node_scores(
+    model: torch.nn.Module,
+    hidden: Float[Tensor, "N W"],
+    index: Int[Tensor, " n"],
+    tokens: Int[Tensor, " n"],
+    columns: tuple[int, int] | None = None,
+) -> Float[Tensor, " n"]:
+    """The same for tokens that name their hidden state: `tokens[i]` behind `hidden[index[i]]`.
+
+    The output layer is applied to every hidden state once, however many tokens follow it.
+    """
+    logits_of, start, rows = _output_layer(model, columns)
+
+    def scores(hidden: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
+        logits = logits_of(hidden)
+        chosen = logits.flatten().gather(0, index * logits.shape[1] + tokens - start)
+        return chosen - logits.logsumexp(-1).index_select(0, index)
+
+    if len(hidden) <= rows:
+        return scores(hidden, index, tokens)
+    part = index // rows
+    order = part.argsort(stable=True)
+    sizes = part.bincount(minlength=-(-len(hidden) // rows)).tolist()
+    parts = (x[order].split(sizes) for x in (index % rows, tokens))
+    return _in_parts(scores, zip(hidden.split(rows), *parts, strict=True))[order.argsort()]
+
+
+def _output_layer(
+    model: torch.nn.Module, columns: tuple[int, int] | None
+) -> tuple[Callable[[Tensor], Tensor], int, int]:
+    """Logits of these columns, in float32 or wider, the first of them and rows of one part."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     weight, bias = head.weight, head.bias
     start, end = columns or (0, len(weight))
     if columns:
         weight, bias = weight[start:end], None if bias is None else bias[start:end]
 
-    def scores(hidden: Tensor, tokens: Tensor) -> Tensor:
+    def logits_of(hidden: Tensor) -> Tensor:
         logits = F.linear(hidden, weight, bias)
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        return logits.gather(-1, tokens - start) - logits.logsumexp(-1, keepdim=True)
+        return logits.float() if logits.dtype.itemsize < 4 else logits
 
-    rows = max(1, MOST_LOGITS // (end - start))
-    if len(hidden) <= rows:
-        return scores(hidden, tokens)
-    parts = zip(hidden.split(rows), tokens.split(rows), strict=True)
+    return logits_of, start, max(1, MOST_LOGITS // (end - start))
+
+
+def _in_parts(scores: Callable[..., Tensor], parts: Iterable[tuple[Tensor, ...]]) -> Tensor:
+    """The parts in turn; of several, what the backward pass needs is computed again there."""
+    every = list(parts)
+    if len(every) == 1:
+        return scores(*every[0])
     if torch.is_grad_enabled():
-        return torch.cat([checkpoint(scores, *part, use_reentrant=False) for part in parts])
-    return torch.cat([scores(*part) for part in parts])
+        return torch.cat([checkpoint(scores, *part, use_reentrant=False) for part in every])
+    return torch.cat([scores(*part) for part in every])
 
 
 def token_scores(
@@ -67,7 +114,8 @@ def token_scores(
 
     In the `level` space they must be tokens of the level, in the `trie` space all children.
     """
-    columns = None if space == "full" else policy.catalog.level_tokens(level)
+    is_whole = space == "full" or not policy.catalog.codebook_sizes
+    columns = None if is_whole else policy.catalog.level_tokens(level)
     flat = vocabulary_scores(policy.model, hidden.flatten(0, 1), tokens.flatten(0, 1), columns)
     scores = flat.view(tokens.shape).masked_fill(~allowed, -torch.inf)
     return over_children(scores, allowed) if space == "trie" else scores
@@ -83,83 +131,149 @@ def over_children(
 
 
 def branch_logprobs(
-    policy: Policy, prompts: Prompts, branches: Int[Tensor, "B K L"], space: LogprobSpace
+    policy: Policy,
+    prompts: Prompts,
+    branches: Int[Tensor, "B K L"],
+    space: LogprobSpace,
+    mask: Bool[Tensor, "B K L"] | None = None,
 ) -> Float[Tensor, "B K L"]:
-    """Log-probability of every token of every branch, in one packed forward.
+    """Log-probability of the tokens in `mask` of every branch, in one packed forward; else 0.
+
+    By default of all, but for branches of nothing but pad tokens, which are none.
 
     Raises `RecastError` in the `trie` space for a branch that the trie does not allow, in the
-    `level` space for one with a token of another level.
+    `level` space for one with a token of another level and for items without levels.
     """
-    catalog, sent = policy.catalog, branches
-    if space == "trie":
-        paths = catalog.path_of(branches)
-        levels = range(catalog.num_levels)
-        sent = torch.stack(
-            [catalog.without_forced(branches[:, :, i], paths[:, :, i + 1], i + 1) for i in levels],
-            dim=-1,
+    if mask is None:
+        is_some = (branches != policy.catalog.pad_token).any(-1, keepdim=True)
+        mask = is_some.expand(branches.shape)
+    reading = read_branches(policy.catalog, prompts, branches, mask, space)
+    packed = pack(prompts.tokens, prompts.lengths, branches, reading.asked)
+    return reading.logprobs(policy, packed, packed_forward(policy.model, packed))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """Which tokens of branches are scored, and over what: the columns of their level, or the
+    children of a node of the trie."""
+
+    branches: Int[Tensor, "B K L"]
+    asked: Bool[Tensor, "B K L"]
+    """Tokens that need the model: in the `trie` space a forced one has probability 1."""
+    space: LogprobSpace
+    path: Int[Tensor, "B K D_plus_1"] | None = None
+    """Of every branch in the trie, and the token that each node decides; in the `trie` space."""
+    decides: Int[Tensor, "B K D_plus_1"] | None = None
+    excluded: Int[Tensor, "B S"] | None = None
+
+    def logprobs(
+        self, policy: Policy, packed: Packed, hidden: Float[Tensor, "B N W"]
+    ) -> Float[Tensor, "B K L"]:
+        """Of the tokens that are asked for, 0 elsewhere, from the hidden states of `packed`.
+
+        The output layer reads every distinct node once, however many branches go through it.
+        """
+        found = torch.zeros(
+            self.branches.shape,
+            dtype=torch.promote_types(hidden.dtype, torch.float32),
+            device=hidden.device,
         )
-    root, rest = packed_hidden(policy.model, prompts.tokens, prompts.lengths, sent)
-    excluded = catalog.trie.excluded(prompts.seen)
-    return torch.stack(
-        [
-            branch_scores(
-                policy,
-                rest[:, :, level - 1] if level else root,
-                branches,
-                excluded,
-                level=level,
-                space=space,
+        for level in range(1 if self.space == "full" else policy.catalog.num_levels):
+            row, branch, place = self._tokens_at(level)
+            if not len(row):
+                continue
+            column = packed.places[row, branch, place]
+            nodes, index = (row * hidden.shape[1] + column).unique(return_inverse=True)
+            first = torch.empty_like(nodes).scatter_(
+                0, index, torch.arange(len(row), device=nodes.device)
             )
-            for level in range(catalog.num_levels)
-        ],
-        dim=-1,
+            states = hidden.flatten(0, 1)[nodes]
+            if self.path is None or self.excluded is None:
+                columns = None if self.space == "full" else policy.catalog.level_tokens(level)
+                tokens = self.branches[row, branch, place]
+                scores = node_scores(policy.model, states, index, tokens, columns)
+            else:
+                above = self.path[row, branch, level][first][:, None]
+                asked, child, allowed = policy.catalog.children(
+                    level, above, self.excluded[row[first]]
+                )
+                every = token_scores(
+                    policy, states[:, None], asked, allowed, space=self.space, level=level
+                )
+                taken = self.path[row, branch, level + 1] - child[index, 0, 0]
+                scores = every[:, 0][index, taken]
+            found = found.index_put((row, branch, place), scores)
+        return found
+
+    def _tokens_at(
+        self, level: int
+    ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]]:
+        """Row, branch and place of the tokens that are read at one level; all in `full`."""
+        if self.space == "full":
+            row, branch, place = self.asked.nonzero(as_tuple=True)
+            return row, branch, place
+        if self.decides is None:
+            row, branch = self.asked[:, :, level].nonzero(as_tuple=True)
+            return row, branch, torch.full_like(row, level)
+        place = self.decides[:, :, level]
+        inside = place < self.branches.shape[2]
+        asked = self.asked.gather(2, place.clamp(max=self.branches.shape[2] - 1)[..., None])[..., 0]
+        row, branch = (asked & inside).nonzero(as_tuple=True)
+        return row, branch, place[row, branch]
+
+
+def read_branches(
+    catalog: Catalog,
+    prompts: Prompts,
+    branches: Int[Tensor, "B K L"],
+    mask: Bool[Tensor, "B K L"],
+    space: LogprobSpace,
+) -> Reading:
+    """What is to be read of these branches; raises what `branch_logprobs` raises."""
+    if space == "full" or not branches.shape[1]:
+        return Reading(branches=branches, asked=mask, space="full")
+    if space == "level":
+        require_levels(catalog)
+        bounds = [catalog.level_tokens(level) for level in range(catalog.num_levels)]
+        start, end = torch.tensor(bounds).to(branches.device).unbind(1)
+        wrong = mask & ((branches < start) | (branches >= end))
+        level = int(wrong.flatten(0, 1).any(0).int().argmax())
+        _require_all(~wrong, branches, f"a token that is none of level {level}")
+        return Reading(branches=branches, asked=mask, space=space)
+    trie, excluded = catalog.trie, catalog.trie.excluded(prompts.seen)
+    path = catalog.path_of(branches)
+    decides = catalog.ends_of(path)
+    asked, open_ = torch.zeros(2, *mask.shape, dtype=torch.bool, device=mask.device)
+    place = torch.arange(mask.shape[2], device=mask.device)
+    for level in range(catalog.num_levels):
+        node, child = path[:, :, level], path[:, :, level + 1]
+        known = (child >= 0) & trie.is_open(level + 1, child.clamp(min=0), excluded)
+        edge = (place >= decides[:, :, level, None]) & (place < decides[:, :, level + 1, None])
+        open_ |= edge & known[..., None]
+        decided = known & (trie.num_below(level, node.clamp(min=0)) > 1)
+        asked |= (place == decides[:, :, level, None]) & decided[..., None]
+    _require_all(open_ | ~mask, branches, "an item that is not in the catalogue, or was seen")
+    return Reading(
+        branches=branches,
+        asked=asked & mask,
+        space=space,
+        path=path,
+        decides=decides,
+        excluded=excluded,
     )
 
 
-def branch_scores(
-    policy: Policy,
-    hidden: Float[Tensor, "B N W"],
-    branches: Int[Tensor, "B K L"],
-    excluded: Int[Tensor, "B S"],
-    *,
-    level: int,
-    space: LogprobSpace,
-) -> Float[Tensor, "B K"]:
-    """Score of each branch's token at `level`; N is K, or 1 at the root, which all share.
-
-    A branch of pad tokens is none: where it has no probability it scores 0.
-    """
-    catalog = policy.catalog
-    batch, nodes = hidden.shape[:2]
-    if not branches.shape[1]:
-        return hidden.new_zeros(batch, 0)
-    own = branches[:, :, level].view(batch, nodes, -1)
-    everything = torch.ones_like(own, dtype=torch.bool)
-    if space == "full":
-        return token_scores(policy, hidden, own, everything, space=space, level=level).flatten(1)
-    padding = (branches == catalog.pad_token).all(-1)
-    if space == "level":
-        start, end = catalog.level_tokens(level)
-        inside = (own >= start) & (own < end)
-        _require_all(
-            inside.flatten(1) | padding, branches, f"a token that is none of level {level}"
-        )
-        own = own.where(inside, start)
-        scores = token_scores(policy, hidden, own, everything, space=space, level=level)
-        return scores.flatten(1).masked_fill(padding, 0.0)
-    path = catalog.path_of(branches)
-    above = path[:, :, level] if level else path.new_zeros(batch, 1)
-    asked, child, allowed = catalog.children(level, above, excluded)
-    place = (path[:, :, level + 1].view(own.shape) - child[..., :1]).clamp(0, asked.shape[-1] - 1)
-    valid = (path[:, :, -1] >= 0) & allowed.gather(-1, place).flatten(1)
-    _require_all(valid | padding, branches, "an item that is not in the catalogue, or was seen")
-    scores = token_scores(policy, hidden, asked, allowed, space=space, level=level)
-    return scores.gather(-1, place).flatten(1).masked_fill(padding, 0.0)
+def require_levels(catalog: Catalog) -> None:
+    """Raise `RecastError` for items that are no semantic IDs: only these have levels with tokens of
+    their own."""
+    fits = bool(catalog.codebook_sizes)
+    remedy = "only semantic IDs have levels with tokens of their own, give full or trie"
+    require(fits, "logprob_space", "level", remedy)
 
 
-def _require_all(valid: Bool[Tensor, "B K"], branches: Int[Tensor, "B K L"], what: str) -> None:
+def _require_all(valid: Bool[Tensor, "B K L"], branches: Int[Tensor, "B K L"], what: str) -> None:
     if not bool(valid.all()):
-        row, branch = (~valid).nonzero()[0].tolist()
+        row, branch = (~valid.all(-1)).nonzero()[0].tolist()
         raise RecastError(
             f"branch {branches[row, branch].tolist()} of prompt {row} has {what}, and with it no "
             "probability in this logprob_space: use 'full'"

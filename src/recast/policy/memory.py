@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from recast.policy.body import hidden_states
 from recast.policy.load import Policy
 from recast.policy.logprobs import MOST_LOGITS
 from recast.policy.packable import text_config
@@ -96,7 +97,8 @@ def _kept_bytes(policy: Policy, length: int) -> int:
     tokens = torch.full((1, length), policy.catalog.bos_token, device=policy.catalog.device)
     with torch.enable_grad(), saved_tensors_hooks(keep, lambda x: x):
         # The result holds the graph, and with it every address, until all are counted.
-        graph = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        positions = torch.arange(length, device=tokens.device)[None]
+        graph = hidden_states(model, positions, tokens=tokens)
         total = sum(kept.values())
     del graph
     return total

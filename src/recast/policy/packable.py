@@ -39,8 +39,7 @@ def agrees(model: PreTrainedModel, catalog: Catalog) -> bool:
     prompt, branches = tokens[:1], tokens[None, 1:]
     packed = pack(prompt, torch.full((1,), 2, device=model.device), branches)
     hidden = packed_forward(model, packed)[0]
-    places = torch.cat([torch.zeros_like(packed.places[0]), packed.places[0]], dim=1)
-    found = model.get_output_embeddings()(hidden[places]).float()
+    found = model.get_output_embeddings()(hidden[packed.places[0]]).float()
     alone = torch.cat([prompt.expand(2, -1), branches[0, :, :1]], dim=1)
     wanted = model(input_ids=alone, use_cache=False).logits[:, 1:].float()
     limit = 1e-4 if model.dtype.itemsize >= 4 else 0.1

@@ -14,145 +14,19 @@ and the `Layout` of a call reaches it as a keyword argument of `model(...)`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
-from recast.types import RecastError
+from recast.policy.attention import Layout
+from recast.policy.body import hidden_states
 
-ATTENTION = "recast_packed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Who may attend to whom in one call: the root's and nodes' N queries against S keys (cached
-    ones first).
-
-    Example, the prompt 1 7 beside a longer one, branches 3 8 and 4 8: its row is `1 7 | 7 | 3 4`.
-    The second column was left behind by the root, nobody looks at it; each of the nodes 3 and 4
-    sees the prompt, the root and itself: `prompt_width=2  query_positions=[[1, 2, 2]]
-    mask=[[[[1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 1, 0, 1]]]]`.
-    """
-
-    prompt_width: int
-    """Prompt queries of this call, before the others; 0 when decoding from a cache."""
-    mask: Bool[Tensor, "B 1 N S"]
-    query_positions: Int[Tensor, "B N"]
-    key_positions: Int[Tensor, "B S"]
-
-    _biases: dict[Any, Tensor] = field(default_factory=dict, init=False)
-
-    @property
-    def was_used(self) -> bool:
-        """Whether the attention of any layer has seen it."""
-        return bool(self._biases)
-
-    def bias(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "B 1 N S"]:
-        """0 where a layer that sees `window` positions back, its own included, may look, else -inf.
-
-        Made once for all layers: of a boolean mask each layer would make, and keep, its own.
-        """
-        if (window, dtype) not in self._biases:
-            mask = self.mask
-            if window is not None:
-                distance = self.query_positions[:, :, None] - self.key_positions[:, None, :]
-                mask = mask & (distance < window)[:, None]
-            nothing = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-            self._biases[window, dtype] = nothing.masked_fill_(~mask, -torch.inf)
-        return self._biases[window, dtype]
-
-
-def packed_attention(
-    module: torch.nn.Module,
-    query: Float[Tensor, "B heads Q D"],
-    key: Float[Tensor, "B kv_heads S D"],
-    value: Float[Tensor, "B kv_heads S D"],
-    attention_mask: None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    layout: Layout | None = None,
-    **kwargs: Any,
-) -> tuple[Float[Tensor, "B Q heads D"], None]:
-    """Attention of one layer; without a `layout` the whole call is a right-padded prompt.
-
-    Raises `RecastError` for models with score soft-capping or attention sinks, which
-    scaled_dot_product_attention cannot express, and for keys of a cache without a layout.
-    """
-    if layout is None and query.shape[2] != key.shape[2]:
-        raise RecastError(
-            f"{query.shape[2]} queries meet {key.shape[2]} keys under attention {ATTENTION!r} "
-            "without a layout: for generate() call model.set_attn_implementation('sdpa') first"
-        )
-    for name in ("softcap", "s_aux"):
-        if kwargs.get(name) is not None:
-            raise RecastError(
-                f"{type(module).__name__} uses {name}: the packed forward has no such attention; "
-                "choose a model without it"
-            )
-    width = query.shape[2] if layout is None else layout.prompt_width
-    settings: dict[str, Any] = {
-        "scale": scaling,
-        "dropout_p": dropout,
-        "enable_gqa": query.shape[1] != key.shape[1],
-    }
-    parts = []
-    if width and layout is not None and _is_last(module):
-        # Nobody reads what the last layer makes of the prompt: its keys and values are enough.
-        parts.append(query.new_zeros(*query.shape[:2], width, value.shape[3]))
-    elif width:
-        q, k, v = (x[:, :, :width] for x in (query, key, value))
-        parts.append(_causal(q, k, v, window=sliding_window, **settings))
-    if layout is not None:
-        bias = layout.bias(sliding_window, query.dtype)
-        parts.append(
-            F.scaled_dot_product_attention(query[:, :, width:], key, value, bias, **settings)
-        )
-    # Contiguous, as transformers' own functions return it: some models take a view of it.
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
-
-
-def _is_last(module: Any) -> bool:
-    number = getattr(module, "layer_idx", None)  # a model that does not say computes it all
-    return number is not None and bool(number == module.config.num_hidden_layers - 1)
-
-
-def _causal(
-    query: Tensor, key: Tensor, value: Tensor, *, window: int | None, **settings: Any
-) -> Tensor:
-    """Causal attention; past a window, query blocks of it meet their own and the previous block."""
-    width = query.shape[2]
-    if window is None or width <= window:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, **settings)
-    blocks = -(-width // window)
-    query, key, value = (
-        F.pad(x, (0, 0, 0, blocks * window - width)).unflatten(2, (blocks, window))
-        for x in (query, key, value)
-    )
-    first = F.scaled_dot_product_attention(
-        query[:, :, 0], key[:, :, 0], value[:, :, 0], is_causal=True, **settings
-    )
-    keys, values = (torch.cat([x[:, :, :-1], x[:, :, 1:]], dim=3) for x in (key, value))
-    step = torch.arange(window, device=query.device)
-    distance = (step[:, None] + window) - torch.arange(2 * window, device=query.device)
-    band = (distance >= 0) & (distance < window)
-    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query[:, :, 1:], keys, values))
-    rest = F.scaled_dot_product_attention(q, k, v, band, **settings)
-    rest = rest.unflatten(0, (query.shape[0], blocks - 1)).transpose(1, 2).flatten(2, 3)
-    return torch.cat([first, rest], dim=2)[:, :, :width]
-
-
-def no_mask(*args: Any, **kwargs: Any) -> None:
-    """transformers asks for a mask before every call; the layout makes it unnecessary."""
-
-
-AttentionInterface.register(ATTENTION, packed_attention)
-AttentionMaskInterface.register(ATTENTION, no_mask)
+_LARGEST = torch.iinfo(torch.int64).max
 
 
 def root_layout(lengths: Int[Tensor, " B"], width: int) -> Layout:
@@ -179,22 +53,28 @@ def split_root(
 
 
 def merge(
-    parents: Int[Tensor, "B N"], tokens: Int[Tensor, "B N"]
+    parents: Int[Tensor, "B N"], tokens: Int[Tensor, "B N"], mask: Bool[Tensor, "B N"]
 ) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B M"], Int[Tensor, "B M"]]:
     """Branches that continue the same parent by the same token as one: the node of each branch, and
-    the parents and tokens of the M nodes. A row with fewer nodes is filled with some of parent 0.
+    the parents and tokens of the M nodes. A branch outside `mask` has no node of its own, its index
+    means nothing. A row with fewer nodes is filled with some of parent 0.
 
-    >>> index, parents, tokens = merge(torch.tensor([[0, 1, 0]]), torch.tensor([[7, 7, 7]]))
+    >>> parents, tokens = torch.tensor([[0, 1, 0]]), torch.tensor([[7, 7, 7]])
+    >>> index, parents, tokens = merge(parents, tokens, tokens > 0)
     >>> index.tolist(), parents.tolist(), tokens.tolist()
     ([[0, 1, 0]], [[0, 1]], [[7, 7]])
     """
     if not tokens.shape[1]:
         return tokens, parents, tokens
-    key, order = (parents << 32 | tokens).sort(dim=1)
+    key = parents << 32 | tokens
+    some = torch.where(mask, key, _LARGEST).amin(1, keepdim=True)
+    key = torch.where(mask, key, torch.where(some == _LARGEST, 0, some))
+    key, order = key.sort(dim=1)
     rank = F.pad((key[:, 1:] != key[:, :-1]).long().cumsum(1), (1, 0))
     index = torch.empty_like(rank).scatter_(1, order, rank)
     nodes = parents.new_zeros(len(rank), int(rank[:, -1].max()) + 1)
-    return index, nodes.scatter(1, index, parents), nodes.scatter(1, index, tokens)
+    taken = nodes.scatter(1, rank, key)
+    return index, taken >> 32, taken & (2**32 - 1)
 
 
 def grow(layout: Layout, parents: Int[Tensor, "B M"]) -> Layout:
@@ -203,7 +83,7 @@ def grow(layout: Layout, parents: Int[Tensor, "B M"]) -> Layout:
         2, parents[:, None, :, None].expand(-1, -1, -1, layout.mask.shape[3])
     )
     itself = torch.eye(parents.shape[1], dtype=torch.bool, device=parents.device)
-    positions = layout.query_positions[:, :1].expand(-1, parents.shape[1]) + 1
+    positions = layout.query_positions.gather(1, parents) + 1
     return Layout(
         prompt_width=0,
         mask=torch.cat([ancestors, itself.expand(len(parents), 1, -1, -1)], dim=-1),
@@ -213,10 +93,58 @@ def grow(layout: Layout, parents: Int[Tensor, "B M"]) -> Layout:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Growth:
+    """The nodes that branches grow by, over one or several tokens, as queries of one call."""
+
+    tokens: Int[Tensor, "B M"]
+    layout: Layout
+    places: Int[Tensor, "B K E"]
+    """Which of the M nodes each token became; 0 for one that is not sent."""
+
+
+def grow_branches(
+    layout: Layout,
+    starts: Int[Tensor, "B K"],
+    tokens: Int[Tensor, "B K E"],
+    mask: Bool[Tensor, "B K E"],
+) -> Growth:
+    """Nodes for the first tokens of every branch, as many as `mask` has True ones.
+
+    `starts` are the queries of `layout` that the branches go on from. Branches that begin alike
+    share their beginning.
+    """
+    layers, index, places, found, count = [layout], starts, [], [starts[:, :0]], 0
+    for depth in range(tokens.shape[2]):
+        if not bool(mask[:, :, depth].any()):
+            break
+        index, parents, new = merge(index, tokens[:, :, depth], mask[:, :, depth])
+        layers.append(grow(layers[-1], parents))
+        found.append(new)
+        places.append(index + count)
+        count += new.shape[1]
+    width = layers[-1].mask.shape[3]
+    masks = [layout.mask[:, :, :0], *(x.mask for x in layers[1:])]
+    masks = [F.pad(mask, (0, width - mask.shape[3])) for mask in masks]
+    positions = [layout.query_positions[:, :0], *(x.query_positions for x in layers[1:])]
+    place = torch.stack(places, dim=2) if places else starts[..., None][..., :0]
+    place = F.pad(place, (0, tokens.shape[2] - place.shape[2]))
+    return Growth(
+        tokens=torch.cat(found, dim=1),
+        layout=Layout(
+            prompt_width=0,
+            mask=torch.cat(masks, dim=2),
+            query_positions=torch.cat(positions, dim=1),
+            key_positions=layers[-1].key_positions,
+        ),
+        places=place.masked_fill(~mask, 0),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
     """One call of the model for prompts and all their branches.
 
-    A branch's last token is not sent, nothing is read after it. Example, the prompts 1 5 9 and 1 7
+    A branch's last token is not sent, nothing is read behind it. Example, the prompts 1 5 9 and 1 7
     with two branches each; those of the first begin alike and share a node, the fifth column of its
     row is filling:
 
@@ -226,69 +154,55 @@ class Packed:
     >>> packed.tokens.tolist(), packed.positions.tolist()
     ([[1, 5, 9, 2, 0], [1, 7, 7, 3, 4]], [[0, 1, 2, 3, 3], [0, 1, 1, 2, 2]])
     >>> packed.places.tolist()
-    [[[1], [1]], [[1], [2]]]
+    [[[0, 1], [0, 1]], [[0, 1], [0, 2]]]
     """
 
     tokens: Int[Tensor, "B S"]
     positions: Int[Tensor, "B S"]
     layout: Layout
-    places: Int[Tensor, "B K L_minus_1"]
-    """Column, counted from the root (0), of every branch token but the last one."""
+    places: Int[Tensor, "B K L"]
+    """Column, counted from the root (0), that every branch token is read behind; 0 too where that
+    was not sent."""
 
 
 def pack(
-    tokens: Int[Tensor, "B P"], lengths: Int[Tensor, " B"], branches: Int[Tensor, "B K L"]
-) -> Packed:
-    """Prompts and branches as one row each. K may be 0 and L may be 1."""
-    prompt, root = split_root(tokens, lengths)
-    width = prompt.shape[1]
-    columns = torch.arange(width, device=tokens.device).expand(len(tokens), -1)
-    layers, row = [root_layout(lengths, width)], [prompt, root]
-    index, places, nodes = torch.zeros_like(branches[:, :, 0]), [], 1
-    for depth in range(branches.shape[2] - 1):
-        index, parents, found = merge(index, branches[:, :, depth])
-        layers.append(grow(layers[-1], parents))
-        row.append(found)
-        places.append(index + nodes)
-        nodes += found.shape[1]
-    positions = torch.cat([layer.query_positions for layer in layers], dim=1)
-    masks = [F.pad(x.mask, (0, width + nodes - x.mask.shape[3])) for x in layers]
-    return Packed(
-        tokens=torch.cat(row, dim=1),
-        positions=torch.cat([columns, positions], dim=1),
-        layout=Layout(
-            prompt_width=width,
-            mask=torch.cat(masks, dim=2),
-            query_positions=positions,
-            key_positions=layers[-1].key_positions,
-        ),
-        places=torch.stack(places, dim=2) if places else branches[:, :, :0],
-    )
-
-
-def packed_forward(model: PreTrainedModel, packed: Packed) -> Float[Tensor, "B N W"]:
-    """Last hidden states of the roots and the nodes."""
-    found = model.base_model(
-        input_ids=packed.tokens,
-        position_ids=packed.positions,
-        layout=packed.layout,
-        use_cache=False,
-    )
-    hidden: Tensor = found.last_hidden_state[:, packed.layout.prompt_width :]
-    return hidden
-
-
-def packed_hidden(
-    model: PreTrainedModel,
     tokens: Int[Tensor, "B P"],
     lengths: Int[Tensor, " B"],
     branches: Int[Tensor, "B K L"],
-) -> tuple[Float[Tensor, "B 1 W"], Float[Tensor, "B K L_minus_1 W"]]:
-    """Last hidden states (W wide) after each prompt and after every branch token but the last one.
+    read: Bool[Tensor, "B K L"] | None = None,
+) -> Packed:
+    """Prompts and branches as one row each. K may be 0 and L may be 1.
 
-    They are what the output layer reads; gradients flow through both. K may be 0 and L may be 1.
+    `read` are the tokens whose probability is asked for, by default all; what no such token follows
+    is not sent.
     """
-    packed = pack(tokens, lengths, branches)
-    hidden = packed_forward(model, packed)
-    places = packed.places.flatten(1)[..., None].expand(-1, -1, hidden.shape[2])
-    return hidden[:, :1], hidden.gather(1, places).unflatten(1, packed.places.shape[1:])
+    prompt, root = split_root(tokens, lengths)
+    width = prompt.shape[1]
+    columns = torch.arange(width, device=tokens.device).expand(len(tokens), -1)
+    start = root_layout(lengths, width)
+    if read is None:
+        read = torch.ones_like(branches, dtype=torch.bool)
+    sent = read[:, :, 1:].flip(2).cummax(2).values.flip(2) if read.numel() else read[:, :, 1:]
+    first = torch.zeros_like(branches[:, :, 0])
+    growth = grow_branches(start, first, branches[:, :, :-1], sent)
+    positions = torch.cat([start.query_positions, growth.layout.query_positions], dim=1)
+    count = growth.layout.mask.shape[3] - start.mask.shape[3]
+    return Packed(
+        tokens=torch.cat([prompt, root, growth.tokens], dim=1),
+        positions=torch.cat([columns, positions], dim=1),
+        layout=Layout(
+            prompt_width=width,
+            mask=torch.cat([F.pad(start.mask, (0, count)), growth.layout.mask], dim=2),
+            query_positions=positions,
+            key_positions=growth.layout.key_positions,
+        ),
+        places=F.pad((growth.places + 1).masked_fill(~sent, 0), (1, 0)),
+    )
+
+
+def packed_forward(model: PreTrainedModel, packed: Packed, **others: Any) -> Float[Tensor, "B N W"]:
+    """Last hidden states of the roots and the nodes."""
+    hidden = hidden_states(
+        model, packed.positions, tokens=packed.tokens, layout=packed.layout, **others
+    )
+    return hidden[:, packed.layout.prompt_width :]

@@ -32,12 +32,15 @@ def make_prompts(
     nothing = torch.empty(count, 0, dtype=torch.long, device=device)
     items = nothing if history is None else history.to(device)
     targets = targets.to(device)
+    written = catalog.tokens_of(targets)
     tokens, lengths = write_items(catalog, items) if text is None else text
     return Prompts(
         tokens=tokens.to(device),
         lengths=lengths.to(device),
-        targets=catalog.tokens(targets),
+        targets=written,
         target_items=targets,
+        target_mask=catalog.mask_of(targets),
+        target_sids=catalog.sids_of(written).masked_fill((targets < 0)[..., None], -1),
         history=items,
         seen=nothing if seen is None else seen.to(device),
         row_ids=torch.arange(count, device=device) if row_ids is None else row_ids.to(device),
@@ -49,8 +52,13 @@ def write_items(
 ) -> tuple[Int[Tensor, "N P"], Int[Tensor, " N"]]:
     """BOS and the tokens of every row's items, right-padded, and how many tokens that are."""
     bos = items.new_full((len(items), 1), catalog.bos_token)
-    tokens = torch.cat([bos, catalog.tokens(items).flatten(1)], dim=1)
-    return tokens, 1 + (items >= 0).sum(1) * catalog.num_levels
+    tokens = torch.cat([bos, catalog.tokens_of(items).flatten(1)], dim=1)
+    inside = torch.cat([bos >= 0, catalog.mask_of(items).flatten(1)], dim=1)
+    lengths = inside.sum(1)
+    if catalog.trie.ends is not None:  # pads stand between the items too
+        order = inside.int().argsort(dim=1, descending=True, stable=True)
+        tokens = tokens.gather(1, order)[:, : int(lengths.max()) if len(items) else 1]
+    return tokens, lengths
 
 
 def by_length(

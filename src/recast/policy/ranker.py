@@ -19,7 +19,8 @@ from recast.config.plugin import load_function
 from recast.items.catalog import Catalog
 from recast.policy.load import Policy, load_policy
 from recast.policy.logprobs import vocabulary_scores
-from recast.policy.packed import packed_hidden
+from recast.policy.packed import pack, packed_forward
+from recast.policy.prompts import write_items
 from recast.types import Prompts, Ranker, RecastError
 
 _REMEDY = "make one with `recast tokenize --num_levels 1`, then `recast sft`"
@@ -46,13 +47,10 @@ def policy_ranker(policy: Policy) -> Ranker:
 
     def ranker(prompts: Prompts, items: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
         history = latest(prompts.history, policy.window - 1)
-        catalog = policy.catalog
-        bos = history.new_full((len(history), 1), catalog.bos_token)
-        tokens = torch.cat([bos, catalog.tokens(history)[..., 0]], dim=1)
-        lengths = 1 + (history >= 0).sum(1)
-        root, _ = packed_hidden(policy.model, tokens, lengths, items.new_empty(len(items), 0, 1))
-        wanted = catalog.tokens(items)[..., 0]
-        return vocabulary_scores(policy.model, root[:, 0], wanted).float()
+        packed = pack(*write_items(policy.catalog, history), items.new_empty(len(items), 0, 1))
+        root = packed_forward(policy.model, packed)[:, 0]
+        wanted = policy.catalog.tokens_of(items)[..., 0]
+        return vocabulary_scores(policy.model, root, wanted).float()
 
     return ranker
 

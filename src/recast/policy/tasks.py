@@ -88,8 +88,9 @@ class HistoryTask:
 
     def lengths(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
         """BOS and the items' tokens."""
-        num_items = (rows - self.interactions.starts[rows]).clamp(max=self.window - 1)
-        return 1 + num_items * self.catalog.num_levels
+        items = history(self.interactions, rows, self.window - 1)
+        length = self.catalog.lengths.cpu()[items.clamp(min=0)]
+        return 1 + length.masked_fill(items < 0, 0).sum(1)
 
     def prompts(self, rows: Int[Tensor, " B"]) -> Prompts:
         """One target each."""

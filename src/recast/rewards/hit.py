@@ -16,7 +16,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from recast.rewards.scores import sid_any_hit, sid_first_hit, sid_set_ratio, target_sids
+from recast.rewards.scores import sid_any_hit, sid_first_hit, sid_set_ratio
 from recast.types import RolloutGroups
 
 
@@ -27,7 +27,7 @@ def first_hit(groups: RolloutGroups) -> Float[Tensor, "B G"]:
     >>> first_hit(make_groups([[[3, 8], [3, 9], [2, 9]]], [[[3, 8], [2, 9]]]))
     tensor([[1., 0., 1.]])
     """
-    return sid_first_hit(groups.predictions, target_sids(groups.prompts))
+    return sid_first_hit(groups.predictions, groups.prompts.target_sids)
 
 
 def any_hit(groups: RolloutGroups) -> Float[Tensor, "B G"]:
@@ -39,7 +39,7 @@ def any_hit(groups: RolloutGroups) -> Float[Tensor, "B G"]:
     tensor([[0., 1.],
             [1., 1.]])
     """
-    return sid_any_hit(groups.predictions, target_sids(groups.prompts))
+    return sid_any_hit(groups.predictions, groups.prompts.target_sids)
 
 
 def set_ratio(groups: RolloutGroups) -> Float[Tensor, "B G"]:
@@ -50,4 +50,4 @@ def set_ratio(groups: RolloutGroups) -> Float[Tensor, "B G"]:
     >>> set_ratio(make_groups(rollouts, [[[3, 8]]], exists=exists))  # 1/1, 0/1, none named
     tensor([[1., 0., 0.]])
     """
-    return sid_set_ratio(groups.predictions, target_sids(groups.prompts))
+    return sid_set_ratio(groups.predictions, groups.prompts.target_sids)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from recast.rewards.scores import structural_score, target_sids
+from recast.rewards.scores import structural_score
 from recast.types import RolloutGroups
 
 
@@ -24,4 +24,4 @@ def partial_hit(groups: RolloutGroups) -> Float[Tensor, "B G"]:
     >>> partial_hit(make_groups(rollouts, [[[3, 8, 1]]]))
     tensor([[1.0000, 0.1000, 0.0100, 0.0000]])
     """
-    return structural_score(groups.predictions, target_sids(groups.prompts))
+    return structural_score(groups.predictions, groups.prompts.target_sids)

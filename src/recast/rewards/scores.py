@@ -1,8 +1,9 @@
 """Scores of a response on padded sets of SIDs: its SIDs and the targets in, `Float[B, G]` out.
 
-A response names 0, 1 or several SIDs, `Int[B, G, R, L]` in the order of its text, -1 = none; the
-targets are `Int[B, T, L]`, -1 = none. A SID that no item has is a miss like any other. Rewards and
-signals share these.
+A response names 0, 1 or several items, `Int[B, G, R, D]` in the order of its text; the targets are
+`Int[B, T, D]`. Both are named by their SIDs, or, where items are texts, by the tokens that decide
+between them, of which some have fewer than others: -1 behind the last one, and all -1 for none. A
+SID that no item has is a miss like any other. Rewards and signals share these.
 """
 
 from __future__ import annotations
@@ -12,16 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recast.groups import is_first
-from recast.types import Prompts
-
-
-def target_sids(prompts: Prompts) -> Int[Tensor, "B T L"]:
-    """The SIDs of the targets, -1 where a prompt has fewer: a pad token never is a target."""
-    return prompts.targets.masked_fill((prompts.target_items < 0)[..., None], -1)
 
 
 def sid_first_hit(
-    predictions: Int[Tensor, "B G R L"], targets: Int[Tensor, "B T L"]
+    predictions: Int[Tensor, "B G R D"], targets: Int[Tensor, "B T D"]
 ) -> Float[Tensor, "B G"]:
     """1 where the first SID that the response names is a target.
 
@@ -34,7 +29,7 @@ def sid_first_hit(
 
 
 def sid_any_hit(
-    predictions: Int[Tensor, "B G R L"], targets: Int[Tensor, "B T L"]
+    predictions: Int[Tensor, "B G R D"], targets: Int[Tensor, "B T D"]
 ) -> Float[Tensor, "B G"]:
     """1 where the response names a target anywhere.
 
@@ -46,7 +41,7 @@ def sid_any_hit(
 
 
 def sid_set_ratio(
-    predictions: Int[Tensor, "B G R L"], targets: Int[Tensor, "B T L"]
+    predictions: Int[Tensor, "B G R D"], targets: Int[Tensor, "B T D"]
 ) -> Float[Tensor, "B G"]:
     """|P & T| / |P| of the sets P of a response's SIDs and T of targets, 0 where either is empty.
 
@@ -60,41 +55,55 @@ def sid_set_ratio(
 
 
 def structural_score(
-    predictions: Int[Tensor, "B G R L"], targets: Int[Tensor, "B T L"]
+    predictions: Int[Tensor, "B G R D"], targets: Int[Tensor, "B T D"]
 ) -> Float[Tensor, "B G"]:
     """Mean over the set P of max over T of phi = 10^-(levels after the common prefix), 0 for none.
 
-    On three levels phi is 1, 0.1, 0.01, and 0 when the first level differs.
+    On three levels phi is 1, 0.1, 0.01, and 0 when the first level differs. Levels are the target's
+    own: where items are texts, the places at which it differs from others.
 
     >>> predictions = torch.tensor([[[[1, 2, 9]], [[1, 9, 9]], [[7, 7, 7]], [[-1, -1, -1]]]])
     >>> structural_score(predictions, torch.tensor([[[1, 2, 3]]]))
     tensor([[0.1000, 0.0100, 0.0000, 0.0000]])
+    >>> structural_score(predictions, torch.tensor([[[1, 2, -1]]]))  # a target of two decisions
+    tensor([[1.0000, 0.1000, 0.0000, 0.0000]])
     """
-    prefix = shared_prefix(predictions, targets)
-    phi = torch.where(prefix > 0, 10.0 ** (prefix - predictions.shape[-1]), 0.0)
+    prefix, levels = _prefix(predictions, targets)
+    phi = torch.where(prefix > 0, 10.0 ** (prefix - levels), 0.0).amax(-1)
     counts = _named(predictions) & is_first(predictions)
     return (phi * counts).sum(-1) / counts.sum(-1).clamp(min=1)
 
 
-def shared_prefix(
-    predictions: Int[Tensor, "B G R L"], targets: Int[Tensor, "B T L"]
-) -> Int[Tensor, "B G R"]:
-    """Levels that each named SID shares with its nearest target, counted from the first level.
+def shared_frac(
+    predictions: Int[Tensor, "B G R D"], targets: Int[Tensor, "B T D"]
+) -> Float[Tensor, "B G R"]:
+    """Part of a target's levels that each named SID shares from the first on, at most over T.
 
-    >>> shared_prefix(torch.tensor([[[[1, 2, 9]], [[9, 2, 3]]]]), torch.tensor([[[1, 2, 3]]]))
-    tensor([[[2],
-             [0]]])
+    >>> predictions = torch.tensor([[[[1, 2, 9, 4]], [[9, 2, 3, 4]]]])
+    >>> shared_frac(predictions, torch.tensor([[[1, 2, 3, 4]]]))
+    tensor([[[0.5000],
+             [0.0000]]])
     """
+    prefix, levels = _prefix(predictions, targets)
+    return (prefix / levels.clamp(min=1)).amax(-1)
+
+
+def _prefix(
+    predictions: Int[Tensor, "B G R D"], targets: Int[Tensor, "B T D"]
+) -> tuple[Int[Tensor, "B G R T"], Int[Tensor, "B 1 1 T"]]:
+    """Levels that each named SID shares with each target from the first on, and a target's own."""
     wanted = targets[:, None, None]
     same = (predictions[:, :, :, None] == wanted) & (wanted >= 0)
-    return same.cumprod(-1).sum(-1).amax(-1)
+    return same.cumprod(-1).sum(-1), (wanted >= 0).sum(-1)
 
 
-def _named(predictions: Int[Tensor, "B G R L"]) -> Bool[Tensor, "B G R"]:
-    return (predictions >= 0).all(-1)
+def _named(predictions: Int[Tensor, "B G R D"]) -> Bool[Tensor, "B G R"]:
+    return predictions[..., 0] >= 0
 
 
 def _is_target(
-    predictions: Int[Tensor, "B G R L"], targets: Int[Tensor, "B T L"]
+    predictions: Int[Tensor, "B G R D"], targets: Int[Tensor, "B T D"]
 ) -> Bool[Tensor, "B G R"]:
-    return shared_prefix(predictions, targets) == predictions.shape[-1]
+    wanted = targets[:, None, None]
+    same = (predictions[:, :, :, None] == wanted).all(-1) & (wanted[..., 0] >= 0)
+    return same.any(-1)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from recast.policy.load import Policy
-from recast.policy.logprobs import token_scores
 from recast.rollout.decoder import Decoder
 from recast.rollout.guide import guide_logprobs, mix_scores
-from recast.rollout.tree import TreeDecoder, grow_paths
+from recast.rollout.tree import TreeDecoder
 from recast.types import Draw, Prompts, RolloutGroups
 
 
@@ -33,7 +32,7 @@ def beam_search(
     decoder: Decoder = Decoder(),
 ) -> RolloutGroups:
     """The `group_size` best items by summed log-probability in `draw.logprob_space`, no length
-    penalty.
+    penalty. Tokens that have to follow a choice count as soon as it is made.
 
     Equal to transformers' beam search under the same constraint when the space is `full`. With
     `Decoder(constrained=False)` every token of the space may follow every other; sequences outside
@@ -42,36 +41,23 @@ def beam_search(
     With a guide beams are kept and ordered by D3's mixture. `rollout_logprobs` are the policy's own
     all the same, so the rows of a group no longer come most probable first.
     """
-    catalog, space = policy.catalog, draw.logprob_space
-    tree = TreeDecoder(policy, prompts, space)
-    guide = decoder.guide_scores(prompts, catalog.num_items)
-    hints = None if guide is None else guide_logprobs(guide, prompts.seen, catalog.trie)
-    nodes = torch.zeros(len(prompts), 1, dtype=torch.long, device=prompts.tokens.device)
-    tokens = nodes.new_empty(len(prompts), 1, 0)
-    logprobs = tree.target_logprobs[0].new_empty(len(prompts), 1, 0)
-    scores, parents = logprobs.new_zeros(len(prompts), 1), nodes
-    for level in range(catalog.num_levels):
-        if level:
-            tree.extend(tokens[:, :, -1], parents, nodes)
-        if decoder.constrained:
-            asked, child, allowed = catalog.children(level, nodes, tree.excluded)
-        else:
-            width = policy.model.get_output_embeddings().weight.shape[0]
-            start, end = (0, width) if space == "full" else catalog.level_tokens(level)
-            asked = torch.arange(start, end, device=nodes.device).expand(*nodes.shape, -1)
-            child, allowed = torch.zeros_like(asked), torch.ones_like(asked, dtype=torch.bool)
-        found = token_scores(policy, tree.hidden, asked, allowed, space=space, level=level)
-        ranked_by = found
+    tree = TreeDecoder(policy, prompts, draw.logprob_space, constrained=decoder.constrained)
+    guide = decoder.guide_scores(prompts, policy.catalog.num_items)
+    hints = None if guide is None else guide_logprobs(guide, prompts.seen, policy.catalog.trie)
+    scores = tree.logprobs.new_zeros(len(prompts), 1)
+    for level in range(tree.num_levels):
+        choices = tree.choices()
+        ranked_by, weight = choices.logprobs, 1.0
         if hints is not None:
-            hint = hints[level].gather(1, child.flatten(1)).view_as(found).to(found.dtype)
+            weight = decoder.alpha
+            hint = hints[level].gather(1, choices.nodes.flatten(1)).view_as(ranked_by)
             # At the ends of `alpha` a child that is not allowed would be 0 * -inf.
-            ranked_by = mix_scores(found, hint, decoder.alpha).masked_fill(~allowed, -torch.inf)
+            ranked_by = mix_scores(ranked_by, hint.to(ranked_by.dtype), weight)
+            ranked_by = ranked_by.masked_fill(~choices.allowed, -torch.inf)
         total = (scores[..., None] + ranked_by).flatten(1)
         scores, best = total.topk(min(group_size, total.shape[1]), dim=1)
-        parents = best // asked.shape[2]
-        nodes = child.flatten(1).gather(1, best).masked_fill(scores == -torch.inf, -1)
-        tokens = grow_paths(tokens, parents, asked.flatten(1).gather(1, best))
-        logprobs = grow_paths(logprobs, parents, found.flatten(1).gather(1, best))
-    return tree.finish(
-        group_size, draw, tokens=tokens, logprobs=logprobs, alive=scores > -torch.inf
-    )
+        width = ranked_by.shape[2]
+        forced = tree.take(choices, best // width, best % width, scores > -torch.inf)
+        scores = scores + weight * forced
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return tree.finish(group_size, draw, order, scores > -torch.inf)

@@ -26,13 +26,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from recast.groups import most_probable_first
 from recast.policy.load import Policy
-from recast.policy.logprobs import over_children, token_scores
-from recast.rollout.tree import TreeDecoder, grow_paths
+from recast.policy.logprobs import over_children
+from recast.rollout.tree import TreeDecoder
 from recast.types import Draw, Prompts, RolloutGroups, require
 
 
@@ -49,17 +49,12 @@ def gumbel(
     require(draw.logprob_space == "trie", "logprob_space", draw.logprob_space, remedy)
     tree = TreeDecoder(policy, prompts, draw.logprob_space)
     found = perturbed_beams(tree, 1, group_size + 1, draw, "gumbel")
-    perturbed, phi = found.perturbed[:, 0], found.phi[:, 0, :group_size]
+    perturbed, phi = found.values[:, 0], found.phi[:, 0, :group_size]
     kappa = perturbed[:, group_size:]
     if not kappa.shape[1]:
         kappa = perturbed.new_full((len(prompts), 1), -torch.inf)
-    groups = tree.finish(
-        group_size,
-        draw,
-        tokens=found.tokens[:, 0, :group_size],
-        logprobs=found.logprobs[:, 0, :group_size],
-        alive=perturbed[:, :group_size] > -torch.inf,
-    )
+    order = torch.arange(phi.shape[1], device=phi.device).expand(len(phi), -1)
+    groups = tree.finish(group_size, draw, order, perturbed[:, :group_size] > -torch.inf)
     weights = torch.zeros_like(groups.rollout_logprobs[..., 0])
     weights[:, : phi.shape[1]] = importance_weights(phi, kappa).to(weights.dtype)
     weights = weights.masked_fill(~groups.exists, 0.0)
@@ -84,66 +79,58 @@ def importance_weights(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PerturbedBeams:
+class Perturbed:
     """D independent orders of the W best leaves of every prompt, by perturbed value.
 
     W is smaller than asked where the trie has fewer; a value of -inf is no leaf. Example, one order
     (D = 1) of the two best of three items with p = .5, .3, .2, where the noise put the third first:
-    `phi=[[[log .2, log .5]]]  perturbed=[[[0.4, -0.1]]]`, tokens and log-probabilities alike.
+    `phi=[[[log .2, log .5]]]  values=[[[0.4, -0.1]]]`. The decoder holds their tokens, branch
+    d W + w.
     """
 
-    tokens: Int[Tensor, "B D W L"]
-    logprobs: Float[Tensor, "B D W L"]
-    """In the asked space."""
     phi: Float[Tensor, "B D W"]
     """Log-probability over the trie, float64."""
-    perturbed: Float[Tensor, "B D W"]
+    values: Float[Tensor, "B D W"]
 
 
 @torch.no_grad()
 def perturbed_beams(
     tree: TreeDecoder, num_orders: int, width: int, draw: Draw, name: str
-) -> PerturbedBeams:
-    """The leaves with the `width` largest perturbed values, `num_orders` times independently.
+) -> Perturbed:
+    """Grow the leaves with the `width` largest perturbed values, `num_orders` times independently.
 
     Read in order, they are drawn one after the other without replacement (Plackett-Luce). The draw
     of a child is found by its order, its parent's rank and its place among its siblings, which
     neither the other rows nor the width of their nodes can change.
     """
-    policy, prompts = tree.policy, tree.prompts
-    root = draw.uniforms(prompts, f"{name}/root", num_orders)
-    perturbed = _gumbel(root)[..., None]
+    prompts = tree.prompts
+    perturbed = _gumbel(draw.uniforms(prompts, f"{name}/root", num_orders))[..., None]
     phi = torch.zeros_like(perturbed)
-    nodes = parents = torch.zeros_like(phi, dtype=torch.long)
-    tokens = nodes.new_empty(*nodes.shape, 0)
-    logprobs = tree.target_logprobs[0].new_empty(*nodes.shape, 0)
-    for level, size in enumerate(policy.catalog.codebook_sizes):
-        if level:
-            tree.extend(tokens[..., -1].flatten(1), parents.flatten(1), nodes.flatten(1))
-        num_nodes = nodes.shape[2]
-        hidden = tree.hidden.expand(-1, num_orders * num_nodes, -1)
-        asked, child, allowed = policy.catalog.children(level, nodes.flatten(1), tree.excluded)
-        found = token_scores(policy, hidden, asked, allowed, space=tree.space, level=level)
-        trie_scores = over_children(found, allowed)
+    for level, size in enumerate(tree.policy.catalog.trie.widths):
+        choices = tree.choices()
+        num_nodes, num_children = phi.shape[2], choices.tokens.shape[2]
+
+        def of_orders(x: Tensor) -> Tensor:
+            return x.expand(-1, num_orders * num_nodes, -1)  # noqa: B023, the root is everybody's
+
+        allowed = of_orders(choices.allowed)
+        trie_scores = over_children(of_orders(choices.logprobs), allowed)
         slots = width if level else 1
         draws = draw.uniforms(prompts, f"{name}/{level}", num_orders * slots * size)
         noise = _gumbel(draws).unflatten(1, (num_orders, slots, size))
-        noise = noise[:, :, :num_nodes, : asked.shape[2]].flatten(1, 2)
+        noise = noise[:, :, :num_nodes, :num_children].flatten(1, 2)
         below = phi.flatten(1)[..., None] + trie_scores.double()
         values = given_maximum(below + noise, perturbed.flatten(1)[..., None])
         values = values.masked_fill(~allowed, -torch.inf)
-        orders = (num_orders, num_nodes * asked.shape[2])
+        orders = (num_orders, num_nodes * num_children)
         perturbed, best = values.view(-1, *orders).topk(min(width, orders[1]), dim=2)
-        phi, nodes, token, logprob = (
-            x.reshape(-1, *orders).gather(2, best) for x in (below, child, asked, found)
-        )
-        nodes = nodes.masked_fill(perturbed == -torch.inf, -1)
-        mine = best // asked.shape[2]
-        tokens, logprobs = grow_paths(tokens, mine, token), grow_paths(logprobs, mine, logprob)
+        phi = below.view(-1, *orders).gather(2, best)
         # The decoder counts the nodes of all orders in one row; its first call has one, the root.
-        first = torch.arange(num_orders, device=mine.device)[:, None] * num_nodes
-        parents = mine + first if level else mine
-    return PerturbedBeams(tokens=tokens, logprobs=logprobs, phi=phi, perturbed=perturbed)
+        first = torch.arange(num_orders, device=best.device)[:, None] * num_nodes * bool(level)
+        parents = best // num_children + first
+        alive = perturbed > -torch.inf
+        tree.take(choices, *(x.flatten(1) for x in (parents, best % num_children, alive)))
+    return Perturbed(phi=phi, values=perturbed)
 
 
 def given_maximum(

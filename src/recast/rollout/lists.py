@@ -30,12 +30,15 @@ def sample_lists(
     require(list_length >= 1, "list_length", list_length, "give the number of items per list")
     tree = TreeDecoder(policy, prompts, draw.logprob_space)
     found = perturbed_beams(tree, group_size, list_length, draw, "lists")
-    missing = list_length - found.perturbed.shape[2]
-    perturbed = F.pad(found.perturbed, (0, missing), value=-torch.inf)
+    width = found.values.shape[2]
+    rank = torch.arange(list_length, device=found.values.device)
+    order = torch.arange(group_size, device=rank.device)[:, None] * width + rank.clamp(
+        max=width - 1
+    )
+    values = F.pad(found.values, (0, list_length - width), value=-torch.inf)
     return tree.finish(
         group_size * list_length,
         draw,
-        tokens=F.pad(found.tokens, (0, 0, 0, missing)).flatten(1, 2),
-        logprobs=F.pad(found.logprobs, (0, 0, 0, missing)).flatten(1, 2),
-        alive=(perturbed > -torch.inf).flatten(1),
+        order.flatten().expand(len(prompts), -1),
+        (values > -torch.inf).flatten(1),
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recast.groups import most_probable_first
 from recast.policy.load import Policy
-from recast.policy.logprobs import over_children, token_scores
+from recast.policy.logprobs import over_children
 from recast.rollout.tree import TreeDecoder
 from recast.types import Draw, Prompts, RolloutGroups, require
 
@@ -39,33 +39,17 @@ def draw_items(
 ) -> RolloutGroups:
     """The draws of `sample` in the order drawn; fewer draws are the first of more."""
     require(0 < temperature < inf, "temperature", temperature, "give a number above 0")
-    catalog, space = policy.catalog, draw.logprob_space
-    tree = TreeDecoder(policy, prompts, space)
+    tree = TreeDecoder(policy, prompts, draw.logprob_space)
     shape = (len(prompts), group_size)
-    nodes = torch.zeros(len(prompts), 1, dtype=torch.long, device=prompts.tokens.device)
-    parents = nodes.expand(shape)
-    tokens: list[Tensor] = []
-    logprobs: list[Tensor] = []
-    for level in range(catalog.num_levels):
-        if level:
-            tree.extend(tokens[-1], parents, nodes)
-            parents = torch.arange(group_size, device=nodes.device).expand(shape)
-        asked, child, allowed = catalog.children(level, nodes, tree.excluded)
-        scores = token_scores(policy, tree.hidden, asked, allowed, space=space, level=level)
-        drawn_from = over_children(scores / temperature, allowed).double().exp().cumsum(-1)
-        pick = _invert(drawn_from, draw.uniforms(prompts, f"sample/{level}", group_size))
-        alive = allowed.any(-1).expand(shape)
-        token, nodes, logprob = (_pick(x, pick) for x in (asked, child, scores))
-        nodes = nodes.masked_fill(~alive, -1)
-        tokens.append(token)
-        logprobs.append(logprob)
-    return tree.finish(
-        group_size,
-        draw,
-        tokens=torch.stack(tokens, dim=-1),
-        logprobs=torch.stack(logprobs, dim=-1),
-        alive=nodes >= 0,
-    )
+    branches = torch.arange(group_size, device=prompts.tokens.device).expand(shape)
+    for level in range(tree.num_levels):
+        choices = tree.choices()
+        allowed = choices.allowed
+        drawn_from = over_children(choices.logprobs / temperature, allowed).double().exp()
+        pick = _invert(drawn_from.cumsum(-1), draw.uniforms(prompts, f"sample/{level}", group_size))
+        parents = branches if level else torch.zeros_like(branches)
+        tree.take(choices, parents, pick, allowed.any(-1).expand(shape))
+    return tree.finish(group_size, draw, branches, tree.nodes >= 0)
 
 
 def _invert(cumulative: Float[Tensor, "B N C"], draws: Float[Tensor, "B G"]) -> Int[Tensor, "B G"]:
@@ -74,10 +58,3 @@ def _invert(cumulative: Float[Tensor, "B N C"], draws: Float[Tensor, "B G"]) -> 
     draws = draws.unflatten(1, (num_nodes, -1)) * cumulative[..., -1:]
     pick = torch.searchsorted(cumulative, draws, right=True).clamp(max=cumulative.shape[2] - 1)
     return pick.flatten(1)
-
-
-def _pick(
-    values: Float[Tensor, "B N C"] | Int[Tensor, "B N C"], pick: Int[Tensor, "B G"]
-) -> Tensor:
-    values = values.expand(-1, pick.shape[1], -1)
-    return values.gather(-1, pick[..., None]).squeeze(-1)

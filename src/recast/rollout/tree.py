@@ -1,11 +1,13 @@
 """Decoding G branches of every prompt over one copy of the prompt's keys and values.
 
-The prompt is prefilled once per row. Every step adds one query per distinct branch to the *same*
-row; the cache is neither expanded nor reordered, a mask tells each query who its ancestors are. The
-targets are scored along the way, as further branches.
+The prompt is prefilled once per row, its targets with it. Every step adds one query per distinct
+branch to the *same* row, or a chain of them where tokens are forced; the cache is neither expanded
+nor reordered, a mask tells each query who its ancestors are.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,115 +15,207 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from recast.policy.body import hidden_states
 from recast.policy.load import Policy
-from recast.policy.logprobs import branch_scores
-from recast.policy.packed import grow, merge, root_layout, split_root
+from recast.policy.logprobs import node_scores, read_branches, require_levels, token_scores
+from recast.policy.packed import grow_branches, pack, packed_forward
 from recast.types import Draw, LogprobSpace, Prompts, RolloutGroups
 
 
-class TreeDecoder:
-    """The prompts' keys and values, and the branches grown on them so far.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choices:
+    """What may follow each of N branches: C candidates."""
 
-    `hidden` holds the last hidden states of the newest branches, `[B, N, W]` (N = 1 at the root).
+    tokens: Int[Tensor, "B N C"]
+    nodes: Int[Tensor, "B N C"]
+    """Of the trie, that a candidate leads to; the root (0) for all of them without the trie."""
+    allowed: Bool[Tensor, "B N C"]
+    logprobs: Float[Tensor, "B N C"]
+    """In the decoder's space; -inf where not allowed, 0 for the pad behind an end."""
+
+
+class TreeDecoder:
+    """The prompts' keys and values, and N branches of each prompt grown on them so far.
+
+    One branch at first, the root. A sampler asks for `choices`, decides, and takes some of them,
+    once for every level. Constrained, a level is a decision and a choice brings the tokens that
+    have to follow it; otherwise a level is a token.
     """
 
-    def __init__(self, policy: Policy, prompts: Prompts, space: LogprobSpace) -> None:
+    def __init__(
+        self, policy: Policy, prompts: Prompts, space: LogprobSpace, *, constrained: bool = True
+    ) -> None:
         self.policy, self.prompts, self.space = policy, prompts, space
+        self.constrained = constrained
+        catalog = policy.catalog
+        if space == "level":
+            require_levels(catalog)
+        self.num_levels = catalog.num_levels if constrained else catalog.max_length
+        self.excluded: Int[Tensor, "B S"] = catalog.trie.excluded(prompts.seen)
+        reading = read_branches(catalog, prompts, prompts.targets, prompts.target_mask, space)
+        packed = pack(prompts.tokens, prompts.lengths, prompts.targets, reading.asked)
         # Without a config every layer keeps all keys; the windows are the layout's business.
         self._cache = DynamicCache()
-        self.excluded: Int[Tensor, "B S"] = policy.catalog.trie.excluded(prompts.seen)
-        prompt, root = split_root(prompts.tokens, prompts.lengths)
-        self._layout = root_layout(prompts.lengths, prompt.shape[1])
-        self._paths = policy.catalog.path_of(prompts.targets)
-        # The query of every branch, those of the targets last.
-        self._nodes = root.new_zeros(len(root), 1 + prompts.targets.shape[1])
-        columns = torch.arange(prompt.shape[1], device=root.device).expand(len(root), -1)
-        self.hidden: Float[Tensor, "B N W"] = self._forward(
-            torch.cat([prompt, root], dim=1),
-            torch.cat([columns, self._layout.query_positions], dim=1),
-        )[:, -1:]
-        self.target_logprobs: list[Float[Tensor, "B T"]] = [self._score_targets(self.hidden, 0)]
+        hidden = packed_forward(policy.model, packed, past_key_values=self._cache)
+        self.target_logprobs: Float[Tensor, "B T L"] = reading.logprobs(policy, packed, hidden)
+        self._layout = packed.layout
+        self._hidden: Float[Tensor, "B N W"] = hidden[:, :1]
+        root = torch.zeros(len(prompts), 1, dtype=torch.long, device=hidden.device)
+        self._queries = self.nodes = self.lengths = root
+        self.level = 0
+        shape = (len(prompts), 1, catalog.max_length)
+        self.tokens = prompts.targets.new_full(shape, catalog.pad_token)
+        self.logprobs = self.target_logprobs.new_zeros(shape)
 
-    def extend(
+    def choices(self) -> Choices:
+        """Of every branch at the next level."""
+        catalog = self.policy.catalog
+        if self.constrained:
+            tokens, nodes, allowed = catalog.children(self.level, self.nodes, self.excluded)
+        else:
+            width = self.policy.model.get_output_embeddings().weight.shape[0]
+            is_whole = self.space == "full" or not catalog.codebook_sizes
+            start, end = (0, width) if is_whole else catalog.level_tokens(self.level)
+            tokens = torch.arange(start, end, device=self.nodes.device)
+            tokens = tokens.expand(*self.nodes.shape, -1)
+            nodes, allowed = torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool)
+        ended = None
+        if self._has_ends:
+            ended = self._has_ended()[..., None]
+            allowed = allowed & (~ended | (tokens == catalog.pad_token))
+        scores = token_scores(
+            self.policy, self._hidden, tokens, allowed, space=self.space, level=self.level
+        )
+        if ended is not None:
+            scores = scores.masked_fill(ended & allowed, 0.0)
+        return Choices(tokens=tokens, nodes=nodes, allowed=allowed, logprobs=scores)
+
+    @property
+    def _has_ends(self) -> bool:
+        """Whether an item may end before the last level."""
+        return self.policy.catalog.trie.ends is not None
+
+    def _has_ended(self) -> Bool[Tensor, "B N"]:
+        """Which branches have written an item: by the trie, or by the tokens alone."""
+        catalog = self.policy.catalog
+        if not self.constrained:
+            return catalog.items_of(self.tokens) >= 0
+        below = catalog.trie.num_below(self.level, self.nodes.clamp(min=0))
+        return (below == 1) & (self.nodes >= 0) & (self.level > 0)
+
+    def take(
         self,
-        tokens: Int[Tensor, "B N"],
-        parents: Int[Tensor, "B N"],
-        nodes: Int[Tensor, "B N"],
-    ) -> None:
-        """Give every branch one more token, which leads to these nodes of the trie (-1 = dead).
+        choices: Choices,
+        parents: Int[Tensor, "B M"],
+        columns: Int[Tensor, "B M"],
+        alive: Bool[Tensor, "B M"],
+    ) -> Float[Tensor, "B M"]:
+        """M branches from now on: `parents` by their choice `columns`; those not alive end here.
 
-        `parents` index the branches of the previous call.
+        Returns the log-probability of the tokens that then had to follow.
         """
-        level, num_targets = len(self.target_logprobs), self.prompts.targets.shape[1]
-        targets = self.prompts.targets[:, :, level - 1]
-        of_targets = self._nodes[:, self._nodes.shape[1] - num_targets :]
-        own = torch.cat([self._nodes.gather(1, parents), of_targets], dim=1)
-        tokens = torch.cat([tokens, targets], dim=1)
-        if self.space == "trie":
-            nodes = torch.cat([nodes, self._paths[:, :, level]], dim=1)
-            tokens = self.policy.catalog.without_forced(tokens, nodes, level)
-        self._nodes, above, found = merge(own, tokens)
-        self._layout = grow(self._layout, above)
-        hidden = self._forward(found, self._layout.query_positions)
-        index = self._nodes[..., None].expand(-1, -1, hidden.shape[2])
-        every = hidden.gather(1, index)
-        self.hidden, at_targets = every.tensor_split([every.shape[1] - num_targets], dim=1)
-        self.target_logprobs.append(self._score_targets(at_targets, level))
+        catalog, every = self.policy.catalog, choices.tokens.shape[2]
+        index = parents * every + columns
+        first, nodes, scores = (
+            x.flatten(1).gather(1, index) for x in (choices.tokens, choices.nodes, choices.logprobs)
+        )
+        self.level += 1
+        begins = self.lengths.gather(1, parents)
+        if self.constrained:
+            edges, length = catalog.edges(self.level, nodes, begins)
+        else:
+            edges, length = first[..., None], torch.ones_like(first)
+            if self._has_ends:
+                length = length.masked_fill(self._has_ended().gather(1, parents), 0)
+        length = length.masked_fill(~alive, 0)
+        self.nodes, self.lengths = nodes.masked_fill(~alive, -1), begins + length
+        tail = self._send(edges, length, parents)
+        values = torch.cat([scores.masked_fill(length == 0, 0.0)[..., None], tail], dim=-1)
+        self.tokens = _append(self.tokens, parents, begins, edges, length)
+        self.logprobs = _append(self.logprobs, parents, begins, values, length)
+        return tail.sum(-1)
 
-    def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        outputs = self.policy.model.base_model(
-            input_ids=tokens,
-            position_ids=positions,
+    def _send(
+        self, edges: Int[Tensor, "B M E"], length: Int[Tensor, "B M"], parents: Int[Tensor, "B M"]
+    ) -> Float[Tensor, "B M E_minus_1"]:
+        """Send the tokens that something is read behind; log-probabilities of the forced ones."""
+        catalog, width = self.policy.catalog, edges.shape[2]
+        place = torch.arange(width, device=edges.device)
+        inside = place < length[..., None]
+        is_trie = self.space == "trie"
+        goes_on = torch.full_like(inside[..., 0], self.level < self.num_levels)
+        if self.constrained and (is_trie or self._has_ends):
+            # Behind a node with one leaf nothing is decided any more.
+            goes_on = catalog.trie.num_below(self.level, self.nodes.clamp(min=0)) > 1
+        sent = goes_on[..., None] & inside
+        if not is_trie:
+            sent |= place < length[..., None] - 1
+        forced = self.logprobs.new_zeros(*edges.shape[:2], width - 1)
+        kept = self._hidden.gather(1, parents[..., None].expand(-1, -1, self._hidden.shape[2]))
+        self._queries = self._queries.gather(1, parents)
+        if not bool(sent.any()):
+            self._hidden = kept
+            return forced
+        growth = grow_branches(self._layout, self._queries, edges, sent)
+        hidden = hidden_states(
+            self.policy.model,
+            growth.layout.query_positions,
+            tokens=growth.tokens,
+            layout=growth.layout,
             past_key_values=self._cache,
-            use_cache=True,
-            layout=self._layout,
         )
-        hidden: Tensor = outputs.last_hidden_state
-        return hidden
-
-    def _score_targets(self, hidden: Tensor, level: int) -> Float[Tensor, "B T"]:
-        targets = self.prompts.targets
-        return branch_scores(
-            self.policy, hidden, targets, self.excluded, level=level, space=self.space
-        )
+        if width > 1 and not is_trie:
+            row, branch, at = inside[..., 1:].nonzero(as_tuple=True)
+            nodes, index = (row * hidden.shape[1] + growth.places[row, branch, at]).unique(
+                return_inverse=True
+            )
+            tokens = edges[row, branch, at + 1]
+            scores = node_scores(self.policy.model, hidden.flatten(0, 1)[nodes], index, tokens)
+            forced = forced.index_put((row, branch, at), scores)
+        count = sent.sum(-1)
+        newest = growth.places.gather(2, (count - 1).clamp(min=0)[..., None])[..., 0]
+        moved = hidden.gather(1, newest[..., None].expand(-1, -1, hidden.shape[2]))
+        self._hidden = torch.where((count > 0)[..., None], moved, kept)
+        self._queries, self._layout = newest, growth.layout
+        return forced
 
     def finish(
-        self,
-        group_size: int,
-        draw: Draw,
-        *,
-        tokens: Int[Tensor, "B N L"],
-        logprobs: Float[Tensor, "B N L"],
-        alive: Bool[Tensor, "B N"],
+        self, group_size: int, draw: Draw, order: Int[Tensor, "B M"], alive: Bool[Tensor, "B M"]
     ) -> RolloutGroups:
-        """N <= `group_size` branches as a group; what does not exist is padded and masked out."""
-        missing = group_size - tokens.shape[1]
+        """M <= `group_size` branches in this order as a group; what does not exist is padded and
+        masked out."""
+        catalog = self.policy.catalog
+        index = order[..., None].expand(-1, -1, self.tokens.shape[2])
+        tokens, logprobs = self.tokens.gather(1, index), self.logprobs.gather(1, index)
+        lengths, missing = self.lengths.gather(1, order), group_size - order.shape[1]
         alive = F.pad(alive, (0, missing))
         dead = ~alive[..., None]
-        catalog = self.policy.catalog
         tokens = F.pad(tokens, (0, 0, 0, missing)).masked_fill(dead, catalog.pad_token)
+        place = torch.arange(tokens.shape[2], device=tokens.device)
         return RolloutGroups(
             prompts=self.prompts,
             tokens=tokens,
             items=catalog.items_of(tokens).masked_fill(~alive, -1),
+            predictions=catalog.sids_of(tokens).masked_fill(dead, -1)[:, :, None],
             rollout_logprobs=F.pad(logprobs, (0, 0, 0, missing)).masked_fill(dead, 0.0),
-            target_logprobs=torch.stack(self.target_logprobs, dim=-1),
-            loss_mask=alive[..., None].expand(tokens.shape).clone(),
+            target_logprobs=self.target_logprobs,
+            loss_mask=(place < F.pad(lengths, (0, missing))[..., None]) & ~dead,
             seed=draw.seed,
             step=draw.step,
         )
 
 
-def grow_paths(
-    paths: Float[Tensor, "*n N depth"] | Int[Tensor, "*n N depth"],
-    parents: Int[Tensor, "*n M"],
-    new: Float[Tensor, "*n M"] | Int[Tensor, "*n M"],
+def _append(
+    paths: Float[Tensor, "B N L"] | Int[Tensor, "B N L"],
+    parents: Int[Tensor, "B M"],
+    begins: Int[Tensor, "B M"],
+    new: Float[Tensor, "B M E"] | Int[Tensor, "B M E"],
+    length: Int[Tensor, "B M"],
 ) -> Tensor:
-    """The paths of these parents, each with one more entry at its end.
-
-    >>> grow_paths(torch.tensor([[[1], [2]]]), torch.tensor([[1, 1]]), torch.tensor([[7, 8]]))
-    tensor([[[2, 7],
-             [2, 8]]])
-    """
-    index = parents[..., None].expand(*parents.shape, paths.shape[-1])
-    return torch.cat([paths.gather(-2, index), new[..., None]], dim=-1)
+    """The paths of these parents, each with the first `length` of the new entries from `begins`."""
+    width = paths.shape[2]
+    index = parents[..., None].expand(-1, -1, width)
+    place = torch.arange(width, device=paths.device) - begins[..., None]
+    inside = (place >= 0) & (place < length[..., None])
+    values = new.gather(2, place.clamp(0, new.shape[2] - 1))
+    return torch.where(inside, values, paths.gather(1, index))

@@ -26,7 +26,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.rewards.scores import target_sids
 from recast.signals.gates import gated
 from recast.types import Ranker, RecastError, RolloutGroups, Signal, require
 
@@ -141,8 +140,8 @@ def diagnose(
 def candidates(groups: RolloutGroups) -> Candidates:
     """The rollouts that are ranked; a target's rivals by SID, since SIDs are what is written."""
     exists = groups.exists & (groups.items >= 0)
-    targets = target_sids(groups.prompts)
-    is_target = (groups.tokens[:, None] == targets[:, :, None]).all(-1)
+    targets = groups.prompts.target_sids
+    is_target = (groups.predictions[:, None] == targets[:, :, None, None]).all(-1).any(-1)
     return Candidates(exists, exists[:, None] & ~is_target)
 
 
@@ -177,8 +176,8 @@ def in_batch_negatives(groups: RolloutGroups, num_negatives: int) -> Int[Tensor,
         )
     items, order = groups.items.masked_fill(~groups.exists, -1).flatten().sort(stable=True)
     row = torch.arange(num_prompts, device=items.device)[:, None]
-    pool, targets = groups.tokens.flatten(0, 1)[order], target_sids(groups.prompts)
-    is_target = (pool[None, :, None] == targets[:, None]).all(-1).any(-1)
+    pool, targets = groups.predictions.flatten(0, 1)[order], groups.prompts.target_sids
+    is_target = (pool[None, :, None] == targets[:, None, :, None]).all(-1).flatten(2).any(-1)
     eligible = (items >= 0) & (order // group_size != row) & ~is_target
     running = eligible.cumsum(1)
     count = running[:, -1:]

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recast.groups import choose_target, has_hit, is_first, overwrite
-from recast.rewards.scores import structural_score, target_sids
+from recast.rewards.scores import structural_score
 from recast.signals.grpo import require_eps, standardise
 from recast.types import RolloutGroups, Signal, require
 
@@ -87,7 +87,7 @@ def repair(
     A prompt without a target stays as it is. The groups have no importance weights any more: the
     anchor was not drawn.
     """
-    scores = structural_score(groups.predictions, target_sids(groups.prompts))
+    scores = structural_score(groups.predictions, groups.prompts.target_sids)
     target = choose_target(groups)
     where = ~has_hit(groups, rewards) & target.exists
     columns = torch.arange(rewards.shape[1], device=rewards.device)
@@ -124,7 +124,7 @@ def _contrast(
     groups: RolloutGroups, rewards: Float[Tensor, "B G"], anchored: Bool[Tensor, " B"], w: float
 ) -> Signal:
     require(0 < w < inf, "w", w, "give a number above 0")
-    scores = structural_score(groups.predictions, target_sids(groups.prompts))
+    scores = structural_score(groups.predictions, groups.prompts.target_sids)
     eligible = groups.exists & is_first(groups.predictions.flatten(2))
     positive, negative, has_pair = boundary_pair(rewards, scores, eligible)
     columns = torch.arange(rewards.shape[1], device=rewards.device)

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from recast.rewards.scores import structural_score, target_sids
+from recast.rewards.scores import structural_score
 from recast.signals.grpo import require_eps, standardise
 from recast.signals.rank_grpo import as_lists
 from recast.types import RolloutGroups, Signal, require
@@ -59,7 +59,7 @@ def sage(
     weights = {"reward_weight": reward_weight, "structure_weight": structure_weight}
     for name, weight in weights.items():
         require(0 <= weight < inf, name, weight, "give 0 or more")
-    structure = structural_score(groups.predictions, target_sids(groups.prompts)).to(rewards.dtype)
+    structure = structural_score(groups.predictions, groups.prompts.target_sids).to(rewards.dtype)
     exists = as_lists(groups.exists, list_length)
     slates = [
         slate_reward(as_lists(scores, list_length), exists, floor)

@@ -66,6 +66,8 @@ class Example:
             prompts,
             targets=F.pad(prompts.targets, (0, 0, 0, 1)),
             target_items=F.pad(prompts.target_items, (0, 1), value=-1),
+            target_mask=F.pad(prompts.target_mask, (0, 0, 0, 1)),
+            target_sids=F.pad(prompts.target_sids, (0, 0, 0, 1), value=-1),
         )
         logprobs = F.pad(groups.target_logprobs, (0, 0, 0, 1))
         return replace(self, groups=replace(groups, prompts=prompts, target_logprobs=logprobs))

@@ -11,7 +11,7 @@ mean over: `[B, K, L]` counted tokens, `[B, K]` rollouts, `[B]` groups with a ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +28,16 @@ from recast.policy.logprobs import branch_logprobs
 from recast.policy.prompts import by_length
 from recast.types import LogprobSpace, Loss, Metrics, Prompts, RecastError, Signal
 
+Reference = Callable[[Prompts, Int[Tensor, "B K L"], Bool[Tensor, "B K L"]], Float[Tensor, "B K L"]]
+"""Log-probabilities of the tokens in a mask: by a frozen copy, by the policy without its adapters,
+or by another process."""
+
+
+def frozen_reference(policy: Policy, space: LogprobSpace) -> Reference:
+    """The log-probabilities of a policy that nobody trains."""
+    return lambda prompts, branches, mask: branch_logprobs(policy, prompts, branches, space, mask)
+
+
 LOSS_INPUTS = ("logprobs", "old_logprobs", "ref_logprobs", "advantages", "loss_mask")
 
 
@@ -43,6 +53,8 @@ class Batch:
 
     prompts: Prompts
     branches: Int[Tensor, "B N L"]
+    branch_mask: Bool[Tensor, "B N L"]
+    """Tokens that are read: those that count, and those of targets with a likelihood."""
     rollout_logprobs: Float[Tensor, "B K L"]
     advantages: Float[Tensor, "B K L"]
     loss_mask: Bool[Tensor, "B K L"]
@@ -55,8 +67,8 @@ class Actor:
     """What an update needs besides the signal."""
 
     policy: Policy
-    reference: Policy | None
-    """Frozen copy for the KL and for losses that compare with it; None when neither is asked."""
+    reference: Reference | None
+    """What the KL and some losses compare with; None when neither is asked."""
     optimizer: torch.optim.Optimizer
     loss: Loss
     kl_coef: float
@@ -84,7 +96,7 @@ def update(actor: Actor, signal: Signal) -> Metrics:
         return metrics
     batches = list(micro_batches(signal, sent, actor.micro_batch_tokens))
     if (reference := actor.reference) is not None:
-        ref = [_ref_logprobs(reference, actor, batch) for batch in batches]
+        ref = [_ref_logprobs(reference, batch) for batch in batches]
         batches = [replace(b, ref_logprobs=x) for b, x in zip(batches, ref, strict=True)]
     counts = _counts(signal)
     for _ in range(actor.updates_per_rollout):
@@ -110,8 +122,10 @@ def micro_batches(signal: Signal, sent: Bool[Tensor, "B G"], max_tokens: int) ->
     prompts = signal.groups.prompts
     has_nll = signal.nll_weight != 0
     rows = (sent.any(1) | has_nll).nonzero()[:, 0]
-    width = (sent.sum(1) + has_nll * prompts.targets.shape[1])[rows]
-    branch_tokens = width * (signal.groups.tokens.shape[2] - 1)
+    # The last token of a branch is not sent.
+    of_rollouts = (signal.groups.loss_mask.sum(-1) - 1).clamp(min=0) * sent
+    of_targets = (prompts.target_mask.sum(-1) - 1).clamp(min=0) * has_nll[:, None]
+    branch_tokens = (of_rollouts.sum(1) + of_targets.sum(1))[rows]
     for index in by_length(prompts.lengths[rows], branch_tokens, max_tokens):
         yield _gather(signal, sent, rows[index])
 
@@ -126,30 +140,31 @@ def _gather(signal: Signal, sent: Bool[Tensor, "B G"], rows: Int[Tensor, " N"]) 
     order = keep.int().argsort(dim=1, descending=True, stable=True)[:, :kept]
     token = order[..., None].expand(-1, -1, groups.tokens.shape[2])
     mask = groups.loss_mask & keep[..., None]
-    branches = [groups.tokens.gather(1, token)]
+    branches, masks = [groups.tokens.gather(1, token)], [mask.gather(1, token)]
     advantages = signal.advantages[rows].expand(groups.tokens.shape).gather(1, token)
     weight = advantages[:, :0]
     if bool((nll_weight != 0).any()):
-        is_target = (prompts.target_items >= 0)[..., None].expand(prompts.targets.shape)
-        count = is_target[..., :1].sum(1, keepdim=True).clamp(min=1)
-        weight = nll_weight[:, None, None] * is_target / count
+        count = prompts.target_mask.any(-1).sum(1)[:, None, None].clamp(min=1)
+        weight = nll_weight[:, None, None] * prompts.target_mask / count
         branches.append(prompts.targets)
+        masks.append(weight != 0)
     return Batch(
         prompts=prompts,
         branches=torch.cat(branches, dim=1),
+        branch_mask=torch.cat(masks, dim=1),
         rollout_logprobs=groups.rollout_logprobs.gather(1, token),
         advantages=advantages,
-        loss_mask=mask.gather(1, token),
+        loss_mask=masks[0],
         nll_weight=weight,
     )
 
 
 @torch.no_grad()
-def _ref_logprobs(reference: Policy, actor: Actor, batch: Batch) -> Float[Tensor, "B K L"]:
-    rollouts = batch.branches[:, : batch.advantages.shape[1]]
-    if not rollouts.shape[1]:
+def _ref_logprobs(reference: Reference, batch: Batch) -> Float[Tensor, "B K L"]:
+    kept = batch.advantages.shape[1]
+    if not kept:
         return batch.advantages
-    return branch_logprobs(reference, batch.prompts, rollouts, actor.space)
+    return reference(batch.prompts, batch.branches[:, :kept], batch.loss_mask)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,19 +173,21 @@ class _Counts:
 
     units: tuple[int, int, int]
     """Groups, rollouts and tokens that are kept: by the dimensions of a loss, less one."""
-    nll_tokens: int
-    """A prompt counts once however many targets it has: they share its weight."""
+    nll_tokens: float
+    """A prompt counts once however many targets it has, with their mean length: they share its
+    weight."""
 
 
 def _counts(signal: Signal) -> _Counts:
     kept = signal.groups.loss_mask & signal.keep[..., None]
     prompts = signal.groups.prompts
-    has_nll = (signal.nll_weight != 0) & (prompts.target_items >= 0).any(1)
+    lengths = prompts.target_mask.sum(-1)
+    mean_length = lengths.sum(1) / (lengths > 0).sum(1).clamp(min=1)
     units = (kept.any(-1).any(-1), kept.any(-1), kept)
     groups, rollouts, tokens = (max(int(unit.sum()), 1) for unit in units)
     return _Counts(
         units=(groups, rollouts, tokens),
-        nll_tokens=max(int(has_nll.sum()) * prompts.targets.shape[2], 1),
+        nll_tokens=max(float(mean_length[signal.nll_weight != 0].sum()), 1.0),
     )
 
 
@@ -187,7 +204,9 @@ def _step(actor: Actor, batches: list[Batch], counts: _Counts) -> Metrics:
     # Checkpointing works in training mode alone, decoding with a cache only outside of it.
     model.train(model.is_activation_checkpointing)
     for batch in batches:
-        both = branch_logprobs(actor.policy, batch.prompts, batch.branches, actor.space)
+        both = branch_logprobs(
+            actor.policy, batch.prompts, batch.branches, actor.space, batch.branch_mask
+        )
         logprobs, target_logprobs = both.tensor_split([batch.advantages.shape[1]], dim=1)
         old = logprobs.detach() if actor.updates_per_rollout == 1 else batch.rollout_logprobs
         policy_loss = _policy_loss(actor.loss, batch, logprobs, old, counts.units)

@@ -109,7 +109,7 @@ class Search:
 
 def branch_tokens(policy: Policy, num_rollouts: int, num_targets: int) -> int:
     """Tokens that the branches of one prompt have at most."""
-    return (num_rollouts + num_targets) * (policy.catalog.num_levels - 1)
+    return (num_rollouts + num_targets) * (policy.catalog.max_length - 1)
 
 
 def _empty_groups(prompts: Prompts, draw: Draw) -> RolloutGroups:
@@ -118,6 +118,7 @@ def _empty_groups(prompts: Prompts, draw: Draw) -> RolloutGroups:
         prompts=prompts,
         tokens=empty,
         items=empty[..., 0],
+        predictions=prompts.target_sids.new_empty(len(prompts), 0, 1, prompts.target_sids.shape[2]),
         rollout_logprobs=empty.float(),
         target_logprobs=torch.full_like(prompts.targets, torch.nan, dtype=torch.float32),
         loss_mask=empty.bool(),

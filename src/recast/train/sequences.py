@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from recast.policy.body import hidden_states
 from recast.policy.load import Policy
 from recast.policy.logprobs import vocabulary_scores
 
@@ -16,11 +17,8 @@ def sequence_loss(
 ) -> Float[Tensor, ""]:
     """Mean negative log-likelihood over all tokens that count, each given those before it."""
     embedded = F.dropout(policy.model.get_input_embeddings()(tokens[:, :-1]), dropout)
-    # Explicit, as in every packed call: some models count positions from elsewhere by themselves.
     positions = torch.arange(embedded.shape[1], device=tokens.device).expand(len(tokens), -1)
-    hidden = policy.model.base_model(
-        inputs_embeds=embedded, position_ids=positions, use_cache=False
-    ).last_hidden_state
+    hidden = hidden_states(policy.model, positions, embedded=embedded)
     counts = loss_mask[:, 1:]
     wanted = tokens[:, 1:][counts][:, None]
     return -vocabulary_scores(policy.model, hidden[counts], wanted).mean()

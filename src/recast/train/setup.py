@@ -24,7 +24,7 @@ from recast.policy.memory import MemoryPlan, plan_memory
 from recast.policy.tasks import HistoryTask, Task, check_catalog, load_task
 from recast.policy.threads import choose_threads
 from recast.run.files import refuse_existing
-from recast.train.actor import Actor
+from recast.train.actor import Actor, frozen_reference
 from recast.train.search import Search, branch_tokens, prompt_batches
 from recast.train.sequences import sequence_loss
 from recast.types import Prompts, RecastError
@@ -171,7 +171,7 @@ def _choose_threads(config: RLConfig, policy: Policy, prompts: Prompts, plan: Me
     some = select(prompts, torch.arange(few, device=policy.catalog.device))
 
     def work() -> None:
-        branch_logprobs(policy, some, some.targets, "full").sum().backward()
+        branch_logprobs(policy, some, some.targets, "full", some.target_mask).sum().backward()
         policy.model.zero_grad(set_to_none=True)
 
     return choose_threads(work, config.threads, config.device)
@@ -180,7 +180,8 @@ def _choose_threads(config: RLConfig, policy: Policy, prompts: Prompts, plan: Me
 def _actor(config: RLConfig, method: Method, policy: Policy, plan: MemoryPlan) -> Actor:
     reference = None
     if _compares(method):
-        reference = replace(policy, model=deepcopy(policy.model).requires_grad_(False))
+        frozen = replace(policy, model=deepcopy(policy.model).requires_grad_(False))
+        reference = frozen_reference(frozen, method.space)
     if plan.checkpointing:
         policy.model.activation_checkpointing_enable()
     return Actor(

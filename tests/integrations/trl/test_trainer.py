@@ -25,7 +25,7 @@ from recast.rollout.sample import sample
 from recast.signals.grpo import grpo
 from recast.signals.gumbel import gumbel_pg
 from recast.signals.recast import recast
-from recast.train.actor import Actor, update
+from recast.train.actor import Actor, frozen_reference, update
 from recast.types import RecastError, RolloutGroups, Signal
 
 # TRL itself calls what transformers has renamed.
@@ -64,7 +64,7 @@ def test_training_learns_the_targets_from_valid_groups(tmp_path: Path, sampler: 
     assert len(drawn) == 8
     valid = {
         tuple(path): item
-        for item, path in enumerate(CATALOG.tokens(torch.arange(CATALOG.num_items)).tolist())
+        for item, path in enumerate(CATALOG.tokens_of(torch.arange(CATALOG.num_items)).tolist())
     }
     for completions, items in drawn:
         assert [valid[tuple(path)] for path in completions] == items
@@ -101,7 +101,7 @@ def test_a_signal_gives_the_gradient_of_our_own_actor(tmp_path: Path) -> None:
     policy = Policy(model=twin, catalog=CATALOG, window=2)
     actor = Actor(
         policy=policy,
-        reference=replace(policy, model=trainer.ref_model),
+        reference=frozen_reference(replace(policy, model=trainer.ref_model), "full"),
         optimizer=torch.optim.SGD(twin.parameters(), lr=1.0),
         loss=ppo_clip,
         kl_coef=0.1,

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -24,9 +23,11 @@ from recast.integrations.trl.host import (
     check_methods,
     split_tensor_dict,
 )
-from recast.integrations.trl.rows import pack_rows
+from recast.integrations.trl.rows import NO_LABEL, pack_rows
+from recast.policy.attention import Layout, packed_attention
+from recast.policy.body import body_of
 from recast.policy.packable import is_packable
-from recast.policy.packed import Layout, pack, packed_attention
+from recast.policy.packed import pack
 from recast.types import RecastError, require
 
 ATTENTION = "recast_packed_or_sdpa"
@@ -110,10 +111,9 @@ class PackedGRPOTrainer(StockTrainer):  # type: ignore[misc]  # TRL has no types
         for prompts, lengths, labels in zip(
             *(x.split(at_once) for x in (rows.prompts, rows.lengths, rows.labels)), strict=True
         ):
-            packed = pack(prompts, lengths, labels.clamp(min=0))
-            # The first token of every branch is read from the root.
-            read = F.pad(packed.places, (1, 0)).flatten(1) + packed.layout.prompt_width
-            with self.accelerator.autocast(), _reading(self._causal_lm(model).base_model, read):
+            packed = pack(prompts, lengths, labels.clamp(min=0), labels != NO_LABEL)
+            read = packed.places.flatten(1) + packed.layout.prompt_width
+            with self.accelerator.autocast(), _reading(body_of(self._causal_lm(model)), read):
                 found.append(
                     model(
                         input_ids=packed.tokens,

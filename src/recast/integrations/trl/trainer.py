@@ -75,7 +75,7 @@ class GRPOTrainer(PackedGRPOTrainer):
             require(is_default, name, getattr(args, name), remedy)
         for name in ("rollout_func", "tools"):
             require(not getattr(self, name), name, getattr(self, name), "give it or a catalog")
-        size, length = max(self.num_generations, self.num_generations_eval), catalog.num_levels
+        size, length = max(self.num_generations, self.num_generations_eval), catalog.max_length
         leaves = catalog.trie.num_leaves
         remedy = f"the catalog has {leaves} semantic IDs, ask for no more"
         require(size <= leaves, "num_generations", size, remedy)

@@ -1,0 +1,229 @@
+"""What every item writes: items in, tokens and the paths that the trie allows out, and back.
+
+Semantic-ID codes are one way to make tokens: local, from 0 on every level, the token of code c at
+level l is `first_token + codebook_sizes[0] + ... + codebook_sizes[l - 1] + c`. Texts that end in a
+token of their own are another. Nothing outside this room knows which.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from recast.items.trie import Trie
+from recast.run.files import staged_folder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Catalog:
+    """The items, what each one writes, and their text.
+
+    Example, two items on levels of 4 and 8 codes, tokens from 2 on: codes (0, 5) are the tokens
+    (2 + 0, 2 + 4 + 5) = (2, 11). `tokens=[[2, 11], [5, 6]]  lengths=[2, 2]`.
+    """
+
+    tokens: Int[Tensor, "I L"]
+    """Padded on the right with the pad token, which no item holds."""
+    lengths: Int[Tensor, " I"]
+    codebook_sizes: tuple[int, ...]
+    """Codes of every level; empty for items that are no semantic IDs."""
+    item_ids: list[str]
+    texts: list[str]
+    trie: Trie
+    first_token: int = 2
+    """Of the semantic IDs."""
+    pad_token: int = 0
+    bos_token: int = 1
+
+    @property
+    def num_items(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_levels(self) -> int:
+        """Decisions of an item, at most; of a semantic ID its codes."""
+        return self.trie.num_levels
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest item."""
+        return self.tokens.shape[1]
+
+    @property
+    def vocab_size(self) -> int:
+        """Smallest vocabulary that holds every token of the catalogue."""
+        if self.codebook_sizes:
+            return self.first_token + sum(self.codebook_sizes)
+        return max(int(self.tokens.max()), self.pad_token, self.bos_token) + 1
+
+    @property
+    def codes(self) -> Int[Tensor, "I L"]:
+        """Of semantic IDs."""
+        assert self.codebook_sizes, "only semantic IDs have codes"
+        starts = [self._level_start(level) for level in range(self.max_length)]
+        return self.tokens - torch.tensor(starts, dtype=torch.int32).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tokens and the trie are."""
+        return self.tokens.device
+
+    def to(self, device: torch.device) -> Catalog:
+        """The same catalogue with its tensors on another device."""
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            lengths=self.lengths.to(device),
+            trie=self.trie.to(device),
+        )
+
+    def level_tokens(self, level: int) -> tuple[int, int]:
+        """First token of a level (0-based) of semantic IDs and the one after its last."""
+        start = self.first_token + sum(self.codebook_sizes[:level])
+        return start, start + self.codebook_sizes[level]
+
+    def tokens_of(self, items: Int[Tensor, "*n"]) -> Int[Tensor, "*n L"]:
+        """Tokens of items; -1 gives pad tokens."""
+        tokens = self.tokens[items.clamp(min=0)].long()
+        return tokens.masked_fill((items < 0)[..., None], self.pad_token)
+
+    def mask_of(self, items: Int[Tensor, "*n"]) -> Bool[Tensor, "*n L"]:
+        """Which of these are tokens of the item; none of -1."""
+        place = torch.arange(self.max_length, device=items.device)
+        length = self.lengths[items.clamp(min=0)].masked_fill(items < 0, 0)
+        return place < length[..., None]
+
+    def children(
+        self, level: int, nodes: Int[Tensor, "B N"], excluded: Int[Tensor, "B S"]
+    ) -> tuple[Int[Tensor, "B N C"], Int[Tensor, "B N C"], Bool[Tensor, "B N C"]]:
+        """Deciding tokens and trie nodes of the children of `nodes`, and which are allowed.
+
+        Behind the end of an item there is one child, with the pad token.
+        """
+        child, allowed = self.trie.allowed(level, nodes, excluded)
+        return self._decided(level, child), child, allowed
+
+    def edges(
+        self, level: int, nodes: Int[Tensor, "*n"], begins: Int[Tensor, "*n"]
+    ) -> tuple[Int[Tensor, "*n E"], Int[Tensor, "*n"]]:
+        """Tokens on the way to nodes of `level` (from 1 on) from their parents, which `begins`
+        tokens lead to, and how many these are; E at most."""
+        if self.trie.ends is None:
+            return self._decided(level - 1, nodes)[..., None], torch.ones_like(nodes)
+        length = self.trie.end(level, nodes) - begins
+        leaf = self.trie.first_leaf(level, nodes)
+        item = self.trie.items[self.trie.children[-1][leaf].long()].long()
+        width = max(int(length.max()), 1) if length.numel() else 1
+        place = begins[..., None] + torch.arange(width, device=nodes.device)
+        written = self.tokens[item[..., None], place.clamp(max=self.max_length - 1)].long()
+        return written, length
+
+    def path_of(self, tokens: Int[Tensor, "*n L"]) -> Int[Tensor, "*n D_plus_1"]:
+        """Node of the trie at every level that each token sequence leads to, the root (0) first;
+        -1 from the level on where it leaves the catalogue. Pads stand behind its end."""
+        node = torch.zeros(tokens.shape[:-1], dtype=torch.long, device=tokens.device)
+        known = torch.ones_like(node, dtype=torch.bool)
+        path, end = [node], torch.zeros_like(node)
+        for level in range(self.num_levels):
+            codes, children = self.trie.codes[level], self.trie.children[level]
+            code = self._at(tokens, end) - self._level_start(level)
+            low, last = children[node].long(), children[node + 1].long()
+            high = last
+            for _ in range(
+                self.trie.widths[level].bit_length()
+            ):  # binary search: children are sorted
+                middle = (low + high) // 2
+                right = (low < high) & (codes[middle.clamp(max=len(codes) - 1)] < code)
+                low = torch.where(right, middle + 1, low)
+                high = torch.where(right, high, middle)
+            node = low.clamp(max=len(codes) - 1)
+            known = known & (low < last) & (codes[node] == code)
+            if self.trie.ends is not None:
+                edge, length = self.edges(level + 1, node, end)
+                for place in range(1, edge.shape[-1]):
+                    same = self._at(tokens, end + place) == edge[..., place]
+                    known = known & (same | (place >= length))
+                end = end + length.clamp(min=0)
+            else:
+                end = end + 1
+            path.append(node.masked_fill(~known, -1))
+        if self.trie.ends is not None:  # nothing may follow the end
+            known = known & (self._at(tokens, end) == self.pad_token)
+            path[-1] = path[-1].masked_fill(~known, -1)
+        return torch.stack(path, dim=-1)
+
+    def ends_of(self, path: Int[Tensor, "*n D_plus_1"]) -> Int[Tensor, "*n D_plus_1"]:
+        """Tokens that lead to every node of a path; what stands behind a -1 means nothing."""
+        nodes = path.clamp(min=0)
+        ends = [self.trie.end(level, nodes[..., level]) for level in range(path.shape[-1])]
+        return torch.stack(ends, dim=-1)
+
+    def leaf_of(self, tokens: Int[Tensor, "*n L"]) -> Int[Tensor, "*n"]:
+        """Leaf of the trie that each token sequence spells, -1 where it spells none."""
+        return self.path_of(tokens)[..., -1]
+
+    def items_of(self, tokens: Int[Tensor, "*n L"]) -> Int[Tensor, "*n"]:
+        """Item of each token sequence, -1 where there is none; of several items that write the same
+        the one with the lowest index."""
+        leaf = self.leaf_of(tokens)
+        first = self.trie.children[-1][leaf.clamp(min=0)].long()
+        return self.trie.items[first].long().masked_fill(leaf < 0, -1)
+
+    def sids_of(self, tokens: Int[Tensor, "*n L"]) -> Int[Tensor, "*n D"]:
+        """What each token sequence names: of semantic IDs its tokens, of texts the token at every
+        place where items differ; -1 behind its last decision and where it leaves the catalogue."""
+        if self.codebook_sizes:
+            return tokens
+        path = self.path_of(tokens)
+        ends = self.ends_of(path)
+        decided = [self._at(tokens, ends[..., level]) for level in range(self.num_levels)]
+        went = (path[..., 1:] >= 0) & (ends.diff(dim=-1) > 0)
+        named = torch.stack(decided, dim=-1).masked_fill(~went, -1)
+        # What all items begin with decides nothing.
+        is_common = self.num_levels > 1 and len(self.trie.codes[0]) == 1
+        return named[..., 1:] if is_common else named
+
+    def _at(self, tokens: Int[Tensor, "*n L"], place: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+        """The token at a place; behind the last one a pad."""
+        inside = place < tokens.shape[-1]
+        token = tokens.gather(-1, place.clamp(max=tokens.shape[-1] - 1)[..., None])[..., 0]
+        return token.masked_fill(~inside, self.pad_token)
+
+    def _decided(self, level: int, nodes: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+        return self.trie.codes[level][nodes].long() + self._level_start(level)
+
+    def _level_start(self, level: int) -> int:
+        return self.level_tokens(level)[0] if self.codebook_sizes else 0
+
+    def save(self, folder: str | Path) -> None:
+        """Write the catalogue into a new folder, whole or not at all."""
+        with staged_folder(folder) as stage:
+            self.write(stage)
+
+    def write(self, folder: Path) -> None:
+        """Write `catalog.parquet` and `sid.json` into a folder that exists, a staged one."""
+        kind = "codes" if self.codebook_sizes else "tokens"
+        rows = self.codes if self.codebook_sizes else self.tokens
+        table = pl.DataFrame(
+            {
+                "item_id": pl.Series(self.item_ids, dtype=pl.String),
+                kind: pl.Series(rows.cpu().numpy()),
+                "text": pl.Series(self.texts, dtype=pl.String),
+                "length": self.lengths.cpu().numpy(),
+            }
+        )
+        written = pl.col(kind).cast(pl.List(pl.Int32)).list.head(pl.col("length"))
+        table.select("item_id", written, "text").write_parquet(folder / "catalog.parquet")
+        sid = {
+            "codebook_sizes": list(self.codebook_sizes),
+            "first_token": self.first_token,
+            "pad_token": self.pad_token,
+            "bos_token": self.bos_token,
+        }
+        (folder / "sid.json").write_text(json.dumps(sid, indent=2) + "\n")

@@ -1,0 +1,148 @@
+"""The packed attention: who may attend to whom in one call, inside transformers' own models.
+
+`AttentionInterface` knows it as `ATTENTION`; the `Layout` of a call reaches it as a keyword
+argument of `model(...)`. Over a prompt plain causal attention is exact, so no mask of prompt x
+prompt is ever built. Without a layout a row is all prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from recast.types import RecastError
+
+ATTENTION = "recast_packed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Who may attend to whom in one call: the root's and nodes' N queries against S keys (cached
+    ones first).
+
+    Example, the prompt 1 7 beside a longer one, branches 3 8 and 4 8: its row is `1 7 | 7 | 3 4`.
+    The second column was left behind by the root, nobody looks at it; each of the nodes 3 and 4
+    sees the prompt, the root and itself: `prompt_width=2  query_positions=[[1, 2, 2]]
+    mask=[[[[1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 1, 0, 1]]]]`.
+    """
+
+    prompt_width: int
+    """Prompt queries of this call, before the others; 0 when decoding from a cache."""
+    mask: Bool[Tensor, "B 1 N S"]
+    query_positions: Int[Tensor, "B N"]
+    key_positions: Int[Tensor, "B S"]
+
+    _biases: dict[Any, Tensor] = field(default_factory=dict, init=False)
+
+    @property
+    def was_used(self) -> bool:
+        """Whether the attention of any layer has seen it."""
+        return bool(self._biases)
+
+    def bias(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "B 1 N S"]:
+        """0 where a layer that sees `window` positions back, its own included, may look, else -inf.
+
+        Made once for all layers: of a boolean mask each layer would make, and keep, its own.
+        """
+        if (window, dtype) not in self._biases:
+            mask = self.mask
+            if window is not None:
+                distance = self.query_positions[:, :, None] - self.key_positions[:, None, :]
+                mask = mask & (distance < window)[:, None]
+            nothing = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+            self._biases[window, dtype] = nothing.masked_fill_(~mask, -torch.inf)
+        return self._biases[window, dtype]
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Float[Tensor, "B heads Q D"],
+    key: Float[Tensor, "B kv_heads S D"],
+    value: Float[Tensor, "B kv_heads S D"],
+    attention_mask: None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    layout: Layout | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "B Q heads D"], None]:
+    """Attention of one layer; without a `layout` the whole call is a right-padded prompt.
+
+    Raises `RecastError` for models with score soft-capping or attention sinks, which
+    scaled_dot_product_attention cannot express, and for keys of a cache without a layout.
+    """
+    if layout is None and query.shape[2] != key.shape[2]:
+        raise RecastError(
+            f"{query.shape[2]} queries meet {key.shape[2]} keys under attention {ATTENTION!r} "
+            "without a layout: for generate() call model.set_attn_implementation('sdpa') first"
+        )
+    for name in ("softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise RecastError(
+                f"{type(module).__name__} uses {name}: the packed forward has no such attention; "
+                "choose a model without it"
+            )
+    width = query.shape[2] if layout is None else layout.prompt_width
+    settings: dict[str, Any] = {
+        "scale": scaling,
+        "dropout_p": dropout,
+        "enable_gqa": query.shape[1] != key.shape[1],
+    }
+    parts = []
+    if width and layout is not None and _is_last(module):
+        # Nobody reads what the last layer makes of the prompt: its keys and values are enough.
+        parts.append(query.new_zeros(*query.shape[:2], width, value.shape[3]))
+    elif width:
+        q, k, v = (x[:, :, :width] for x in (query, key, value))
+        parts.append(_causal(q, k, v, window=sliding_window, **settings))
+    if layout is not None:
+        bias = layout.bias(sliding_window, query.dtype)
+        parts.append(
+            F.scaled_dot_product_attention(query[:, :, width:], key, value, bias, **settings)
+        )
+    # Contiguous, as transformers' own functions return it: some models take a view of it.
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _is_last(module: Any) -> bool:
+    number = getattr(module, "layer_idx", None)  # a model that does not say computes it all
+    return number is not None and bool(number == module.config.num_hidden_layers - 1)
+
+
+def _causal(
+    query: Tensor, key: Tensor, value: Tensor, *, window: int | None, **settings: Any
+) -> Tensor:
+    """Causal attention; past a window, query blocks of it meet their own and the previous block."""
+    width = query.shape[2]
+    if window is None or width <= window:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, **settings)
+    blocks = -(-width // window)
+    query, key, value = (
+        F.pad(x, (0, 0, 0, blocks * window - width)).unflatten(2, (blocks, window))
+        for x in (query, key, value)
+    )
+    first = F.scaled_dot_product_attention(
+        query[:, :, 0], key[:, :, 0], value[:, :, 0], is_causal=True, **settings
+    )
+    keys, values = (torch.cat([x[:, :, :-1], x[:, :, 1:]], dim=3) for x in (key, value))
+    step = torch.arange(window, device=query.device)
+    distance = (step[:, None] + window) - torch.arange(2 * window, device=query.device)
+    band = (distance >= 0) & (distance < window)
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query[:, :, 1:], keys, values))
+    rest = F.scaled_dot_product_attention(q, k, v, band, **settings)
+    rest = rest.unflatten(0, (query.shape[0], blocks - 1)).transpose(1, 2).flatten(2, 3)
+    return torch.cat([first, rest], dim=2)[:, :, :width]
+
+
+def no_mask(*args: Any, **kwargs: Any) -> None:
+    """transformers asks for a mask before every call; the layout makes it unnecessary."""
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
+AttentionMaskInterface.register(ATTENTION, no_mask)
