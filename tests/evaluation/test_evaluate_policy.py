@@ -13,6 +13,7 @@ from recast.config import EvaluateConfig, ModelConfig, PrepareConfig
 from recast.data.folder import load_data
 from recast.data.prepare import prepare
 from recast.evaluation import rank as evaluate
+from recast.evaluation.facts import EVALUATOR
 from recast.evaluation.metrics import read_ranks, row_metrics
 from recast.evaluation.rank import evaluate_policy, invalid_frac, rank_policy, sample_rows
 from recast.items.catalog import build_catalog
@@ -65,11 +66,24 @@ def test_what_is_written_is_what_was_ranked(run: EvaluateConfig) -> None:
     ranks, again = read_ranks(folder), rank_policy(policy, tiny.task_of(data, policy), rows, 10)
     assert torch.equal(ranks.row_ids, rows)
     assert torch.equal(ranks.sid_rank, again.sid_rank)
+    assert torch.equal(ranks.popular_rank, ranks.sid_rank)  # no SID is shared
     facts = json.loads((folder / "eval.json").read_text())
     metrics = facts.pop("metrics")
     assert facts == asdict(run) | {
         "split": "test",
         "split_name": data.split_name,
+        "facts": {
+            "split": "test",
+            "split_name": data.split_name,
+            "num_candidates": 30,
+            "exclude_seen": data.exclude_seen,
+            "beam_width": 10,
+            "ties": "expectation",
+            "seed": 0,
+            "events_seen": None,  # a policy of no run
+            "training_seed": None,
+            "evaluator": EVALUATOR,
+        },
         "rows": len(rows),
         "users": len(data.users[rows].unique()),
         "resampled": "users",
@@ -165,7 +179,7 @@ def test_d3_ranks_by_the_guide_s_scores_of_the_whole_catalogue(
     by_guide = rank_policy(
         policy, tiny.task_of(data, policy), rows, 30, Decoder(guide=likes_high_items, alpha=0.0)
     )
-    for row, rank in zip(rows.tolist(), by_guide.sid_rank.tolist(), strict=True):
+    for row, rank in zip(rows.tolist(), by_guide.sid_rank[:, 0].tolist(), strict=True):
         target, past = int(data.items[row]), data.items[data.starts[row] : row].tolist()
         assert rank == 1 + len(set(range(target + 1, 30)) - set(past))
     assert not torch.equal(by_policy.sid_rank, by_guide.sid_rank)
@@ -189,7 +203,7 @@ def test_d3_with_a_trained_ranker_s_folder(run: EvaluateConfig, tmp_path: Path) 
     scores = guide(prompts, torch.arange(30).expand(len(rows), -1))
     beams = beam_search(policy, prompts, 10, decoder=Decoder(guide=lambda *_: scores, alpha=0.3))
     hits = beams.items == prompts.target_items
-    places = torch.where(hits.any(1), hits.int().argmax(1) + 1, 0)
+    places = torch.where(hits.any(1), hits.int().argmax(1) + 1, 0)[:, None]
     assert torch.equal(read_ranks(tmp_path / "eval").sid_rank, places)
     assert not torch.equal(read_ranks(tmp_path / "plain").sid_rank, places)
 

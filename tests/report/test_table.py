@@ -5,13 +5,14 @@ from dataclasses import replace
 import torch
 from small_ranks import compared, ranks_of
 
+from recast.evaluation.results import Results
 from recast.report.table import markdown, plain
 
 NAMES = ["popularity", "item-kNN", "SFT", "SFT continued", "GRPO", "ReCast"]
 EXTRAS = {"ReCast": {"rollouts": 76800, "cpu_s": 1234.4, "invalid_frac": 0.0321}}
 
 
-def six(**changes: object) -> dict:
+def six(**changes: object) -> Results:
     methods = {name: ranks_of(seed) for seed, name in enumerate(NAMES)}
     return compared(**({"methods": methods, "extras": EXTRAS} | changes))
 
@@ -20,14 +21,14 @@ def short(value: float) -> str:
     return f"{value:.4f}".removeprefix("0")
 
 
-def expected_cells(results: dict, name: str) -> list[str]:
-    method = results["methods"][name]
-    main = method["metrics"]["item/ndcg@10"]
-    p = {other: short(versus["p"]) for other, versus in main["against"].items()}
-    values = {key: short(metric["value"]) for key, metric in method["metrics"].items()}
+def expected_cells(results: Results, name: str) -> list[str]:
+    method = results.methods[name]
+    main = method.metrics["item/ndcg@10"]
+    p = {other: short(versus.p) for other, versus in main.against.items()}
+    values = {key: short(metric.value) for key, metric in method.metrics.items()}
     return [
         values["item/ndcg@10"],
-        f"{short(main['low'])}-{short(main['high'])}",
+        f"{short(main.low)}-{short(main.high)}",
         p.get("SFT", "-"),
         p.get("GRPO", "-"),
         *(values[f"item/hr@{k}"] for k in (1, 5, 10, 32)),
