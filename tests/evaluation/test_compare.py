@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 from small_ranks import FACTS, USERS, compared, ranks_of
 
 from recast.evaluation.metrics import row_metrics
@@ -77,6 +78,12 @@ def test_shared_sids_are_noticed() -> None:
     assert not compared(methods=methods, against=[], extras={}).sid_equals_item
 
 
+def test_cuts_and_levels_of_one_s_own() -> None:
+    results = compared(at=(3, 10), levels=("item",))
+    assert results.metrics == ["item/hr@3", "item/hr@10", "item/ndcg@3", "item/ndcg@10"]
+    assert not results.sid_equals_item  # nobody looked
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -91,6 +98,16 @@ def test_shared_sids_are_noticed() -> None:
             {"methods": {"SFT": ranks_of(0), "GRPO": replace(ranks_of(1), row_ids=USERS)}},
             "GRPO and SFT ranked different rows: rank the same rows in the same order",
         ),
+        (
+            {
+                "methods": {
+                    "SFT": ranks_of(0),
+                    "GRPO": replace(ranks_of(1), item_mask=torch.zeros(20, 1, dtype=torch.bool)),
+                }
+            },
+            "GRPO and SFT ranked different targets: give both the same targets",
+        ),
+        ({"at": [1, 5]}, r"at is \[1, 5\].*: the primary metric item/ndcg@10 is not among them"),
     ],
 )
 def test_bad_input(changes: dict, message: str) -> None:

@@ -9,7 +9,8 @@ import pytest
 import tiny
 import torch
 
-from recast.config import EvaluateConfig, ModelConfig, PrepareConfig
+from recast import cli
+from recast.config import EvaluateConfig, Level, ModelConfig, PrepareConfig
 from recast.data.folder import load_data
 from recast.data.prepare import prepare
 from recast.evaluation import rank as evaluate
@@ -219,3 +220,49 @@ def test_a_guide_for_other_items_is_refused(run: EvaluateConfig, tmp_path: Path)
         with pytest.raises(RecastError, match=message):
             evaluate_policy(replace(run, output=output, decoder="d3", guide=guide))
     assert not Path(output).exists()
+
+
+def test_other_cuts_and_levels(run: EvaluateConfig, tmp_path: Path) -> None:
+    levels: list[Level] = ["sid", "popular_item"]
+    config = replace(run, output=str(tmp_path / "eval"), at=[3, 10], levels=levels)
+    means = evaluate_policy(config)
+    names = [f"{level}/{name}@{k}" for level in levels for name in ("hr", "ndcg") for k in (3, 10)]
+    assert list(means) == [*names, "invalid_frac", "rows", "users"]
+    assert list(json.loads((tmp_path / "eval" / "eval.json").read_text())["metrics"]) == names
+    # What is stored does not depend on what is shown.
+    evaluate_policy(replace(run, output=str(tmp_path / "plain")))
+    stored = [pl.read_parquet(tmp_path / name / "rows.parquet") for name in ("eval", "plain")]
+    assert stored[0].equals(stored[1])
+
+
+def test_a_run_s_policy_says_what_it_was_trained_on(walk: Path, tmp_path: Path) -> None:
+    settings = {"data": str(walk / "data"), "policy": str(walk / "sft" / "policy")}
+    output, threads = str(tmp_path / "eval"), torch.get_num_threads()
+    evaluate_policy(EvaluateConfig(**settings, output=output, threads=threads))
+    facts = read_ranks(output).facts
+    assert facts.events_seen == ("train",)
+    assert facts.training_seed == 0
+
+
+def test_cuts_on_the_command_line(tmp_path: Path) -> None:
+    flags = ["--data=d", "--policy=p", "--output=o"]
+    for at in (["--at", "1,3,50"], ["--at", "1", "3", "50"], ["--at=1,3,50"], ["--at=[1, 3, 50]"]):
+        config = cli.configure("evaluate", [*flags, "--beam_width=50", *at])
+        assert config.at == [1, 3, 50]
+    assert cli.configure("evaluate", [*flags, "--levels", "item", "popular_item"]).levels == [
+        "item",
+        "popular_item",
+    ]
+    (tmp_path / "a.yaml").write_text("at: [1, 3]\nlevels: [sid]\n")
+    config = cli.configure("evaluate", [*flags, "--config", str(tmp_path / "a.yaml")])
+    assert (config.at, config.levels) == ([1, 3], ["sid"])
+    line = "beam_width is 32: metrics at 50 need 50 or more: set beam_width to 50, or leave 50 out"
+    for args, message in (
+        (["--at=1,3,5,10,20,32,50"], line),
+        (["--at=0"], r"at is \[0\]: give whole numbers of 1 or more"),
+        (["--at=1,x"], r"--at is .*: give a list, such as \[1, 10\]"),
+        (["--levels=pid"], "--levels is .*: give a list of any of item, sid, popular_item"),
+        (["--levels=[]"], r"levels is \[\]: give one or more of item, sid, popular_item"),
+    ):
+        with pytest.raises(RecastError, match=message):
+            cli.configure("evaluate", [*flags, *args])

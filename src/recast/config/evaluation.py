@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from recast.config.check import at_least, check_seed, make_plain, no_empty
 from recast.types import require
@@ -52,7 +52,12 @@ class EvaluateConfig:
         at_least(self, 1, "invalid_rows", "threads")
         fits = all(type(k) is int and k >= 1 for k in self.at)
         require(fits, "at", self.at, "give whole numbers of 1 or more")
-        require(bool(self.levels), "levels", self.levels, "give one or more of item, sid")
+        require(
+            bool(self.levels),
+            "levels",
+            self.levels,
+            "give one or more of " + ", ".join(get_args(Level)),
+        )
         most = max(self.at, default=10)
         need = f"metrics at {most} need {most} or more"
         if self.at:

@@ -45,7 +45,8 @@ def compare(
     keys = list(next(iter(per_row.values())))
     if PRIMARY not in keys:
         raise RecastError(
-            f"at is {list(at)}, levels {list(levels)}: {PRIMARY} is the primary metric"
+            f"at is {list(at)}, levels is {list(levels)}: the primary metric {PRIMARY} is not "
+            "among them, add its level and cut"
         )
     table = {
         name: torch.stack([values[key] for key in keys], 1).numpy()
