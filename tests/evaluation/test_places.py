@@ -217,6 +217,8 @@ def test_a_scorer_ranks_several_targets() -> None:
     ranks = rank_scores(
         lambda data, chunk: table[chunk], events, SHARED, rows, targets=task.targets(rows)
     )
+    for name in ("sid_rank", "items_before", "num_sharing", "popular_rank", "sid_mask"):
+        assert not getattr(ranks, name)[~ranks.item_mask].any()
     for column in range(3):
         chosen = ranks.item_mask[:, column]
         moved = rows[chosen] + column

@@ -82,8 +82,8 @@ def places_in_beams(
     def leaves(items: Int[Tensor, "B N"], padding: int) -> Int[Tensor, "B N"]:
         return torch.where(items >= 0, trie.leaves[items.clamp(min=0)].long(), padding)
 
-    # Each kind of padding is a leaf of its own, behind every real one.
-    listed, target = leaves(groups.items, nowhere), leaves(targets, nowhere + 2)
+    # Padding sorts behind every leaf; what it says of missing targets is masked in the end.
+    listed, target = leaves(groups.items, nowhere), leaves(targets, nowhere)
     seen = leaves(prompts.seen, nowhere + 1)
     taken = seen.sort(1).values
 
