@@ -70,7 +70,7 @@ def run(smoke: bool) -> list[Row]:
     items = interactions.items.clone()
     items[few] = lists[torch.arange(len(few)), place]
     task = replace(task, interactions=replace(interactions, items=items))
-    found = rank_policy(policy, task, few, width).sid_rank
+    found = rank_policy(policy, task, few, width).sid_rank[:, 0]
     equal = float((found == place + 1).float().mean())
     assert equal > 0.9, f"{equal:.1%} of the ranks are equal"
 

@@ -153,6 +153,34 @@ def make_prompts(
     )
 
 
+def with_targets(catalog: Catalog, prompts: Prompts, targets: Tensor) -> Prompts:
+    """The prompts with these target items, -1 as padding."""
+    return make_prompts_of(
+        catalog,
+        history=prompts.history,
+        text=(prompts.tokens, prompts.lengths),
+        targets=targets,
+        seen=prompts.seen,
+        row_ids=prompts.row_ids,
+    )
+
+
+def groups_of_items(catalog: Catalog, prompts: Prompts, items: Tensor) -> RolloutGroups:
+    """Rollouts of these items, -1 for one that does not exist; all log-probabilities are 0."""
+    tokens = catalog.tokens_of(items)
+    return RolloutGroups(
+        prompts=prompts,
+        tokens=tokens,
+        items=items,
+        predictions=catalog.sids_of(tokens).masked_fill((items < 0)[..., None], -1)[:, :, None],
+        rollout_logprobs=torch.zeros(tokens.shape),
+        target_logprobs=torch.zeros(prompts.targets.shape),
+        loss_mask=catalog.mask_of(items),
+        seed=0,
+        step=0,
+    )
+
+
 def make_groups(
     tokens: list[list[list[int]]],
     targets: list[list[list[int]]],

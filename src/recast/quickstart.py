@@ -7,7 +7,6 @@ constrained sampling (the main table), `beam` with rollouts by constrained beam 
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -29,11 +28,12 @@ from recast.data.prepare import prepare
 from recast.evaluation.compare import compare
 from recast.evaluation.metrics import PRIMARY, Ranks, read_ranks, row_metrics, write_evaluation
 from recast.evaluation.rank import evaluate_policy, rank_scores, sample_rows
+from recast.evaluation.results import Results, save_tables
 from recast.items.card import describe as describe_catalog
 from recast.items.catalog import Catalog
 from recast.items.tokenize import tokenize
 from recast.methods.table import METHODS
-from recast.policy.baselines import Scorer, item_knn, popularity, tune_item_knn
+from recast.policy.baselines import FIT_SPLITS, Scorer, item_knn, popularity, tune_item_knn
 from recast.policy.threads import choose_threads
 from recast.report.table import markdown, plain
 from recast.rl import train_rl
@@ -94,9 +94,8 @@ def quickstart(config: QuickstartConfig) -> str:
                     str(out / "data"), folder, out / "eval" / name, metrics, threads
                 )
                 stage.advance()
-        results = {
-            sampler: tabulate(interactions, ranks, extras, sampler, config.seed)
-            for sampler in SAMPLERS
+        results: dict[str, Results] = {
+            sampler: tabulate(ranks, extras, sampler, config.seed) for sampler in SAMPLERS
         }
         return _write_tables(results, out)
 
@@ -160,10 +159,9 @@ def _train(
     return cost, threads
 
 
-def _write_tables(results: dict[Sampler, dict[str, Any]], out: Path) -> str:
+def _write_tables(results: dict[str, Results], out: Path) -> str:
     """`results.json` and `results.md`; returns the tables as text."""
-    with staged_file(out / "results.json") as file:
-        file.write_text(json.dumps(results, indent=2) + "\n")
+    save_tables(results, out / "results.json")
     titles = {sampler: f"Rollouts by {words}" for sampler, words in SAMPLERS.items()}
     with staged_file(out / "results.md") as file:
         pages = [f"## {titles[name]}\n\n{markdown(results[name])}" for name in SAMPLERS]
@@ -193,7 +191,7 @@ def rank_baselines(
     log.say(f"item-kNN: validation NDCG@10 {value:.4f} with {settings}")
     ranks = {}
     for name, scorer in (("popularity", popularity(interactions)), ("item_knn", knn)):
-        ranks[name] = rank_scores(scorer, interactions, catalog, test)
+        ranks[name] = rank_scores(scorer, interactions, catalog, test, events_seen=FIT_SPLITS)
         facts = {"split": "test", "split_name": interactions.split_name}
         write_evaluation(ranks[name], folder / name, facts)
     return ranks, {"popularity": {}, "item_knn": {"cpu_s": cpu_s}}
@@ -211,12 +209,11 @@ def rank_on_test(
 
 
 def tabulate(
-    interactions: Interactions,
     ranks: dict[str, Ranks],
     extras: dict[str, Metrics],
     sampler: str,
     seed: int,
-) -> dict[str, Any]:
+) -> Results:
     """The table of one sampler: baselines, SFT and its continuation, then the compared methods."""
     names = {
         "Popularity": "popularity",
@@ -228,8 +225,6 @@ def tabulate(
     return compare(
         {label: ranks[name] for label, name in names.items()},
         ("SFT", METHODS["openonerec_rl"].label),
-        split="test",
-        split_name=interactions.split_name,
         training_seeds=[seed],
         extras={label: extras[name] for label, name in names.items()},
     )

@@ -9,10 +9,12 @@ import pytest
 import tiny
 import torch
 
-from recast.config import EvaluateConfig, ModelConfig, PrepareConfig
+from recast import cli
+from recast.config import EvaluateConfig, Level, ModelConfig, PrepareConfig
 from recast.data.folder import load_data
 from recast.data.prepare import prepare
 from recast.evaluation import rank as evaluate
+from recast.evaluation.facts import EVALUATOR
 from recast.evaluation.metrics import read_ranks, row_metrics
 from recast.evaluation.rank import evaluate_policy, invalid_frac, rank_policy, sample_rows
 from recast.items.catalog import build_catalog
@@ -65,11 +67,24 @@ def test_what_is_written_is_what_was_ranked(run: EvaluateConfig) -> None:
     ranks, again = read_ranks(folder), rank_policy(policy, tiny.task_of(data, policy), rows, 10)
     assert torch.equal(ranks.row_ids, rows)
     assert torch.equal(ranks.sid_rank, again.sid_rank)
+    assert torch.equal(ranks.popular_rank, ranks.sid_rank)  # no SID is shared
     facts = json.loads((folder / "eval.json").read_text())
     metrics = facts.pop("metrics")
     assert facts == asdict(run) | {
         "split": "test",
         "split_name": data.split_name,
+        "facts": {
+            "split": "test",
+            "split_name": data.split_name,
+            "num_candidates": 30,
+            "exclude_seen": data.exclude_seen,
+            "beam_width": 10,
+            "ties": "expectation",
+            "seed": 0,
+            "events_seen": None,  # a policy of no run
+            "training_seed": None,
+            "evaluator": EVALUATOR,
+        },
         "rows": len(rows),
         "users": len(data.users[rows].unique()),
         "resampled": "users",
@@ -165,7 +180,7 @@ def test_d3_ranks_by_the_guide_s_scores_of_the_whole_catalogue(
     by_guide = rank_policy(
         policy, tiny.task_of(data, policy), rows, 30, Decoder(guide=likes_high_items, alpha=0.0)
     )
-    for row, rank in zip(rows.tolist(), by_guide.sid_rank.tolist(), strict=True):
+    for row, rank in zip(rows.tolist(), by_guide.sid_rank[:, 0].tolist(), strict=True):
         target, past = int(data.items[row]), data.items[data.starts[row] : row].tolist()
         assert rank == 1 + len(set(range(target + 1, 30)) - set(past))
     assert not torch.equal(by_policy.sid_rank, by_guide.sid_rank)
@@ -189,7 +204,7 @@ def test_d3_with_a_trained_ranker_s_folder(run: EvaluateConfig, tmp_path: Path) 
     scores = guide(prompts, torch.arange(30).expand(len(rows), -1))
     beams = beam_search(policy, prompts, 10, decoder=Decoder(guide=lambda *_: scores, alpha=0.3))
     hits = beams.items == prompts.target_items
-    places = torch.where(hits.any(1), hits.int().argmax(1) + 1, 0)
+    places = torch.where(hits.any(1), hits.int().argmax(1) + 1, 0)[:, None]
     assert torch.equal(read_ranks(tmp_path / "eval").sid_rank, places)
     assert not torch.equal(read_ranks(tmp_path / "plain").sid_rank, places)
 
@@ -205,3 +220,49 @@ def test_a_guide_for_other_items_is_refused(run: EvaluateConfig, tmp_path: Path)
         with pytest.raises(RecastError, match=message):
             evaluate_policy(replace(run, output=output, decoder="d3", guide=guide))
     assert not Path(output).exists()
+
+
+def test_other_cuts_and_levels(run: EvaluateConfig, tmp_path: Path) -> None:
+    levels: list[Level] = ["sid", "popular_item"]
+    config = replace(run, output=str(tmp_path / "eval"), at=[3, 10], levels=levels)
+    means = evaluate_policy(config)
+    names = [f"{level}/{name}@{k}" for level in levels for name in ("hr", "ndcg") for k in (3, 10)]
+    assert list(means) == [*names, "invalid_frac", "rows", "users"]
+    assert list(json.loads((tmp_path / "eval" / "eval.json").read_text())["metrics"]) == names
+    # What is stored does not depend on what is shown.
+    evaluate_policy(replace(run, output=str(tmp_path / "plain")))
+    stored = [pl.read_parquet(tmp_path / name / "rows.parquet") for name in ("eval", "plain")]
+    assert stored[0].equals(stored[1])
+
+
+def test_a_run_s_policy_says_what_it_was_trained_on(walk: Path, tmp_path: Path) -> None:
+    settings = {"data": str(walk / "data"), "policy": str(walk / "sft" / "policy")}
+    output, threads = str(tmp_path / "eval"), torch.get_num_threads()
+    evaluate_policy(EvaluateConfig(**settings, output=output, threads=threads))
+    facts = read_ranks(output).facts
+    assert facts.events_seen == ("train",)
+    assert facts.training_seed == 0
+
+
+def test_cuts_on_the_command_line(tmp_path: Path) -> None:
+    flags = ["--data=d", "--policy=p", "--output=o"]
+    for at in (["--at", "1,3,50"], ["--at", "1", "3", "50"], ["--at=1,3,50"], ["--at=[1, 3, 50]"]):
+        config = cli.configure("evaluate", [*flags, "--beam_width=50", *at])
+        assert config.at == [1, 3, 50]
+    assert cli.configure("evaluate", [*flags, "--levels", "item", "popular_item"]).levels == [
+        "item",
+        "popular_item",
+    ]
+    (tmp_path / "a.yaml").write_text("at: [1, 3]\nlevels: [sid]\n")
+    config = cli.configure("evaluate", [*flags, "--config", str(tmp_path / "a.yaml")])
+    assert (config.at, config.levels) == ([1, 3], ["sid"])
+    line = "beam_width is 32: metrics at 50 need 50 or more: set beam_width to 50, or leave 50 out"
+    for args, message in (
+        (["--at=1,3,5,10,20,32,50"], line),
+        (["--at=0"], r"at is \[0\]: give whole numbers of 1 or more"),
+        (["--at=1,x"], r"--at is .*: give a list, such as \[1, 10\]"),
+        (["--levels=pid"], "--levels is .*: give a list of any of item, sid, popular_item"),
+        (["--levels=[]"], r"levels is \[\]: give one or more of item, sid, popular_item"),
+    ):
+        with pytest.raises(RecastError, match=message):
+            cli.configure("evaluate", [*flags, *args])

@@ -93,7 +93,7 @@ def test_items_without_text_come_last_and_are_out_of_the_scale() -> None:
     )
     assert found[1].tolist() == pytest.approx([-1, -math.inf, -near / far, 0], abs=1e-6)
     catalog = build_catalog(torch.arange(4)[:, None], (4,))
-    assert rank_scores(scorer, data, catalog, rows).sid_rank.tolist() == [2, 1]
+    assert rank_scores(scorer, data, catalog, rows).sid_rank[:, 0].tolist() == [2, 1]
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_ranks_equal_the_formula_by_hand(
     rows = data.rows("test")
     texts = [f"{WORDS[i % 5]} {WORDS[i % 3]} {WORDS[i % 4]}" for i in range(len(rows))]
     ground_texts(write(run, tmp_path, texts, gamma=gamma))  # type: ignore[arg-type]
-    found = read_ranks(tmp_path / "out").sid_rank.tolist()
+    found = read_ranks(tmp_path / "out").sid_rank[:, 0].tolist()
     past = [int(i) for i, split in zip(data.items, data.splits, strict=True) if split < 2]
     counts = [past.count(item) for item in range(20)]
     popularity = [(c - min(counts)) / (max(counts) - min(counts)) for c in counts]

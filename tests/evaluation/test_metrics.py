@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from itertools import permutations
 from pathlib import Path
 
@@ -21,13 +22,16 @@ from recast.evaluation.metrics import (
 
 def ranks_of(*places: tuple[int, int, int]) -> Ranks:
     """Rows given as (sid_rank, items_before, num_sharing)."""
-    sid_rank, items_before, num_sharing = torch.tensor(places).T
+    sid_rank, items_before, num_sharing = torch.tensor(places).T[..., None]
+    one = torch.ones(len(places), 1, dtype=torch.bool)
     return Ranks(
         row_ids=torch.arange(len(places)),
         users=torch.arange(len(places)),
         sid_rank=sid_rank,
         items_before=items_before,
         num_sharing=num_sharing,
+        item_mask=one,
+        sid_mask=one,
     )
 
 
@@ -88,5 +92,6 @@ def test_ranks_survive_the_disk(tmp_path: Path) -> None:
     ranks = ranks_of((3, 2, 1), (0, 32, 4))
     write_evaluation(ranks, tmp_path / "deep" / "eval", {"split": "test"})
     back = read_ranks(tmp_path / "deep" / "eval")
-    for name in Ranks.__slots__:
-        assert torch.equal(getattr(back, name), getattr(ranks, name))
+    for f in fields(Ranks):
+        own, other = getattr(ranks, f.name), getattr(back, f.name)
+        assert torch.equal(own, other) if isinstance(own, torch.Tensor) else own == other

@@ -12,7 +12,6 @@ from recast.evaluation import rank as evaluate
 from recast.evaluation.metrics import row_metrics
 from recast.evaluation.rank import invalid_frac, rank_policy, rank_scores, sample_rows, validate
 from recast.items.catalog import Catalog, build_catalog
-from recast.policy.load import Policy
 from recast.rollout.beam import beam_search
 from recast.rollout.decoder import Decoder
 from recast.types import Interactions, RecastError
@@ -40,9 +39,9 @@ def test_places_by_hand() -> None:
     scores = torch.tensor([9.0, 1, 8, 2, 3, 7, 6, 0])
     ranks = rank_scores(fixed(scores.expand(4, -1)), data, SHARED, torch.tensor([1, 3]))
     # Row 1 (2 is seen): 0 | 5 6 | 4. Row 3 (0 is seen): 2 | 5 6 | 4 | 3, and 1, 7 behind.
-    assert ranks.items_before.tolist() == [3, 4]
-    assert ranks.sid_rank.tolist() == [3, 4]
-    assert ranks.num_sharing.tolist() == [1, 1]
+    assert ranks.items_before.tolist() == [[3], [4]]
+    assert ranks.sid_rank.tolist() == [[3], [4]]
+    assert ranks.num_sharing.tolist() == [[1], [1]]
     assert ranks.users.tolist() == [0, 1]
     assert ranks.row_ids.tolist() == [1, 3]
 
@@ -52,7 +51,7 @@ def test_a_sid_stands_where_its_best_item_stands() -> None:
     scores = torch.tensor([[1.0, 9, 0, 3, 2, 8, 0, 0]])
     ranks = rank_scores(fixed(scores.expand(2, -1)), data, SHARED, torch.tensor([1]))
     # 7 itself comes after 1, 5, 3, 4, 0 at least; its SID's best item, 5, only after 1.
-    assert ranks.sid_rank.tolist() == [2]
+    assert ranks.sid_rank.tolist() == [[2]]
     assert ranks.items_before.item() >= 5
 
 
@@ -198,11 +197,3 @@ def test_a_sample_of_rows_is_fixed() -> None:
     assert torch.isin(few, rows).all()
     assert torch.equal(few, sample_rows(data.rows("test"), 5))
     assert torch.equal(sample_rows(data.rows("test"), 10_000), rows.sort().values)
-
-
-def test_several_targets_are_not_supported() -> None:
-    catalog = tiny.tiny_catalog()
-    policy: Policy = tiny.tiny_policy("qwen3", catalog)
-    prompts = tiny.make_prompts(catalog, [[0, 1]], [[2, 3]])
-    with pytest.raises(AssertionError, match="one target per row"):
-        evaluate._place(beam_search(policy, prompts, 2), catalog)

@@ -3,15 +3,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from small_ranks import compared, ranks_of
+from small_ranks import FACTS, compared, ranks_of
 
+from recast.evaluation.facts import Facts
+from recast.evaluation.results import Results
 from recast.report.table import markdown, plain
 
 NAMES = ["popularity", "item-kNN", "SFT", "SFT continued", "GRPO", "ReCast"]
 EXTRAS = {"ReCast": {"rollouts": 76800, "cpu_s": 1234.4, "invalid_frac": 0.0321}}
 
 
-def six(**changes: object) -> dict:
+def six(**changes: object) -> Results:
     methods = {name: ranks_of(seed) for seed, name in enumerate(NAMES)}
     return compared(**({"methods": methods, "extras": EXTRAS} | changes))
 
@@ -20,14 +22,14 @@ def short(value: float) -> str:
     return f"{value:.4f}".removeprefix("0")
 
 
-def expected_cells(results: dict, name: str) -> list[str]:
-    method = results["methods"][name]
-    main = method["metrics"]["item/ndcg@10"]
-    p = {other: short(versus["p"]) for other, versus in main["against"].items()}
-    values = {key: short(metric["value"]) for key, metric in method["metrics"].items()}
+def expected_cells(results: Results, name: str) -> list[str]:
+    method = results.methods[name]
+    main = method.metrics["item/ndcg@10"]
+    p = {other: short(versus.p) for other, versus in main.against.items()}
+    values = {key: short(metric.value) for key, metric in method.metrics.items()}
     return [
         values["item/ndcg@10"],
-        f"{short(main['low'])}-{short(main['high'])}",
+        f"{short(main.low)}-{short(main.high)}",
         p.get("SFT", "-"),
         p.get("GRPO", "-"),
         *(values[f"item/hr@{k}"] for k in (1, 5, 10, 32)),
@@ -87,3 +89,51 @@ def test_shared_sids_and_a_single_user() -> None:
     assert "No SID is shared" not in text
     assert "[bold]x" in text  # a name is no markup
     assert "p vs" not in text
+
+
+def test_the_caption_says_what_was_ranked_and_what_was_seen() -> None:
+    seen = {"SFT": ("train",), "GRPO": ("train", "rl"), "kNN": ("train", "rl"), "mine": None}
+    methods = {}
+    for seed, (name, events) in enumerate(seen.items()):
+        width = None if name == "kNN" else 11
+        facts = replace(FACTS, events_seen=events, beam_width=width)
+        methods[name] = replace(ranks_of(seed), facts=facts)
+    text = " ".join(plain(compared(methods=methods, extras={})).split())
+    for words in (
+        "Candidates: 30 items, without those of the row's own history. "
+        "Listed: 11 SIDs (SFT, GRPO, mine); the whole catalogue (kNN).",
+        "Events seen in training: train (SFT); train + rl (GRPO, kNN); not known (mine).",
+    ):
+        assert words in text
+    unknown = {"a": replace(ranks_of(0), facts=Facts())}
+    text = plain(compared(methods=unknown, against=[], extras={}))
+    assert "Some rows: 20 rows of 6 users" in text
+    assert "Candidates" not in text
+    assert "Events" not in text
+
+
+def test_several_targets_get_columns_of_their_own() -> None:
+    mask = torch.ones(20, 2, dtype=torch.bool)
+    methods = {}
+    for name, seed in (("SFT", 0), ("GRPO", 1)):
+        one, two = ranks_of(seed), ranks_of(seed + 2)
+        places = {
+            field: torch.cat([getattr(one, field), getattr(two, field)], 1)
+            for field in ("sid_rank", "items_before", "num_sharing")
+        }
+        methods[name] = replace(one, **places, item_mask=mask, sid_mask=mask)
+    results = compared(methods=methods, extras={})
+    lines = markdown(results).splitlines()
+    assert "| PASS@1 | PASS@32 | FIRST PASS@32 | RECALL@32 | NDCG@5 | SID NDCG@10 |" in lines[0]
+    shown = ("pass@1", "pass@32", "first_pass@32", "recall@32", "ndcg@5")
+    values = [short(results.methods["SFT"].metrics[f"item/{key}"].value) for key in shown]
+    assert " | ".join(values) in lines[2]
+    assert "HR@" not in lines[0]
+    assert "Rows have several targets: PASS@k asks for any of them" in lines[6]
+
+
+def test_other_cuts_show_what_there_is() -> None:
+    lines = markdown(compared(at=(1, 10), levels=("item",))).splitlines()
+    assert lines[0].startswith("| Method | NDCG@10 | 95 % interval | p vs SFT | p vs GRPO | HR@1 |")
+    assert "HR@5" not in lines[0]
+    assert "SID" not in lines[0]

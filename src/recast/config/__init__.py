@@ -9,6 +9,7 @@ from recast.config.data import PrepareConfig as PrepareConfig
 from recast.config.data import TokenizeConfig as TokenizeConfig
 from recast.config.evaluation import EvaluateConfig as EvaluateConfig
 from recast.config.evaluation import GroundConfig as GroundConfig
+from recast.config.evaluation import Level as Level
 from recast.config.evaluation import StratifyConfig as StratifyConfig
 from recast.config.quickstart import QuickstartConfig as QuickstartConfig
 from recast.config.train import KLRollouts as KLRollouts

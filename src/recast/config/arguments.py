@@ -132,6 +132,8 @@ def _join_lists(args: list[str], hints: dict[str, Any]) -> list[str]:
                 words = list(takewhile(lambda word: not word.startswith("--"), rest))
                 del rest[: len(words)]
             is_json = len(words) == 1 and words[0].startswith("[")
+            if get_args(hints[flag.removeprefix("--")]) == (int,) and not is_json:
+                words, is_json = [f"[{','.join(words)}]"], True  # 1,3,5 or 1 3 5
             arg = f"{flag}={words[0] if is_json else json.dumps(words)}"
         joined.append(arg)
     return joined
@@ -169,7 +171,10 @@ def _wanted(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
     if get_origin(hint) is list:
-        return "a list, such as [title]"
+        (inner,) = get_args(hint)
+        if get_origin(inner) is Literal:
+            return f"a list of any of {', '.join(get_args(inner))}"
+        return "a list, such as [1, 10]" if inner is int else "a list, such as [title]"
     if get_origin(hint) is dict:
         return "names with values, such as {w: 2}"
     return " or ".join(map(_wanted, get_args(hint))) or "its own settings, one by one"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from recast.config.check import at_least, check_seed, make_plain, no_empty
 from recast.types import require
+
+Level = Literal["item", "sid", "popular_item"]
+"""What a place of a list is: an item, a semantic ID, or the most popular item of each one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,11 @@ class EvaluateConfig:
     split: Literal["valid", "test"] = "test"
     """Whose rows are ranked."""
     beam_width: int = 32
-    """Beams per row; HR@32 needs 32."""
+    """Beams per row; metrics at k need k."""
+    at: list[int] = field(default_factory=list)
+    """Every k of the metrics, such as 1,3,5,10; unset: HR at 1, 5, 10, 32, NDCG at 5, 10."""
+    levels: list[Level] = field(default_factory=lambda: ["item", "sid"])
+    """Of item, sid and popular_item: what stands in the list."""
     decoder: Literal["beam", "d3"] = "beam"
     """By the policy alone, or by D3's mixture of the policy and a guide that reads no text."""
     guide: str | None = None
@@ -32,7 +39,7 @@ class EvaluateConfig:
     invalid_rows: int = 1000
     """Rows decoded without the trie, by the policy alone, to measure the invalid rate."""
     seed: int = 0
-    """Seed of the resampling of users."""
+    """Seed of the resampling of users and of the order of equally popular items."""
     device: str = "cpu"
     """Where the policy computes, as torch names it: cpu, cuda, cuda:1."""
     threads: int | None = None
@@ -43,8 +50,19 @@ class EvaluateConfig:
         no_empty(self, "guide")
         check_seed(self.seed)
         at_least(self, 1, "invalid_rows", "threads")
-        need = "metrics at 10 need 10 or more"
-        require(self.beam_width >= 10, "beam_width", self.beam_width, need)
+        fits = all(type(k) is int and k >= 1 for k in self.at)
+        require(fits, "at", self.at, "give whole numbers of 1 or more")
+        require(
+            bool(self.levels),
+            "levels",
+            self.levels,
+            "give one or more of " + ", ".join(get_args(Level)),
+        )
+        most = max(self.at, default=10)
+        need = f"metrics at {most} need {most} or more"
+        if self.at:
+            need += f": set beam_width to {most}, or leave {most} out of at"
+        require(self.beam_width >= most, "beam_width", self.beam_width, need)
         require(0 <= self.alpha <= 1, "alpha", self.alpha, "give a weight from 0 to 1")
         if self.decoder == "d3":
             need = "decoder d3 needs one: the folder of a policy of one-level semantic IDs "

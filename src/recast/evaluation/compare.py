@@ -1,34 +1,21 @@
-"""Paired comparison: the ranks of several methods on the same rows in, `results.json` out.
-
-Schema, all numbers unrounded:
-
-    {"split": "test", "split_name": "...", "rows": 9924, "users": 166,
-     "resampled": "users", "draws": 10000, "seed": 0, "training_seeds": [0],
-     "primary": "item/ndcg@10", "against": ["SFT", "GRPO"], "sid_equals_item": true,
-     "methods": {
-       "ReCast": {
-         "metrics": {
-           "item/ndcg@10": {
-             "value": 0.11, "low": 0.09, "high": 0.13,
-             "against": {"SFT": {"difference": 0.01, "low": 0.0, "high": 0.02, "p": 0.04}}}},
-         "extras": {"rollouts": 76800, "cpu_s": 61.2, "invalid_frac": 0.03,
-                    "optimizer_steps": 150}}}}
+"""Paired comparison: the ranks of several methods on the same rows in, `Results` out.
 
 `low` and `high` bound the 95 % bootstrap interval over users; `p` is two-sided and paired by user
-(`recast.evaluation.resample`). They cover the choice of users, not the training seed. `extras`
-holds those of the four that apply to the method.
+(`recast.evaluation.resample`). They cover the choice of users, not the training seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from recast.evaluation.metrics import PRIMARY, Ranks, row_metrics
+from recast.config import Level
+from recast.evaluation.facts import refuse_to_mix
+from recast.evaluation.metrics import LEVELS, PRIMARY, Ranks, row_metrics
 from recast.evaluation.resample import DRAWS, user_intervals, user_p_values
+from recast.evaluation.results import Difference, Measured, MethodResults, Results
 from recast.types import RecastError
 
 EXTRAS = ("rollouts", "cpu_s", "invalid_frac", "optimizer_steps")
@@ -38,34 +25,36 @@ def compare(
     methods: Mapping[str, Ranks],
     against: Sequence[str],
     *,
-    split: str,
-    split_name: str,
     training_seeds: Sequence[int],
     extras: Mapping[str, Mapping[str, float]] | None = None,
+    at: Sequence[int] = (),
+    levels: Sequence[Level] = LEVELS,
     draws: int = DRAWS,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Results:
     """Every metric with its interval, and its difference from each of the methods `against`.
 
-    Raises `RecastError` when methods ranked different rows or a name is not among `methods`.
+    `at` and `levels` are those of `row_metrics`. Raises `RecastError` when methods ranked different
+    rows or targets, when a fact that they must share differs (`recast.evaluation.facts.AGREE`),
+    when a name is not among `methods` and when the primary metric is not among the metrics.
     """
     extras = extras or {}
     _check(methods, against, extras)
-    first = next(iter(methods.values()))
-    users = first.users.numpy()
-    per_row = {name: row_metrics(ranks) for name, ranks in methods.items()}
+    users = next(iter(methods.values())).users.numpy()
+    per_row = {name: row_metrics(ranks, at, levels) for name, ranks in methods.items()}
     keys = list(next(iter(per_row.values())))
+    if PRIMARY not in keys:
+        raise RecastError(
+            f"at is {list(at)}, levels is {list(levels)}: the primary metric {PRIMARY} is not "
+            "among them, add its level and cut"
+        )
     table = {
         name: torch.stack([values[key] for key in keys], 1).numpy()
         for name, values in per_row.items()
     }
     single = user_intervals(np.hstack(list(table.values())), users, draws, seed)
-    metrics: dict[str, dict[str, Any]] = {
-        name: {
-            key: {"value": value, "low": low, "high": high, "against": {}}
-            for key, value, low, high in zip(keys, *columns, strict=True)
-        }
-        for name, columns in zip(methods, _split(single, len(methods)), strict=True)
+    differences: dict[tuple[str, str], dict[str, Difference]] = {
+        (n, k): {} for n in methods for k in keys
     }
     pairs = [(name, other) for name in methods for other in against if name != other]
     if pairs:
@@ -75,24 +64,37 @@ def compare(
         ):
             for key, *numbers in zip(keys, *columns, strict=True):
                 versus = dict(zip(("difference", "low", "high", "p"), numbers, strict=True))
-                metrics[name][key]["against"][other] = versus
-    return {
-        "split": split,
-        "split_name": split_name,
-        "rows": len(users),
-        "users": len(np.unique(users)),
-        "resampled": "users",
-        "draws": draws,
-        "seed": seed,
-        "training_seeds": list(training_seeds),
-        "primary": PRIMARY,
-        "against": list(against),
-        "sid_equals_item": all(map(_is_equal_by_sid, per_row.values())),
-        "methods": {
-            name: {"metrics": metrics[name], "extras": dict(extras.get(name, {}))}
-            for name in methods
-        },
+                differences[name, key][other] = Difference(**versus)
+    measured = {
+        name: {
+            key: Measured(value=value, low=low, high=high, against=differences[name, key])
+            for key, value, low, high in zip(keys, *columns, strict=True)
+        }
+        for name, columns in zip(methods, _split(single, len(methods)), strict=True)
     }
+    return Results(
+        split=_shared(methods, "split"),
+        split_name=_shared(methods, "split_name"),
+        rows=len(users),
+        users=len(np.unique(users)),
+        draws=draws,
+        seed=seed,
+        training_seeds=tuple(training_seeds),
+        primary=PRIMARY,
+        against=tuple(against),
+        sid_equals_item=all(map(_is_equal_by_sid, per_row.values())),
+        methods={
+            name: MethodResults(
+                metrics=measured[name], extras=dict(extras.get(name, {})), facts=ranks.facts
+            )
+            for name, ranks in methods.items()
+        },
+    )
+
+
+def _shared(methods: Mapping[str, Ranks], fact: str) -> str | None:
+    values = [getattr(ranks.facts, fact) for ranks in methods.values()]
+    return next((value for value in values if value is not None), None)
 
 
 def _paired(
@@ -105,7 +107,8 @@ def _paired(
 
 def _is_equal_by_sid(values: Mapping[str, torch.Tensor]) -> bool:
     names = [key.removeprefix("item/") for key in values if key.startswith("item/")]
-    return all(torch.equal(values[f"item/{name}"], values[f"sid/{name}"]) for name in names)
+    pairs = [(values[f"item/{name}"], values.get(f"sid/{name}")) for name in names]
+    return all(sid is not None and torch.equal(item, sid) for item, sid in pairs)
 
 
 def _split(statistics: Sequence[np.ndarray], parts: int) -> list[list[list[float]]]:
@@ -135,3 +138,9 @@ def _check(
                 f"{name} and {reference[0]} ranked different rows: rank the same rows in the same "
                 "order to compare them"
             )
+        if not torch.equal(ranks.item_mask.sum(1), reference[1].item_mask.sum(1)):
+            raise RecastError(
+                f"{name} and {reference[0]} ranked different targets: give both the same targets "
+                "to compare them"
+            )
+    refuse_to_mix({name: ranks.facts for name, ranks in methods.items()})

@@ -1,96 +1,207 @@
 """Ranks and what follows from them: places of the targets in, metrics and `eval.json` out.
 
 Item level comes first: an item is what a person is shown. The semantic-ID (SID) level, which a
-policy decodes, stands beside it; the two are equal where every item has its own SID.
+policy decodes, stands beside it; the two are equal where every item has its own SID. A third
+reading, `popular_item`, shows of every listed SID its most popular candidate alone.
+
+Letters: T targets of the row with the most of them | A cuts k of a list.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from recast.config import Level
+from recast.evaluation.facts import Facts, read_facts
 from recast.evaluation.resample import DRAWS, user_intervals
 from recast.run.files import reading, staged_folder
-from recast.types import Metrics
+from recast.types import Metrics, RecastError
 
 HR_AT = (1, 5, 10, 32)
 NDCG_AT = (5, 10)
+"""Cuts of the lists unless a caller gives its own: the first are those of all hits."""
 PRIMARY = "item/ndcg@10"
+LEVELS: tuple[Level, ...] = ("item", "sid")
+
+ONE_TARGET = ("hr", "ndcg")
+SEVERAL_TARGETS = ("hr", "pass", "first_pass", "recall", "ndcg")
+"""With one target per row HR, Pass, first-target Pass and Recall are one number, given once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranks:
-    """Where each row's one target stands; all metrics follow from it.
+    """Where each row's targets stand, in the order in which the row names them; all metrics follow.
 
-    Example: a beam lists the SIDs a, b, c; a is shared by 2 items, b and c by 1. A row whose target
-    is b has `sid_rank=2, items_before=2, num_sharing=1`, one whose target has SID a
-    `sid_rank=1, items_before=0, num_sharing=2`.
+    No target is there twice; rows with fewer than T are padded on the right with zeros.
+
+    Example: a beam lists the SIDs a, b, c; a is shared by 2 items, b and c by 1. A row whose
+    targets are the item of b, then one of SID a has
+    `sid_rank=[[2, 1]]  items_before=[[2, 0]]  num_sharing=[[1, 2]]  item_mask=[[True, True]]`.
     """
 
     row_ids: Int[Tensor, " N"]
     users: Int[Tensor, " N"]
-    sid_rank: Int[Tensor, " N"]
+    sid_rank: Int[Tensor, "N T"]
     """Place of the target's SID among distinct SIDs, from 1; 0 = not in the list."""
-    items_before: Int[Tensor, " N"]
+    items_before: Int[Tensor, "N T"]
     """Candidate items listed before the target and those it ties with."""
-    num_sharing: Int[Tensor, " N"]
+    num_sharing: Int[Tensor, "N T"]
     """Candidate items the method cannot tell apart from the target, the target included: those
     that share its SID for a policy, 1 for a scorer of items."""
+    item_mask: Bool[Tensor, "N T"]
+    """False where a row has fewer targets."""
+    sid_mask: Bool[Tensor, "N T"]
+    """The same less targets whose SID an earlier target of the row has."""
+    popular_rank: Int[Tensor, "N T"] | None = None
+    """Place of the target where each SID stands for its most popular candidate; 0 = not in the
+    list, or another item stands for its SID. None where popularity is not known."""
+    facts: Facts = field(default_factory=Facts)
 
 
-def row_metrics(ranks: Ranks) -> dict[str, Float[Tensor, " N"]]:
-    """HR@k and NDCG@k of every row, at item and at SID level; with one target, Pass@k and Recall@k
-    are HR@k.
+def row_metrics(
+    ranks: Ranks,
+    at: Sequence[int] = (),
+    levels: Sequence[Level] = LEVELS,
+    names: Sequence[str] = (),
+) -> dict[str, Float[Tensor, " N"]]:
+    """`names` of every row at every k of `at` and every level, such as `item/ndcg@10`.
 
-    At item level a target that ties with m - 1 others gets the expectation over their random
-    order: HR@k = clip((k - items_before) / m, 0, 1), NDCG@k = the mean of [p <= k] / log2(p + 1)
-    over the places p = items_before + 1 .. items_before + m. A target that is not listed gets 0,
-    so a list shorter than k is scored as it is.
+    With GT the distinct targets of a row (distinct SIDs at SID level):
 
-    >>> third = dict(sid_rank=torch.tensor([3]), items_before=torch.tensor([2]))
-    >>> one = torch.tensor([1])
-    >>> metrics = row_metrics(Ranks(row_ids=one, users=one, num_sharing=one, **third))
+        pass@k        1 if any of GT is among the first k; hr@k is another name for it
+        first_pass@k  1 if the first of GT is
+        recall@k      |first k and GT| / |GT|
+        ndcg@k        sum of 1 / log2(place + 1) over these / the same of GT in the first places
+
+    At item level a target that ties with m - 1 others, b items before them, gets the expectation
+    over their random order: with c = clip(k - b, 0, m) it is among the first k with probability
+    c / m, and one of g targets of the same tie with 1 - C(m - g, c) / C(m, c); the gain is the mean
+    of [p <= k] / log2(p + 1) over the places p = b + 1 .. b + m. A target that is not listed gets
+    0, so a list shorter than k is scored as it is; so does a row without a target (2512.24762).
+
+    `at` is empty for the table's cuts, `HR_AT` and `NDCG_AT`; `names` for those of
+    `SEVERAL_TARGETS` if a row has several, of `ONE_TARGET` if not. Raises `RecastError` for level
+    `popular_item` of ranks without popularity.
+
+    >>> one, yes = torch.tensor([[1]]), torch.tensor([[True]])
+    >>> third = dict(sid_rank=3 * one, items_before=2 * one, num_sharing=one)
+    >>> ranks = Ranks(row_ids=one[0], users=one[0], item_mask=yes, sid_mask=yes, **third)
+    >>> metrics = row_metrics(ranks)
     >>> round(metrics["item/ndcg@5"].item(), 6), metrics["item/hr@1"].item()
     (0.5, 0.0)
     """
-    places = torch.arange(1, max(NDCG_AT) + 1, dtype=torch.float64)
-    gain = torch.nn.functional.pad((1 / torch.log2(places + 1)).cumsum(0), (1, 0))
-    found = ranks.sid_rank > 0
-    metrics = {}
-    for level, before, sharing in (
-        ("item", ranks.items_before, ranks.num_sharing),
-        ("sid", (ranks.sid_rank - 1).clamp(min=0), torch.ones_like(ranks.sid_rank)),
-    ):
-        for k in HR_AT:
-            metrics[f"{level}/hr@{k}"] = ((k - before) / sharing.double()).clamp(0, 1) * found
-        for k in NDCG_AT:
-            inside = gain[(before + sharing).clamp(max=k)] - gain[before.clamp(max=k)]
-            metrics[f"{level}/ndcg@{k}"] = inside / sharing * found
+    several = bool((ranks.item_mask.sum(1) > 1).any())
+    chosen = names or (SEVERAL_TARGETS if several else ONE_TARGET)
+    metrics: dict[str, Float[Tensor, " N"]] = {}
+    for level in levels:
+        places = _places(ranks, level)
+        for name in chosen:
+            cuts = tuple(at) or (NDCG_AT if name == "ndcg" else HR_AT)
+            values = _METRICS[name](places, torch.tensor(cuts))
+            metrics |= {f"{level}/{name}@{k}": values[:, i] for i, k in enumerate(cuts)}
     return metrics
 
 
-_COLUMNS = {"row_ids": "row_id", "users": "user"}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Places:
+    """The targets of one level: m = `sharing` places from b = `before` on, if `listed`."""
+
+    before: Int[Tensor, "N T"]
+    sharing: Int[Tensor, "N T"]
+    listed: Bool[Tensor, "N T"]
+    count: Int[Tensor, " N"]
+    """Targets of the row, listed or not, at least 1."""
+
+    def inside(self, cuts: Int[Tensor, " A"]) -> Int[Tensor, "N T A"]:
+        """c: how many of the target's possible places are among the first k."""
+        left = cuts - self.before[..., None]
+        return left.clamp(min=0).minimum(self.sharing[..., None]) * self.listed[..., None]
+
+
+def _places(ranks: Ranks, level: Level) -> _Places:
+    before, sharing, mask = ranks.items_before, ranks.num_sharing.clamp(min=1), ranks.item_mask
+    listed = mask & (ranks.sid_rank > 0)
+    if level == "sid":
+        before, mask = (ranks.sid_rank - 1).clamp(min=0), ranks.sid_mask
+        sharing, listed = torch.ones_like(before), mask & (ranks.sid_rank > 0)
+    if level == "popular_item":
+        if ranks.popular_rank is None:
+            raise RecastError(
+                "levels has popular_item, and these ranks hold no popularity: evaluate again"
+            )
+        before = (ranks.popular_rank - 1).clamp(min=0)
+        sharing, listed = torch.ones_like(before), mask & (ranks.popular_rank > 0)
+    return _Places(before=before, sharing=sharing, listed=listed, count=mask.sum(1).clamp(min=1))
+
+
+def _pass(places: _Places, cuts: Int[Tensor, " A"]) -> Float[Tensor, "N A"]:
+    """One target after the other: the j-th of a tie, those before it outside the first k, is inside
+    with probability c / (m - j). Ties of different SIDs are independent."""
+    before, listed = places.before, places.listed
+    same = (before[:, :, None] == before[:, None, :]) & listed[:, :, None] & listed[:, None, :]
+    left = (places.sharing - same.tril(-1).sum(2)).clamp(min=1)
+    chance = (places.inside(cuts) / left[..., None].double()).clamp(max=1)
+    hit = torch.zeros(len(before), len(cuts), dtype=torch.float64)
+    for target in chance.unbind(1):
+        hit = hit + (1 - hit) * target
+    return hit
+
+
+def _first_pass(places: _Places, cuts: Int[Tensor, " A"]) -> Float[Tensor, "N A"]:
+    return (places.inside(cuts) / places.sharing[..., None].double())[:, 0]
+
+
+def _recall(places: _Places, cuts: Int[Tensor, " A"]) -> Float[Tensor, "N A"]:
+    expected = (places.inside(cuts) / places.sharing[..., None].double()).sum(1)
+    return expected / places.count[:, None]
+
+
+def _ndcg(places: _Places, cuts: Int[Tensor, " A"]) -> Float[Tensor, "N A"]:
+    positions = torch.arange(1, int(cuts.max()) + 1, dtype=torch.float64)
+    gain = torch.nn.functional.pad((1 / torch.log2(positions + 1)).cumsum(0), (1, 0))
+    start = places.before[..., None].minimum(cuts)
+    sums = gain[start + places.inside(cuts)] - gain[start]
+    mean = sums / places.sharing[..., None] * places.listed[..., None]
+    return mean.sum(1) / gain[places.count[:, None].minimum(cuts)]
+
+
+_METRICS = {
+    "hr": _pass,
+    "pass": _pass,
+    "first_pass": _first_pass,
+    "recall": _recall,
+    "ndcg": _ndcg,
+}
 
 
 def write_evaluation(
-    ranks: Ranks, folder: str | Path, facts: dict[str, Any], seed: int = 0
+    ranks: Ranks,
+    folder: str | Path,
+    settings: dict[str, Any],
+    seed: int = 0,
+    at: Sequence[int] = (),
+    levels: Sequence[Level] = LEVELS,
 ) -> Metrics:
     """A new folder with `rows.parquet` (a line per row) and `eval.json`; returns the means.
 
-    `eval.json` holds `facts`, the rows and users, and every metric with its 95 % interval.
+    `eval.json` holds `settings`, the facts, the rows and users, and every metric of `row_metrics`
+    with its 95 % interval.
     """
-    values = row_metrics(ranks)
+    values = row_metrics(ranks, at, levels)
     table = torch.stack(list(values.values()), 1).numpy()
     mean, low, high = user_intervals(table, ranks.users.numpy(), seed=seed)
-    content = facts | {
+    content = settings | {
+        "facts": asdict(ranks.facts),
         "rows": len(ranks.row_ids),
         "users": len(ranks.users.unique()),
         "resampled": "users",
@@ -101,20 +212,70 @@ def write_evaluation(
             for i, name in enumerate(values)
         },
     }
-    columns = {_COLUMNS.get(f.name, f.name): getattr(ranks, f.name).numpy() for f in fields(Ranks)}
     with staged_folder(folder) as stage:
-        pl.DataFrame(columns).write_parquet(stage / "rows.parquet")
+        _to_table(ranks).write_parquet(stage / "rows.parquet")
         (stage / "eval.json").write_text(json.dumps(content, indent=2) + "\n")
     return dict(zip(values, mean.tolist(), strict=True))
 
 
+_PLACES = ("sid_rank", "items_before", "num_sharing", "popular_rank", "sid_mask")
+
+
+def _to_table(ranks: Ranks) -> pl.DataFrame:
+    """A number per target: as it is where T is 1, in lists without padding where it is more."""
+    columns: dict[str, Any] = {"row_id": ranks.row_ids.numpy(), "user": ranks.users.numpy()}
+    counts = ranks.item_mask.sum(1).tolist()
+    for name in _PLACES:
+        values = getattr(ranks, name)
+        if values is None or (name == "sid_mask" and set(counts) <= {1}):
+            continue
+        if set(counts) <= {1}:
+            columns[name] = values[:, 0].numpy()
+        else:
+            rows = zip(values.long().tolist(), counts, strict=True)
+            columns[name] = pl.Series([row[:n] for row, n in rows], dtype=pl.List(pl.Int64))
+    return pl.DataFrame(columns)
+
+
 def read_ranks(folder: str | Path) -> Ranks:
-    """The ranks in a folder that `write_evaluation` wrote; `RecastError` when it is damaged."""
+    """The ranks in a folder that `write_evaluation` wrote, of earlier releases too; `RecastError`
+    when it is damaged."""
+    remedy = "make it again with `recast evaluate`"
     file = Path(folder) / "rows.parquet"
-    with reading(file, "make it again with `recast evaluate`"):
+    with reading(file, remedy):
         table = pl.read_parquet(file.absolute(), glob=False)
-        columns = {f.name: table[_COLUMNS.get(f.name, f.name)] for f in fields(Ranks)}
-        for name, column in columns.items():
-            if not column.dtype.is_integer() or column.null_count():
-                raise ValueError(f"column {name!r} is not all whole numbers")
-        return Ranks(**{name: torch.from_numpy(np.array(c)) for name, c in columns.items()})
+        columns = {name: _from_column(table[name]) for name in ("row_id", "user")}
+        places = {name: _from_column(table[name]) for name in _PLACES if name in table.columns}
+        for name in ("sid_rank", "items_before", "num_sharing"):
+            if places[name].shape != places["sid_rank"].shape:
+                raise ValueError(f"column {name!r} has other targets")
+        mask = _targets_of(table["sid_rank"])
+    with reading(Path(folder) / "eval.json", remedy):
+        facts = read_facts(json.loads((Path(folder) / "eval.json").read_text()))
+    return Ranks(
+        row_ids=columns["row_id"][:, 0],
+        users=columns["user"][:, 0],
+        sid_mask=places.pop("sid_mask", mask).bool(),
+        item_mask=mask,
+        facts=facts,
+        **places,
+    )
+
+
+def _from_column(column: pl.Series) -> Int[Tensor, "N T"]:
+    """Whole numbers, or lists of them padded on the right with 0."""
+    inner = column.explode() if column.dtype == pl.List else column
+    if not inner.dtype.is_integer() or column.null_count():
+        raise ValueError(f"column {column.name!r} is not all whole numbers")
+    if column.dtype != pl.List:
+        return torch.from_numpy(np.array(column))[:, None]
+    rows = column.to_list()
+    width = max(map(len, rows), default=1) or 1
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows]).reshape(-1, width)
+
+
+def _targets_of(column: pl.Series) -> Bool[Tensor, "N T"]:
+    if column.dtype != pl.List:
+        return torch.ones(len(column), 1, dtype=torch.bool)
+    lengths = torch.from_numpy(np.array(column.list.len().cast(pl.Int64)))
+    return torch.arange(max(int(lengths.max()), 1)) < lengths[:, None]

@@ -1,4 +1,4 @@
-"""Evaluation: a way to rank in, the target's place in the whole catalogue out, row by row.
+"""Evaluation: a way to rank in, the targets' places in the whole catalogue out, row by row.
 
 Every method, policy or baseline, passes through the same metrics, candidates and rows. With
 `exclude_seen` the items of a row's own history are no candidates.
@@ -7,7 +7,7 @@ Every method, policy or baseline, passes through the same metrics, candidates an
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -16,9 +16,19 @@ from torch import Tensor
 from recast.config import EvaluateConfig
 from recast.data.history import seen
 from recast.draws import uniforms
+from recast.evaluation.facts import Facts, training_of
 from recast.evaluation.metrics import Ranks, row_metrics, write_evaluation
+from recast.evaluation.places import (
+    FIELDS,
+    check_targets,
+    distinct,
+    pad_to,
+    places_in_beams,
+    places_in_scores,
+    places_within_sids,
+)
 from recast.items.catalog import Catalog
-from recast.policy.baselines import Scorer
+from recast.policy.baselines import Scorer, popularity
 from recast.policy.load import Policy, load_policy
 from recast.policy.ranker import load_ranker
 from recast.policy.tasks import Task, load_task
@@ -26,7 +36,7 @@ from recast.policy.threads import choose_threads
 from recast.rollout.beam import beam_search
 from recast.rollout.decoder import Decoder
 from recast.run.files import refuse_existing
-from recast.types import Interactions, Metrics, RecastError, RolloutGroups
+from recast.types import SPLITS, Interactions, Metrics, RecastError
 
 _CELLS = 2**24  # scores, or logits, held at a time
 _MAX_BATCH = 256
@@ -38,45 +48,45 @@ def rank_scores(
     catalog: Catalog,
     rows: Int[Tensor, " N"],
     seed: int = 0,
+    *,
+    targets: Int[Tensor, "N T"] | None = None,
+    events_seen: tuple[str, ...] | None = None,
 ) -> Ranks:
     """Rank the whole catalogue by the scorer, best first, in chunks of rows.
 
     Equal scores are ordered by one random permutation of the items, drawn from `seed`: it knows
-    neither popularity nor the target. A SID stands where its best item stands.
+    neither popularity nor the target. A SID stands where its best item stands. `targets` are items,
+    right-padded with -1; by default each row has one, its own event. `events_seen` says on which
+    splits the scorer was fitted.
 
-    Raises `RecastError` when a score is NaN.
+    Raises `RecastError` when a score is NaN, a row has no target or a target is no candidate.
     """
     priority = torch.randperm(catalog.num_items, generator=torch.Generator().manual_seed(seed))
-    leaves = catalog.trie.leaves.long()
-    sid_rank, items_before = torch.zeros(2, len(rows), dtype=torch.long)
+    wanted = distinct(interactions.items[rows][:, None] if targets is None else targets)
+    places = torch.zeros(len(FIELDS), *wanted.shape, dtype=torch.long)
     for index in torch.arange(len(rows)).split(max(1, _CELLS // catalog.num_items)):
         chunk = rows[index]
-        scores, target = scorer(interactions, chunk), interactions.items[chunk][:, None]
+        scores, excluded = scorer(interactions, chunk), seen(interactions, chunk)
+        check_targets(wanted[index], excluded, chunk)
         if bool(scores.isnan().any()):
             row = int(chunk[scores.isnan().any(1)][0])
             raise RecastError(f"the scorer gave NaN for row {row}: give every item a number")
-        excluded = seen(interactions, chunk)
         candidate = torch.ones(len(chunk), catalog.num_items + 1, dtype=torch.bool)
         candidate.scatter_(1, torch.where(excluded < 0, catalog.num_items, excluded), False)
-        candidate = candidate[:, :-1]
-        assert bool(candidate.gather(1, target).all()), "a target is among the seen items"
-        before = candidate & _precedes(scores, priority, scores.gather(1, target), priority[target])
-        items_before[index] = before.sum(1)
-        if catalog.trie.num_leaves < catalog.num_items:
-            shared = candidate & (leaves == leaves[target])
-            best = scores.masked_fill(~shared, -torch.inf).amax(1, keepdim=True)
-            first = priority.where(shared & (scores == best), catalog.num_items)
-            before = candidate & _precedes(scores, priority, best, first.amin(1, keepdim=True))
-            counts = torch.zeros(len(chunk), catalog.trie.num_leaves, dtype=torch.int32)
-            before = counts.index_add_(1, leaves, before.int()) > 0
-        sid_rank[index] = before.sum(1) + 1
-    return Ranks(
-        row_ids=rows,
-        users=interactions.users[rows],
-        sid_rank=sid_rank,
-        items_before=items_before,
-        num_sharing=torch.ones_like(sid_rank),
+        places[:, index] = places_in_scores(
+            scores, candidate[:, :-1], priority, wanted[index], catalog
+        )
+    splits = interactions.splits[rows].unique().tolist()
+    facts = Facts(
+        split=SPLITS[splits[0]] if len(splits) == 1 else None,
+        split_name=interactions.split_name,
+        num_candidates=catalog.num_items,
+        exclude_seen=interactions.exclude_seen,
+        ties="random",
+        seed=seed,
+        events_seen=events_seen,
     )
+    return _ranks(rows, interactions.users[rows], places, facts)
 
 
 def rank_policy(
@@ -85,25 +95,54 @@ def rank_policy(
     rows: Int[Tensor, " N"],
     beam_width: int,
     decoder: Decoder = Decoder(),
+    *,
+    split: str | None = None,
+    popularity: Float[Tensor, " I"] | None = None,
+    seed: int = 0,
 ) -> Ranks:
     """Rank by constrained beam search: the list is the `beam_width` best SIDs, or all of them.
 
-    With a guide, best by D3's mixture; it then scores the whole catalogue for every row.
+    With a guide, best by D3's mixture; it then scores the whole catalogue for every row. `split`
+    names the rows. `popularity` (events of every item) tells which item stands for a SID at level
+    `popular_item`; equals in a random order drawn from `seed`.
+
+    Raises `RecastError` when a row has no target or a target is no candidate.
     """
-    beam_width = min(beam_width, policy.catalog.trie.num_leaves)
-    places = torch.zeros(3, len(rows), dtype=torch.long)
-    for index in _batches(policy, task, rows, beam_width, guided=decoder.guide is not None):
-        prompts = task.prompts(rows[index])
-        groups = beam_search(policy, prompts, beam_width, decoder=decoder)
-        places[:, index] = _place(groups, policy.catalog).cpu()
-    sid_rank, items_before, num_sharing = places
-    return Ranks(
-        row_ids=rows,
-        users=task.users(rows),
-        sid_rank=sid_rank,
-        items_before=items_before,
-        num_sharing=num_sharing,
+    num_leaves = policy.catalog.trie.num_leaves
+    within = (
+        popularity if popularity is None else places_within_sids(policy.catalog, popularity, seed)
     )
+    parts = [torch.zeros(len(FIELDS), 0, 1, dtype=torch.long)]
+    order = [torch.zeros(0, dtype=torch.long)]
+    width = min(beam_width, num_leaves)
+    for index in _batches(policy, task, rows, width, guided=decoder.guide is not None):
+        prompts = task.prompts(rows[index])
+        targets = distinct(prompts.target_items)
+        check_targets(targets, prompts.seen, prompts.row_ids)
+        groups = beam_search(policy, prompts, width, decoder=decoder)
+        parts.append(places_in_beams(groups, policy.catalog, targets, within).cpu())
+        order.append(index)
+    num_targets = max(part.shape[2] for part in parts)
+    places = torch.cat([pad_to(part, num_targets) for part in parts], dim=1)
+    facts = Facts(
+        split=split,
+        split_name=task.split_name,
+        num_candidates=policy.catalog.num_items,
+        exclude_seen=task.exclude_seen,
+        beam_width=beam_width if beam_width < num_leaves else None,
+        ties="expectation",
+        seed=None if within is None else seed,
+    )
+    ranks = _ranks(rows, task.users(rows), places[:, torch.cat(order).argsort()], facts)
+    return ranks if within is not None else replace(ranks, popular_rank=None)
+
+
+def _ranks(
+    rows: Int[Tensor, " N"], users: Int[Tensor, " N"], places: Int[Tensor, "F N T"], facts: Facts
+) -> Ranks:
+    fields = dict(zip(FIELDS, places, strict=True))
+    masks = {name: fields.pop(name).bool() for name in ("item_mask", "sid_mask")}
+    return Ranks(row_ids=rows, users=users, facts=facts, **fields, **masks)
 
 
 def invalid_frac(policy: Policy, task: Task, rows: Int[Tensor, " N"], beam_width: int) -> float:
@@ -145,18 +184,37 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
     rows = rows_to_rank(task.rows(config.split), config.data, config.split)
     guide = load_ranker(config.guide, policy.catalog) if config.guide else None
     decoder = Decoder(guide=guide, alpha=config.alpha)
+    popular = popularity(task.interactions)(task.interactions, rows[:1])[0]
 
     def rank(chosen: Int[Tensor, " N"]) -> Ranks:
-        return rank_policy(policy, task, chosen, config.beam_width, decoder)
+        return rank_policy(
+            policy,
+            task,
+            chosen,
+            config.beam_width,
+            decoder,
+            split=config.split,
+            popularity=popular,
+            seed=config.seed,
+        )
 
     few = rows[next(_batches(policy, task, rows, config.beam_width))[:32]]
     threads = choose_threads(lambda: rank(few), config.threads, config.device)
+    events_seen, training_seed = training_of(config.policy, config.data)
     ranks = rank(rows)
+    facts = replace(ranks.facts, events_seen=events_seen, training_seed=training_seed)
     unconstrained = sample_rows(rows, config.invalid_rows)
     invalid = invalid_frac(policy, task, unconstrained, config.beam_width)
-    facts = asdict(config) | {"threads": threads, "invalid_frac": invalid}
-    facts |= {"split_name": task.split_name}
-    means = write_evaluation(ranks, config.output, facts, config.seed)
+    settings = asdict(config) | {"threads": threads, "invalid_frac": invalid}
+    settings |= {"split_name": task.split_name}
+    means = write_evaluation(
+        replace(ranks, facts=facts),
+        config.output,
+        settings,
+        config.seed,
+        config.at,
+        config.levels,
+    )
     counts = {"rows": float(len(rows)), "users": float(len(ranks.users.unique()))}
     return means | {"invalid_frac": invalid} | counts
 
@@ -166,45 +224,6 @@ def rows_to_rank(rows: Int[Tensor, " N"], data: str, split: str) -> Int[Tensor, 
     if not len(rows):
         raise RecastError(f"{data} has no row to rank in {split}: give more data")
     return rows
-
-
-def _precedes(
-    scores: Float[Tensor, "N I"],
-    priority: Int[Tensor, " I"],
-    than_score: Float[Tensor, "N 1"],
-    than_priority: Int[Tensor, "N 1"],
-) -> Tensor:
-    return (scores > than_score) | ((scores == than_score) & (priority < than_priority))
-
-
-def _place(groups: RolloutGroups, catalog: Catalog) -> Int[Tensor, "3 B"]:
-    """`sid_rank`, `items_before` and `num_sharing` of each prompt's target in its beams."""
-    prompts, trie = groups.prompts, catalog.trie
-    assert prompts.target_items.shape[1] == 1, "one target per row"
-    nowhere = trie.num_leaves
-
-    def leaves(items: Int[Tensor, "B N"], missing: int) -> Int[Tensor, "B N"]:
-        return torch.where(items >= 0, trie.leaves[items.clamp(min=0)].long(), missing)
-
-    # Padding sorts behind every leaf, that of beams included.
-    taken = leaves(prompts.seen, nowhere + 1).sort(1).values
-
-    def candidates(leaf: Int[Tensor, "B N"]) -> Int[Tensor, "B N"]:
-        low, high = (torch.searchsorted(taken, leaf, right=right) for right in (False, True))
-        return trie.sharing(leaf) - (high - low)
-
-    listed, target = leaves(groups.items, nowhere), leaves(prompts.target_items, nowhere)
-    hit = listed == target
-    found = hit.any(1)
-    place = torch.where(found, hit.int().argmax(1), hit.shape[1])
-    earlier = torch.arange(hit.shape[1], device=place.device) < place[:, None]
-    return torch.stack(
-        [
-            torch.where(found, place + 1, 0),
-            (candidates(listed) * earlier).sum(1),
-            candidates(target)[:, 0],
-        ]
-    )
 
 
 def _batches(

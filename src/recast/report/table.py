@@ -1,4 +1,4 @@
-"""Results as a table: the content of `results.json` (`recast.evaluation.compare`) in, text out.
+"""Results as a table: `recast.evaluation.results.Results` in, text out.
 
 One description of the columns serves the screen, plain text and Markdown alike.
 """
@@ -6,17 +6,24 @@ One description of the columns serves the screen, plain text and Markdown alike.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from rich.box import Box
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-Results = Mapping[str, Any]
-Column = tuple[str, Callable[[Mapping[str, Any]], str]]
+from recast.evaluation.facts import Facts
+from recast.evaluation.results import Measured, MethodResults, Results
+
+Column = tuple[str, Callable[[MethodResults], str]]
 """Heading (a line break where it may be narrowed) and the cell of one method."""
+
+_SHOWN = {
+    False: ("item/hr@1", "item/hr@5", "item/hr@10", "item/hr@32", "item/ndcg@5"),
+    True: ("item/pass@1", "item/pass@32", "item/first_pass@32", "item/recall@32", "item/ndcg@5"),
+}
+"""Columns beside the primary metric, by whether a row has several targets."""
 
 # Only a rule under the heading: the same characters on every terminal and in a file.
 _RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
@@ -47,8 +54,7 @@ def markdown(results: Results) -> str:
     heads = ["Method", *(head.replace("\n", " ") for head, _ in columns)]
     lines = [heads, ["---", *["---:"] * len(columns)]]
     lines += [
-        [name, *(cell(method) for _, cell in columns)]
-        for name, method in results["methods"].items()
+        [name, *(cell(method) for _, cell in columns)] for name, method in results.methods.items()
     ]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return table + "\n\n" + "\n".join(caption(results)) + "\n"
@@ -56,39 +62,81 @@ def markdown(results: Results) -> str:
 
 def caption(results: Results) -> list[str]:
     """What the numbers are, one sentence per line."""
-    seeds = ", ".join(map(str, results["training_seeds"]))
-    plural = "s" * (len(results["training_seeds"]) > 1)
+    seeds = ", ".join(map(str, results.training_seeds))
+    plural = "s" * (len(results.training_seeds) > 1)
+    targets = "With one target per row HR@k is Recall@k and Pass@k."
+    if results.several_targets:
+        targets = "Rows have several targets: PASS@k asks for any of them, FIRST PASS@k the first."
+    where = f"{results.split} split ({results.split_name})" if results.split else "Some rows"
     lines = [
-        f"{results['split']} split ({results['split_name']}): {results['rows']:,} rows of "
-        f"{results['users']:,} users; item level unless it says SID. "
+        f"{where}: {results.rows:,} rows of "
+        f"{results.users:,} users; item level unless it says SID. "
         f"Training seed{plural} {seeds}.",
         f"95 % intervals and two-sided paired p-values resample users, not rows "
-        f"({results['draws']:,} draws, seed {results['seed']}); they do not cover training seeds. "
-        f"With one target per row HR@k is Recall@k and Pass@k.",
+        f"({results.draws:,} draws, seed {results.seed}); they do not cover training seeds. "
+        f"{targets}",
+        *_facts({name: method.facts for name, method in results.methods.items()}),
     ]
-    if results["users"] == 1:
+    if results.users == 1:
         lines.append("There is one user: nothing can be resampled, every interval is a point.")
-    if results["sid_equals_item"]:
+    if results.sid_equals_item:
         lines.append("No SID is shared in these rows: SID level and item level are equal.")
     return lines
 
 
+def _facts(methods: dict[str, Facts]) -> list[str]:
+    """Candidates, lists and what each method was fitted on; nothing where nothing is known."""
+    lines = []
+    known = [facts for facts in methods.values() if facts.num_candidates is not None]
+    if known:
+        seen = "without" if known[0].exclude_seen else "with"
+        lists = _by_value({name: _list_of(facts) for name, facts in methods.items()})
+        lines.append(
+            f"Candidates: {known[0].num_candidates:,} items, {seen} those of the row's own "
+            f"history. Listed: {lists}."
+        )
+    if any(facts.events_seen for facts in methods.values()):
+        events = {name: " + ".join(f.events_seen or ("not known",)) for name, f in methods.items()}
+        lines.append(f"Events seen in training: {_by_value(events)}.")
+    return lines
+
+
+def _list_of(facts: Facts) -> str:
+    if facts.beam_width is not None:
+        return f"{facts.beam_width} SIDs"
+    return "not known" if facts.num_candidates is None else "the whole catalogue"
+
+
+def _by_value(values: dict[str, str]) -> str:
+    """Names behind the value that they share; the value alone where all do.
+
+    >>> _by_value({"SFT": "train", "kNN": "train + rl", "GRPO": "train + rl"})
+    'train (SFT); train + rl (kNN, GRPO)'
+    """
+    groups: dict[str, list[str]] = {}
+    for name, value in values.items():
+        groups.setdefault(value, []).append(name)
+    if len(groups) == 1:
+        return next(iter(groups))
+    return "; ".join(f"{value} ({', '.join(names)})" for value, names in groups.items())
+
+
 def _quality(results: Results) -> list[Column]:
-    primary = results["primary"]
+    primary = results.primary
     columns: list[Column] = [
         (_name(primary), _value(primary)),
-        ("95 %\ninterval", lambda method: _interval(method["metrics"][primary])),
+        ("95 %\ninterval", lambda method: _interval(method.metrics[primary])),
     ]
-    columns += [(f"p vs\n{other}", _p_value(primary, other)) for other in results["against"]]
-    return columns + [
-        (_name(key), _value(key))
-        for key in ("item/hr@1", "item/hr@5", "item/hr@10", "item/hr@32", "item/ndcg@5")
-    ]
+    columns += [(f"p vs\n{other}", _p_value(primary, other)) for other in results.against]
+    shown = [key for key in _SHOWN[results.several_targets] if key in results.metrics]
+    return columns + [(_name(key), _value(key)) for key in shown]
 
 
 def _cost(results: Results) -> list[Column]:
+    hits = "sid/pass@10" if results.several_targets else "sid/hr@10"
+    levels = [key for key in ("sid/ndcg@10", hits) if key in results.metrics]
     return [
-        *((f"SID\n{_name(key)}", _value(key)) for key in ("sid/ndcg@10", "sid/hr@10")),
+        *((f"SID\n{_name(key)}", _value(key)) for key in levels),
         ("invalid\n%", _extra("invalid_frac", lambda frac: f"{100 * frac:.2f}")),
         ("rollouts", _extra("rollouts", lambda number: f"{number:,.0f}")),
         ("CPU s", _extra("cpu_s", lambda seconds: f"{seconds:,.0f}")),
@@ -107,33 +155,35 @@ def _table(results: Results, columns: Sequence[Column], title: str = "") -> Tabl
     table.add_column("Method", vertical="bottom", no_wrap=True)
     for head, _ in columns:
         table.add_column(head, justify="right", vertical="bottom", no_wrap=True)
-    for name, method in results["methods"].items():
+    for name, method in results.methods.items():
         table.add_row(Text(name), *(cell(method) for _, cell in columns))
     return table
 
 
 def _name(key: str) -> str:
-    return key.split("/")[1].upper()
+    """`FIRST PASS@32`, in two lines where that is narrower."""
+    name, cut = key.split("/")[1].upper().split("@")
+    return f"{name}@{cut}".replace("_", "\n")
 
 
-def _value(key: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda method: _number(method["metrics"][key]["value"])
+def _value(key: str) -> Callable[[MethodResults], str]:
+    return lambda method: _number(method.metrics[key].value)
 
 
-def _interval(metric: Mapping[str, float]) -> str:
-    return f"{_number(metric['low'])}-{_number(metric['high'])}"
+def _interval(metric: Measured) -> str:
+    return f"{_number(metric.low)}-{_number(metric.high)}"
 
 
-def _p_value(key: str, other: str) -> Callable[[Mapping[str, Any]], str]:
-    def cell(method: Mapping[str, Any]) -> str:
-        versus = method["metrics"][key]["against"].get(other)
-        return _number(versus["p"]) if versus else "-"
+def _p_value(key: str, other: str) -> Callable[[MethodResults], str]:
+    def cell(method: MethodResults) -> str:
+        versus = method.metrics[key].against.get(other)
+        return _number(versus.p) if versus else "-"
 
     return cell
 
 
-def _extra(name: str, form: Callable[[float], str]) -> Callable[[Mapping[str, Any]], str]:
-    return lambda method: form(method["extras"][name]) if name in method["extras"] else "-"
+def _extra(name: str, form: Callable[[float], str]) -> Callable[[MethodResults], str]:
+    return lambda method: form(method.extras[name]) if name in method.extras else "-"
 
 
 def _number(value: float) -> str:

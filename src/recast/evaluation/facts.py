@@ -1,0 +1,124 @@
+"""What a rank hangs on: the facts that ranks carry, and which of them must agree to be compared.
+
+A fact that is None is not known (of a folder written before facts were) and agrees with any.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from recast.data.folder import data_hash
+from recast.types import RecastError
+
+EVALUATOR = 1
+"""Version of what turns lists into numbers; one more whenever a number could change. Version 1 also
+wrote the folders without facts: their numbers are the same to the last digit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """Example, a policy judged by 32 beams: `Facts(split="test", split_name="global time 80/10/10",
+    num_candidates=1682, exclude_seen=True, beam_width=32, ties="expectation")`."""
+
+    split: str | None = None
+    split_name: str | None = None
+    """How the events were split, in words."""
+    num_candidates: int | None = None
+    """Items of the catalogue."""
+    exclude_seen: bool | None = None
+    """True: the items of a row's own history are no candidates."""
+    beam_width: int | None = None
+    """SIDs listed per row; None where the whole catalogue is ranked."""
+    ties: Literal["expectation", "random"] | None = None
+    """Of items that the method cannot tell apart: the mean over every order of those that share a
+    SID, or one random order of all items."""
+    seed: int | None = None
+    """Of random orders: of equal scores, of equally popular items."""
+    events_seen: tuple[str, ...] | None = None
+    """Splits of this data that the method was fitted on, in order."""
+    training_seed: int | None = None
+    """Of the run that made the policy."""
+    evaluator: int = EVALUATOR
+
+
+AGREE = {
+    "split": "rank the same split",
+    "split_name": "prepare the data once and rank all methods on it",
+    "num_candidates": "rank the same catalogue",
+    "exclude_seen": "prepare the data once and rank all methods on it",
+    "evaluator": "evaluate both with the same version of recast",
+    "beam_width": "evaluate both with the same beam_width",
+}
+"""Facts that compared methods share, and what to do where they do not. A method that ranks the
+whole catalogue has no `beam_width` and goes with any."""
+
+
+def refuse_to_mix(methods: Mapping[str, Facts]) -> None:
+    """Raise `RecastError` naming the fact and both values where two methods differ in one."""
+    for fact, remedy in AGREE.items():
+        stated = [(name, getattr(facts, fact)) for name, facts in methods.items()]
+        stated = [(name, value) for name, value in stated if value is not None]
+        for name, value in stated[1:]:
+            first, expected = stated[0]
+            if value != expected:
+                raise RecastError(
+                    f"{fact} is {value!r} for {name} and {expected!r} for {first}: {remedy} to "
+                    "compare them"
+                )
+
+
+def read_facts(content: Mapping[str, Any]) -> Facts:
+    """The facts in an `eval.json` or `results.json`; those that are not there stay unknown.
+
+    Before `facts` was a key, `eval.json` had some of them among its settings. Raises `ValueError`
+    for facts of another type.
+    """
+    stated = content.get("facts", content)
+    values = {f.name: stated[f.name] for f in fields(Facts) if f.name in stated}
+    if "facts" not in content:
+        old = ("split", "split_name", "beam_width")
+        values = {name: value for name, value in values.items() if name in old}
+    if values.get("events_seen") is not None:
+        values["events_seen"] = tuple(values["events_seen"])
+    for name, value in values.items():
+        if value is not None and type(value) is not _TYPES[name]:
+            raise ValueError(f"fact {name} is {value!r}")
+    return Facts(**values)
+
+
+_TYPES = {
+    **dict.fromkeys(("split", "split_name", "ties"), str),
+    **dict.fromkeys(("num_candidates", "beam_width", "seed", "training_seed", "evaluator"), int),
+    "exclude_seen": bool,
+    "events_seen": tuple,
+}
+
+
+def training_of(policy: str | Path, data: str | Path) -> tuple[tuple[str, ...] | None, int | None]:
+    """`events_seen` and `training_seed` of a policy, from the run folder it lies in.
+
+    Supervised training reads `train`, RL reads `rl` after what its own start has read. None where
+    there is no run folder (a policy that was copied away), where the chain breaks, or, for the
+    events, where a run read other data.
+    """
+    run = Path(policy).parent
+    try:
+        settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        same_data = json.loads((run / "env.json").read_text())["data_hash"] == data_hash(data)
+        seed = settings["seed"]
+        start = settings.get("policy")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+        return None, None
+    seed = seed if type(seed) is int else None
+    if not same_data:
+        return None, seed
+    if "policy" not in settings:
+        return ("train",), seed
+    before = training_of(start, data)[0] if isinstance(start, str) else None
+    return (None if before is None else tuple(dict.fromkeys((*before, "rl")))), seed
