@@ -146,7 +146,7 @@ def settings_of(cell: Cell) -> dict[str, Any]:
     with those of another process.
     """
     config = cell.config
-    is_config = is_dataclass(config) and isinstance(getattr(config, "output", None), str)
+    is_config = is_dataclass(config) and isinstance(getattr(config, "output", None), str | Path)
     require(is_config, f"config of cell {cell.name!r}", config, "give a dataclass with an output")
     settings: dict[str, Any] = {"verb": verb_of(cell).name} | asdict(config)
     if isinstance(config, RLConfig):
@@ -177,7 +177,7 @@ def inputs_of(cell: Cell) -> dict[str, tuple[Path, tuple[str, ...]]]:
     return {
         key: (Path(os.path.abspath(named[key])), patterns)
         for key, patterns in _READ.items()
-        if isinstance(named.get(key), str)
+        if isinstance(named.get(key), str | Path)
         and named[key] not in _PUBLISHED
         and not (key in ("ranker", "guide") and is_function(named[key]))
     }

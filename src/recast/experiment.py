@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from fnmatch import fnmatch
 from glob import escape
 from itertools import groupby
@@ -26,7 +26,7 @@ import recast
 from recast.cell import Cell, default_of, inputs_of, settings_of, verb_of
 from recast.config import EvaluateConfig, RLConfig
 from recast.run.files import alone_in, reading, refuse_existing, staged_file
-from recast.run.fingerprint import digest
+from recast.run.fingerprint import digest, plain
 from recast.run.log import RunLog
 from recast.types import Metrics, RecastError, require
 
@@ -67,7 +67,7 @@ def run_cells(
     with alone_in(root):
         runs = _Runs(root, cells, used)
         goes_on = any(_mark(cell).exists() or _begun(cell).exists() for cell in cells)
-        told = settings or {cell.name: asdict(cell.config) for cell in cells}
+        told = settings or {cell.name: plain(cell.config, cell.name) for cell in cells}
         with RunLog(root, told, goes_on=goes_on) as log:
             plan = runs.plan()
             if any(seconds for _, seconds in plan):

@@ -35,6 +35,8 @@ def plain(value: Any, name: str, within: tuple[object, ...] = ()) -> Any:
     >>> plain({"w": (1, 2.5)}, "signal_args")
     {'w': [1, 2.5]}
     """
+    if isinstance(value, Path):
+        value = str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if is_dataclass(value) and not callable(value):
