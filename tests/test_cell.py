@@ -124,6 +124,15 @@ def test_a_changed_data_folder(moved: Path, events: Path, name: str) -> None:
     assert line.startswith(f"{moved}/items is finished with another content of data (data): ")
 
 
+def test_a_changed_policy_is_found_before_anything_runs(moved: Path, events: Path) -> None:
+    cells = cells_of(moved, events)
+    new = replace(cells[2], name="new", config=replace(cells[2].config, output=f"{moved}/new"))
+    shutil.copy(*(moved / name / "policy" / "model.safetensors" for name in ("sft", "louder")))
+    line = refusal(moved, [*cells[:2], new, *cells[2:]])
+    assert line.startswith(f"{moved}/judged is finished with another content of policy (louder/pol")
+    assert not (moved / "new").exists()
+
+
 def test_a_cell_made_anew_by_other_settings(moved: Path, events: Path) -> None:
     """What was trained from the policy that is gone is refused when its turn comes."""
     shutil.rmtree(moved / "sft")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from small_experiment import NAMES, cells_of, refusal, times
-from small_walk import metric_lines, same, weights
+from small_walk import MODEL, metric_lines, same, weights
 
 from recast.cell import Cell
 from recast.experiment import _WRITTEN, run_cells
@@ -227,6 +227,23 @@ def test_threads_are_measured_once(
     finally:
         torch.set_num_threads(before)
     assert json.loads((moved / "judged" / "eval.json").read_text())["threads"] == 2
+
+
+def test_the_example_of_the_docs(
+    walk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (TESTS.parent / "docs" / "experiment.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(walk / "events.csv", tmp_path)
+    # The walk's model: the default one would take half a minute.
+    code = code.replace("epochs=5", "epochs=1, model=MODEL").replace("steps=20", "steps=1")
+    exec(compile(code, "docs", "exec"), {"MODEL": MODEL})
+    first = capsys.readouterr().out.splitlines()
+    exec(compile(code, "docs", "exec"), {"MODEL": MODEL})
+    names = ["data", "items", "sft", "kl_coef 0.0", "kl_coef 0.01"]
+    again = capsys.readouterr().out.splitlines()
+    assert again == [f"{name}: {SKIPPED}" for name in names] + first[-5:]
 
 
 def test_one_process_at_a_time(moved: Path, events: Path) -> None:
