@@ -207,10 +207,42 @@ def test_the_folders(run: Run) -> None:
     assert env["data_hash"]
 
 
-def test_a_second_run_into_the_same_folder(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+
+
+def test_a_second_run_of_the_same_settings(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every cell is skipped, every file but the tables and the settings is as it was."""
+    before = contents(run.out)
+    args = ["--interactions", str(run.zip), "--output", str(run.out), "--epochs=1", "--steps=2"]
+    cli.main(["quickstart", *args, "--seed=3"])
+    lines = capsys.readouterr().out.splitlines()
+    policies = ["sft", *RUNS]
+    names = ["data", "items", "popularity", "item_knn", *policies]
+    names += [f"evaluate {name}" for name in policies]
+    assert lines[:16] == [f"{name}: finished before, not run again" for name in names]
+    assert (
+        run.said.partition("Rollouts by")[2].splitlines()[:-1]
+        == ("\n".join(lines).partition("Rollouts by")[2].splitlines()[:-1])
+    )
+    after = contents(run.out)
+    written = {run.out / name for name in ("config.yaml", "results.json", "results.md")}
+    assert {file: content for file, (content, _) in after.items()} == {
+        file: content for file, (content, _) in before.items()
+    }
+    assert {file for file in after if after[file] != before[file]} == written
+
+
+def test_a_second_run_of_other_settings(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(run.out)
     args = ["quickstart", "--interactions", str(run.zip), "--output", str(run.out)]
-    line = f"{run.out} already holds something: remove it or choose another output"
+    line = (
+        f"{run.out / 'sft'} is finished with epochs 1, seed 3; this list has epochs 20, seed 0: "
+        "choose another output, or remove that folder to run its cell again"
+    )
     assert failure(capsys, *args) == (line, 2)
+    assert contents(run.out) == before
 
 
 def test_another_zip_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
+from small_experiment import cells_of
 from small_walk import sft_config, write_events
 
 from recast.config import PrepareConfig, TokenizeConfig
 from recast.data.prepare import prepare
+from recast.experiment import run_cells
 from recast.items.tokenize import tokenize
 from recast.sft import train_sft
 
@@ -41,3 +45,21 @@ def one_level(walk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenize(TokenizeConfig(data=str(walk / "data"), output=catalog, num_levels=1))
     train_sft(sft_config(walk, folder / "sft", catalog=catalog, epochs=20))
     return folder / "sft" / "policy"
+
+
+@pytest.fixture(scope="session")
+def finished(walk: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of a list that ran without a break, and what it returned."""
+    root = tmp_path_factory.mktemp("experiment") / "run"
+    return root, run_cells(root, cells_of(root, walk / "events.csv"))
+
+
+@pytest.fixture
+def moved(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
+    """A copy of that folder elsewhere, for the test to break."""
+    return Path(shutil.copytree(finished[0], tmp_path / "elsewhere" / "run"))
+
+
+@pytest.fixture
+def events(walk: Path) -> Path:
+    return walk / "events.csv"

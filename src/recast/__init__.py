@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recast.cell import Cell as Cell
     from recast.config.data import PrepareConfig as PrepareConfig
     from recast.config.data import TokenizeConfig as TokenizeConfig
     from recast.config.evaluation import EvaluateConfig as EvaluateConfig
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from recast.evaluation.grounding import ground_texts as ground_texts
     from recast.evaluation.rank import evaluate_policy as evaluate_policy
     from recast.evaluation.stratify import stratify_policy as stratify_policy
+    from recast.experiment import run_cells as run_cells
     from recast.items.catalog import load_catalog as load_catalog
     from recast.items.tokenize import tokenize as tokenize
     from recast.methods.table import METHODS as METHODS
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Cell": "recast.cell",
     "EvaluateConfig": "recast.config.evaluation",
     "ModelConfig": "recast.config.train",
     "PrepareConfig": "recast.config.data",
@@ -59,6 +62,7 @@ _HOMES = {
     "load_data": "recast.data.folder",
     "prepare": "recast.data.prepare",
     "evaluate_policy": "recast.evaluation.rank",
+    "run_cells": "recast.experiment",
     "ground_texts": "recast.evaluation.grounding",
     "stratify_policy": "recast.evaluation.stratify",
     "load_catalog": "recast.items.catalog",

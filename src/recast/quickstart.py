@@ -8,12 +8,11 @@ constrained sampling (the main table), `beam` with rollouts by constrained beam 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
+from recast.cell import Cell
 from recast.config import (
     EvaluateConfig,
     PrepareConfig,
@@ -22,24 +21,19 @@ from recast.config import (
     SFTConfig,
     TokenizeConfig,
 )
-from recast.data.folder import data_hash
-from recast.data.folder import describe as describe_data
-from recast.data.prepare import prepare
+from recast.data.folder import load_data
 from recast.evaluation.compare import compare
-from recast.evaluation.metrics import PRIMARY, Ranks, read_ranks, row_metrics, write_evaluation
-from recast.evaluation.rank import evaluate_policy, rank_scores, sample_rows
+from recast.evaluation.metrics import PRIMARY, read_ranks, row_metrics, write_evaluation
+from recast.evaluation.rank import rank_scores, sample_rows
 from recast.evaluation.results import Results, save_tables
-from recast.items.card import describe as describe_catalog
-from recast.items.catalog import Catalog
-from recast.items.tokenize import tokenize
+from recast.experiment import run_cells
+from recast.items.catalog import Catalog, load_catalog
 from recast.methods.table import METHODS
 from recast.policy.baselines import FIT_SPLITS, Scorer, item_knn, popularity, tune_item_knn
 from recast.policy.threads import choose_threads
 from recast.report.table import markdown, plain
-from recast.rl import train_rl
 from recast.run.files import staged_file
 from recast.run.log import RunLog
-from recast.sft import train_sft
 from recast.types import Interactions, Metrics
 
 COMPARED = ("openonerec_rl", "recast")
@@ -61,102 +55,74 @@ SFT_SETTINGS: dict[str, Any] = {"backwards_frac": 0.3}
 RL_LR = {"sft_continued": 1e-5, "openonerec_rl": 3e-5, "recast": 1e-5}
 """Each method's best on the validation rows of those tried, see docs/log.md."""
 
-ESTIMATES_S = {
-    "data": 5.0,
-    "items": 15.0,
-    "baselines": 20.0,
-    "sft": 10.0,
-    "rl": 0.2,
-    "evaluate": 15.0,
-}
-"""Seconds on 2 idle cores: per epoch of SFT, per step of RL, per evaluated policy."""
+_COSTS = ("rollouts", "cpu_s", "optimizer_steps")
 
 
 def quickstart(config: QuickstartConfig) -> str:
-    """Run the walk into `config.output` and return both tables as text.
+    """Run the walk into `config.output` and return both tables as text; what an earlier run of the
+    same settings has finished there is not run again.
 
     Test rows are ranked once, by finished models; everything is chosen on validation rows.
     """
     out = Path(config.output)
-    runs: list[tuple[str, Sampler | None]] = [("sft_continued", None)]
-    runs += [(method, sampler) for sampler in SAMPLERS for method in COMPARED]
-    with RunLog(out, asdict(config)) as log:
-        log.plan(_plan(config, len(runs)))
-        interactions, catalog = _data_and_items(config, out, log)
-        with log.stage("baselines", total=1, estimate_s=ESTIMATES_S["baselines"]):
-            ranks, extras = rank_baselines(interactions, catalog, out / "eval", log)
-        cost, threads = _train(config, out, runs, log)
-        estimate_s = ESTIMATES_S["evaluate"] * len(cost)
-        with log.stage("evaluate", total=len(cost), estimate_s=estimate_s) as stage:
-            for name, metrics in cost.items():
-                folder = out / ("sft" if name == "sft" else f"rl/{name}") / "policy"
-                ranks[name], extras[name] = rank_on_test(
-                    str(out / "data"), folder, out / "eval" / name, metrics, threads
-                )
-                stage.advance()
-        results: dict[str, Results] = {
-            sampler: tabulate(ranks, extras, sampler, config.seed) for sampler in SAMPLERS
-        }
-        return _write_tables(results, out)
+    metrics = run_cells(out, cells_of(config), asdict(config))
+    results: dict[str, Results] = {
+        sampler: tabulate(out, metrics, sampler, config.seed) for sampler in SAMPLERS
+    }
+    return _write_tables(results, out)
 
 
-def _plan(config: QuickstartConfig, num_runs: int) -> list[tuple[str, float]]:
-    """The stages and their seconds."""
-    rl_s = ESTIMATES_S["rl"] * config.steps * num_runs
-    num_policies = num_runs + 1
-    return [
-        ("data", ESTIMATES_S["data"]),
-        ("items", ESTIMATES_S["items"]),
-        ("baselines", ESTIMATES_S["baselines"]),
-        ("sft", ESTIMATES_S["sft"] * config.epochs),
-        (f"rl, {num_runs} runs", rl_s),
-        (f"evaluate, {num_policies} policies", ESTIMATES_S["evaluate"] * num_policies),
+def cells_of(config: QuickstartConfig) -> list[Cell]:
+    """Data, items, baselines, SFT, every RL run from it, and the evaluation of each policy.
+
+    The estimates are for 2 idle cores.
+    """
+    out = Path(config.output)
+    data, catalog, seed = str(out / "data"), str(out / "catalog"), config.seed
+    prepare = PrepareConfig(output=data, interactions=config.interactions)
+    tokenize = TokenizeConfig(data=data, output=catalog, **TOKENIZE_SETTINGS)
+    cells = [
+        Cell(name="data", config=prepare, estimate_s=5.0),
+        Cell(name="items", config=tokenize, estimate_s=15.0),
     ]
-
-
-def _data_and_items(
-    config: QuickstartConfig, out: Path, log: RunLog
-) -> tuple[Interactions, Catalog]:
-    data, folder = str(out / "data"), str(out / "catalog")
-    with log.stage("data", total=1, estimate_s=ESTIMATES_S["data"]):
-        interactions = prepare(PrepareConfig(output=data, interactions=config.interactions))
-    log.environment(data_hash(data))
-    log.say(describe_data(data))
-    with log.stage("items", total=1, estimate_s=ESTIMATES_S["items"]):
-        catalog = tokenize(TokenizeConfig(data=data, output=folder, **TOKENIZE_SETTINGS))
-    log.say(describe_catalog(folder))
-    return interactions, catalog
-
-
-def _train(
-    config: QuickstartConfig, out: Path, runs: list[tuple[str, Sampler | None]], log: RunLog
-) -> tuple[dict[str, Metrics], int | None]:
-    """SFT and every RL run from it: what each cost, and the threads they used."""
+    for name, run, seconds in (
+        ("popularity", rank_popularity, 0.0),
+        ("item_knn", rank_item_knn, 20.0),
+    ):
+        ranked = BaselineConfig(data=data, catalog=catalog, output=str(out / "eval" / name))
+        cells.append(Cell(name=name, config=ranked, run=run, stage="baselines", estimate_s=seconds))
     sft = SFTConfig(
-        data=str(out / "data"),
-        catalog=str(out / "catalog"),
+        data=data,
+        catalog=catalog,
         output=str(out / "sft"),
         epochs=config.epochs,
-        seed=config.seed,
+        seed=seed,
         **SFT_SETTINGS,
     )
-    cost = {"sft": train_sft(sft, log)}
-    threads = None  # measured by the first run and kept, so that CPU seconds compare
+    cells.append(Cell(name="sft", config=sft, estimate_s=10.0 * config.epochs))
+    policies = {"sft": str(out / "sft" / "policy")}
+    runs: list[tuple[str, Sampler | None]] = [("sft_continued", None)]
+    runs += [(method, sampler) for sampler in SAMPLERS for method in COMPARED]
     for method, sampler in runs:
+        name = run_name(method, sampler)
         rl = RLConfig(
-            data=str(out / "data"),
-            policy=str(out / "sft" / "policy"),
-            output=str(out / "rl" / run_name(method, sampler)),
+            data=data,
+            policy=policies["sft"],
+            output=str(out / "rl" / name),
             method=method,
             sampler=sampler,
             steps=config.steps,
             lr=RL_LR[method],
-            seed=config.seed,
-            threads=threads,
+            seed=seed,
         )
-        cost[run_name(method, sampler)] = train_rl(rl, log)
-        threads = torch.get_num_threads()
-    return cost, threads
+        seconds = 0.2 * config.steps
+        cells.append(Cell(name=name, config=rl, stage="rl", unit="runs", estimate_s=seconds))
+        policies[name] = str(out / "rl" / name / "policy")
+    for name, policy in policies.items():
+        judged = EvaluateConfig(data=data, policy=policy, output=str(out / "eval" / name))
+        cell = Cell(name=f"evaluate {name}", config=judged, unit="policies", estimate_s=15.0)
+        cells.append(replace(cell, stage="evaluate"))
+    return cells
 
 
 def _write_tables(results: dict[str, Results], out: Path) -> str:
@@ -174,12 +140,25 @@ def run_name(method: str, sampler: str | None) -> str:
     return f"{method}_beam" if sampler == "beam" else method
 
 
-def rank_baselines(
-    interactions: Interactions, catalog: Catalog, folder: Path, log: RunLog
-) -> tuple[dict[str, Ranks], dict[str, Metrics]]:
-    """Popularity and an item-kNN tuned on validation rows, ranked on the test rows."""
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """A baseline ranked on the test rows."""
+
+    data: str
+    catalog: str
+    output: str
+
+
+def rank_popularity(config: BaselineConfig, log: RunLog) -> Metrics:
+    interactions, catalog = load_data(config.data), load_catalog(config.catalog)
+    _rank_on_test(popularity(interactions), interactions, catalog, config.output)
+    return {}
+
+
+def rank_item_knn(config: BaselineConfig, log: RunLog) -> Metrics:
+    """An item-kNN tuned on validation rows; returns what the tuning cost."""
+    interactions, catalog = load_data(config.data), load_catalog(config.catalog)
     valid = sample_rows(interactions.rows("valid"), 2000)
-    test = interactions.rows("test")
 
     def quality(scorer: Scorer) -> float:
         return float(row_metrics(rank_scores(scorer, interactions, catalog, valid))[PRIMARY].mean())
@@ -189,32 +168,24 @@ def rank_baselines(
     knn, settings, value = tune_item_knn(interactions, quality)
     cpu_s = time.process_time() - started
     log.say(f"item-kNN: validation NDCG@10 {value:.4f} with {settings}")
-    ranks = {}
-    for name, scorer in (("popularity", popularity(interactions)), ("item_knn", knn)):
-        ranks[name] = rank_scores(scorer, interactions, catalog, test, events_seen=FIT_SPLITS)
-        facts = {"split": "test", "split_name": interactions.split_name}
-        write_evaluation(ranks[name], folder / name, facts)
-    return ranks, {"popularity": {}, "item_knn": {"cpu_s": cpu_s}}
+    _rank_on_test(knn, interactions, catalog, config.output)
+    return {"cpu_s": cpu_s}
 
 
-def rank_on_test(
-    data: str, policy: Path, folder: Path, cost: Metrics, threads: int | None
-) -> tuple[Ranks, Metrics]:
-    """Evaluate a policy on the test rows; its ranks, and what it cost to make."""
-    found = evaluate_policy(
-        EvaluateConfig(data=data, policy=str(policy), output=str(folder), threads=threads)
-    )
-    extras = {key: cost[key] for key in ("rollouts", "cpu_s", "optimizer_steps")}
-    return read_ranks(folder), extras | {"invalid_frac": found["invalid_frac"]}
+def _rank_on_test(
+    scorer: Scorer, interactions: Interactions, catalog: Catalog, folder: str
+) -> None:
+    rows = interactions.rows("test")
+    ranks = rank_scores(scorer, interactions, catalog, rows, events_seen=FIT_SPLITS)
+    facts = {"split": "test", "split_name": interactions.split_name}
+    write_evaluation(ranks, folder, facts)
 
 
-def tabulate(
-    ranks: dict[str, Ranks],
-    extras: dict[str, Metrics],
-    sampler: str,
-    seed: int,
-) -> Results:
-    """The table of one sampler: baselines, SFT and its continuation, then the compared methods."""
+def tabulate(out: Path, metrics: dict[str, Metrics], sampler: str, seed: int) -> Results:
+    """The table of one sampler: baselines, SFT and its continuation, then the compared methods.
+
+    `metrics` is what the cells of `cells_of` returned.
+    """
     names = {
         "Popularity": "popularity",
         "item-kNN": "item_knn",
@@ -223,8 +194,16 @@ def tabulate(
     }
     names |= {METHODS[method].label: run_name(method, sampler) for method in COMPARED}
     return compare(
-        {label: ranks[name] for label, name in names.items()},
+        {label: read_ranks(out / "eval" / name) for label, name in names.items()},
         ("SFT", METHODS["openonerec_rl"].label),
         training_seeds=[seed],
-        extras={label: extras[name] for label, name in names.items()},
+        extras={label: _cost(name, metrics) for label, name in names.items()},
     )
+
+
+def _cost(name: str, metrics: dict[str, Metrics]) -> Metrics:
+    """What a row of the table cost to make, and a policy's share of invalid beams."""
+    cost = {key: metrics[name][key] for key in _COSTS if key in metrics[name]}
+    if f"evaluate {name}" in metrics:
+        cost["invalid_frac"] = metrics[f"evaluate {name}"]["invalid_frac"]
+    return cost

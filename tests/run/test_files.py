@@ -13,7 +13,7 @@ import torch
 from polars.exceptions import ComputeError
 from safetensors.torch import save_file
 
-from recast.run.files import reading, refuse_existing, staged_file, staged_folder
+from recast.run.files import alone_in, reading, refuse_existing, staged_file, staged_folder
 from recast.types import RecastError
 
 Staged = Callable[[Path], AbstractContextManager[Path]]
@@ -171,3 +171,36 @@ def test_what_is_damaged_is_named_on_one_line(error: Exception, reason: str) -> 
 def test_errors_that_have_a_remedy_pass_through_reading() -> None:
     with pytest.raises(RecastError, match=r"^own: remedy$"), reading("a", "make it again"):
         raise RecastError("own: remedy")
+
+
+def test_one_process_at_a_time_is_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with alone_in(folder):
+        (folder / "mine").write_text("kept")
+        with pytest.raises(RecastError) as refused, alone_in(folder):
+            pass
+        assert str(refused.value).startswith(f"{folder} is in use by another process: ")
+    with alone_in(folder):
+        pass
+    assert [file.name for file in folder.iterdir()] == ["mine"]
+
+
+def test_a_folder_that_stayed_empty_goes_again(tmp_path: Path) -> None:
+    with alone_in(tmp_path / "new"):
+        assert (tmp_path / "new").is_dir()
+    assert not (tmp_path / "new").exists()
+    with alone_in(tmp_path):
+        pass
+    assert tmp_path.exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(RecastError, match="already holds something"), alone_in(tmp_path / "file"):
+        pass
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(handle: int, how: int) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with alone_in(tmp_path):
+        (tmp_path / "mine").touch()

@@ -140,6 +140,28 @@ def test_a_run_that_fails_keeps_what_a_stage_wrote(tmp_path: Path) -> None:
     assert (folder / "policy").is_dir()
 
 
+def test_a_run_that_goes_on_keeps_what_is_there(tmp_path: Path) -> None:
+    """Its settings are the new ones, its metrics follow, and no error removes the folder."""
+    with RunLog(tmp_path, {"seed": 1}, silent=True) as log:
+        log.environment("abc")
+        log.metrics(1, {"sft/loss": 2.0}, "SFT")
+    environment = (tmp_path / "env.json").read_text()
+    with RunLog(tmp_path, {"seed": 2}, silent=True, goes_on=True) as log:
+        log.metrics(2, {"sft/loss": 1.0}, "SFT")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"seed": 2}
+    assert (tmp_path / "env.json").read_text() == environment
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(KeyboardInterrupt), RunLog(tmp_path, {}, silent=True, goes_on=True):
+        raise KeyboardInterrupt
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError), RunLog(tmp_path, {}, silent=True, goes_on=True):
+        pass
+    assert (tmp_path / "env.json").read_text() == environment
+
+
 @pytest.mark.parametrize(("every_s", "num_lines"), [(0.0, 4), (1e9, 1)])
 def test_plain_lines_without_a_terminal(
     every_s: float,

@@ -12,7 +12,7 @@ class QuickstartConfig:
     """`recast quickstart`: the whole walk on MovieLens-100K, in one command."""
 
     output: str = "runs/quickstart"
-    """Folder to create."""
+    """Folder to create. One that the same settings began goes on."""
     seed: int = 0
     """Seed of SFT and RL; the data and the semantic IDs do not depend on it."""
     interactions: str = "movielens-100k"

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -16,6 +17,9 @@ from polars.exceptions import ComputeError, PolarsError
 from safetensors import SafetensorError
 
 from recast.types import RecastError
+
+if sys.platform != "win32":
+    import fcntl
 
 LOADING = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RuntimeError),
@@ -30,6 +34,48 @@ def refuse_existing(folder: str | Path) -> Path:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RecastError(f"{path} already holds something: remove it or choose another output")
     return path
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Make the folder and keep every other process that asks out of it for as long as this one
+    lives; a folder that was made and stayed empty is removed again.
+
+    Raises `RecastError` when another one is in it, or when it is no folder. Where the file system
+    knows no locks nobody is kept out.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        refuse_existing(path)
+    is_new = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(path):
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # not empty
+                path.rmdir()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    if sys.platform == "win32":  # which opens no folder
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        remedy = "wait for it, or choose another output"
+        raise RecastError(f"{path} is in use by another process: {remedy}") from error
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)  # and with it the lock
 
 
 @contextmanager

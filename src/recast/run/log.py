@@ -65,6 +65,8 @@ class RunLog:
     leaving by an error before the first metric removes it again unless a stage wrote into it.
     `config` is the resolved settings as plain data. A run inside another one names it as `parent`
     and speaks on its screen and in its `metrics.jsonl`. `silent=True` prints nothing.
+    `goes_on=True` takes a folder that an earlier run left: its metrics go on, `env.json` stays,
+    nothing is ever removed.
     """
 
     def __init__(
@@ -74,8 +76,10 @@ class RunLog:
         *,
         parent: RunLog | None = None,
         silent: bool = False,
+        goes_on: bool = False,
     ) -> None:
-        self.folder = refuse_existing(folder)
+        self.folder = Path(folder) if goes_on else refuse_existing(folder)
+        self._goes_on = goes_on
         own = _Screen(quiet=silent, highlight=False, markup=False, soft_wrap=True)
         self.console: Console = parent.console if parent else own
         self._parent = parent
@@ -89,11 +93,13 @@ class RunLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             (self.folder / "config.yaml").write_text(settings, encoding="utf-8")
-            self.environment()
+            if not self._goes_on:
+                self.environment()
             self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
             self._board: SummaryWriter | None = None  # made by the first point
         except OSError:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            if not self._goes_on:
+                shutil.rmtree(self.folder, ignore_errors=True)
             raise
         return self
 
@@ -103,7 +109,7 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        nothing_yet = self._metrics.tell() == 0 and not self._rollouts
+        nothing_yet = self._metrics.tell() == 0 and not self._rollouts and not self._goes_on
         self._metrics.close()
         if self._board:
             self._board.close()

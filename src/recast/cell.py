@@ -1,0 +1,213 @@
+"""A cell: one stage of an experiment and what tells it from another one.
+
+Its settings as resolved and the digests of the files it reads decide whether it is the cell that
+finished before. Its name, threads, device, where it lies and where its inputs lie do not, nor does
+the version or how a method is called.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recast.config import EvaluateConfig, PrepareConfig, RLConfig, SFTConfig, TokenizeConfig
+from recast.config.plugin import load_function
+from recast.data.folder import data_hash
+from recast.data.folder import describe as describe_data
+from recast.data.prepare import prepare
+from recast.evaluation.rank import evaluate_policy
+from recast.items.card import describe as describe_catalog
+from recast.items.tokenize import tokenize
+from recast.methods.assembly import resolve
+from recast.methods.parts import find_part, spell
+from recast.methods.table import Method
+from recast.rl import train_rl
+from recast.run.fingerprint import plain
+from recast.run.log import RunLog
+from recast.sft import train_sft
+from recast.types import Metrics, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One stage of an experiment: the settings of a verb, or of a function of yours.
+
+    Example: `Cell(name="sft", config=SFTConfig(data=data, catalog=catalog, output="runs/my/sft"))`.
+    """
+
+    name: str
+    """On the screen and in what `run_cells` returns."""
+    config: Any
+    """A verb's config; for `run` any dataclass with an `output`."""
+    method: Method | None = None
+    """A method by value, for an `RLConfig`."""
+    run: Callable[[Any, RunLog], Metrics] | None = None
+    """A small function of the config in place of a verb; it makes the folder `output`."""
+    stage: str = ""
+    """Neighbours of one stage share a line of the plan and a bar; unset: the name."""
+    unit: str = ""
+    """What the plan calls the cells of a stage when there are several."""
+    estimate_s: float = 0.0
+    """Seconds, for the plan."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(os.path.abspath(self.config.output))  # not resolved: it may be a link
+
+
+class Verb(NamedTuple):
+    """How a cell is run."""
+
+    name: str
+    run: Callable[[Cell, RunLog], Metrics]
+    describe: Callable[[Path], str] | None = None
+    """Says what is in the output folder."""
+    has_stage: bool = False
+    """It says itself how far it is."""
+
+
+def verb_of(cell: Cell) -> Verb:
+    """Raises `RecastError` for a config that belongs to no verb here."""
+    if (function := cell.run) is not None:
+        return Verb(
+            plain(function, "run")["function"], lambda cell, log: function(cell.config, log)
+        )
+    known = ", ".join(config.__name__ for config in _VERBS)
+    remedy = f"give one of {known}, or a function as run"
+    require(type(cell.config) in _VERBS, f"config of cell {cell.name!r}", cell.config, remedy)
+    return _VERBS[type(cell.config)]
+
+
+def _prepare(cell: Cell, log: RunLog) -> Metrics:
+    prepare(cell.config)
+    log.environment(data_hash(cell.folder))
+    return {}
+
+
+def _tokenize(cell: Cell, log: RunLog) -> Metrics:
+    tokenize(cell.config)
+    return {}
+
+
+def _sft(cell: Cell, log: RunLog) -> Metrics:
+    return train_sft(cell.config, log)
+
+
+def _rl(cell: Cell, log: RunLog) -> Metrics:
+    return train_rl(cell.config, log, cell.method)
+
+
+def _evaluate(cell: Cell, log: RunLog) -> Metrics:
+    return evaluate_policy(cell.config)
+
+
+_VERBS = {
+    PrepareConfig: Verb("prepare", _prepare, describe_data),
+    TokenizeConfig: Verb("tokenize", _tokenize, describe_catalog),
+    SFTConfig: Verb("sft", _sft, has_stage=True),
+    RLConfig: Verb("rl", _rl, has_stage=True),
+    EvaluateConfig: Verb("evaluate", _evaluate),
+}
+
+_CATALOG = ("catalog.parquet", "sid.json")
+_POLICY = ("recast.json", "config.json", "*.safetensors", *(f"catalog/{f}" for f in _CATALOG))
+_MODEL = ("*.json", "*.safetensors", "*.txt", "*.model", *(f"catalog/{f}" for f in _CATALOG))
+_READ: dict[str, tuple[str, ...]] = {
+    "interactions": (),
+    "items": (),
+    "encoder": _MODEL,
+    "data": ("interactions.parquet", "items.parquet", "data.json"),
+    "catalog": _CATALOG,
+    "model.path": _MODEL,
+    "policy": _POLICY,
+    "ranker": _POLICY,
+    "guide": _POLICY,
+    "embeddings": (*_CATALOG, "embeddings.safetensors"),
+}
+"""Settings that name a file or a folder, and the files of the folder that a verb reads."""
+_PUBLISHED = ("movielens-100k", "minilm")
+"""Their values that name what is fetched, pinned by its hash."""
+
+_MACHINE = ("output", "threads", "device", "micro_batch_tokens")
+"""Settings that move numbers by rounding at most."""
+_RESOLVED = ("method", "logprob_space", "reward_args", "signal_args", "loss_args")
+"""Settings of `RLConfig` that the resolved method holds."""
+_WORDS = ("summary", "paper", "label", "samplers")
+"""Fields of a `Method` that only tell of it; its one sampler counts as `sampler`."""
+
+
+def settings_of(cell: Cell) -> dict[str, Any]:
+    """Dotted name -> value of all that decides, what is left to the method filled in.
+
+    Raises `RecastError` for settings that no run could use and for values that cannot be compared
+    with those of another process.
+    """
+    config = cell.config
+    is_config = is_dataclass(config) and isinstance(getattr(config, "output", None), str | Path)
+    require(is_config, f"config of cell {cell.name!r}", config, "give a dataclass with an output")
+    settings: dict[str, Any] = {"verb": verb_of(cell).name} | asdict(config)
+    if isinstance(config, RLConfig):
+        method = resolve(config, cell.method)
+        settings |= {field.name: getattr(method, field.name) for field in fields(Method)}
+        settings["sampler"] = find_part("sampler", method.sampler) if method.sampler else None
+        settings = {k: v for k, v in settings.items() if k not in (*_RESOLVED, *_WORDS)}
+        for kind in ("sampler", "reward", "signal", "loss"):
+            if part := settings[kind]:
+                args = plain(part, kind) | settings.get(f"{kind}_args", {})
+                del args["function"]
+                settings |= {kind: spell(part)[0], f"{kind}_args": args}
+    else:
+        require(cell.method is None, f"method of cell {cell.name!r}", "given", "only rl has one")
+    for kind in ("ranker", "guide"):
+        if is_function(spec := settings.get(kind)):
+            settings[kind] = load_function(kind, str(spec))
+    if cell.run is not None:
+        settings["run"] = cell.run
+    kept = {key: value for key, value in settings.items() if key not in _MACHINE}
+    written = dict(_flat(plain(kept, f"cell {cell.name!r}")))
+    return {key: value for key, value in written.items() if key not in inputs_of(cell)}
+
+
+def inputs_of(cell: Cell) -> dict[str, tuple[Path, tuple[str, ...]]]:
+    """Dotted name of a setting -> the path it names and the files there that decide."""
+    named = dict(_flat(asdict(cell.config)))
+    return {
+        key: (Path(os.path.abspath(named[key])), patterns)
+        for key, patterns in _READ.items()
+        if isinstance(named.get(key), str | Path)
+        and named[key] not in _PUBLISHED
+        and not (key in ("ranker", "guide") and is_function(named[key]))
+    }
+
+
+def is_function(spec: Any) -> bool:
+    """Whether a ranker is named as `module:function`."""
+    return isinstance(spec, str) and ":" in spec and not Path(spec).is_dir()
+
+
+def default_of(cell: Cell, key: str) -> Any:
+    """Default of a setting, by its dotted name; `...` where it has none.
+
+    >>> from recast.config import EvaluateConfig
+    >>> config = EvaluateConfig(data="data", policy="policy", output="eval")
+    >>> default_of(Cell(name="eval", config=config), "beam_width")
+    32
+    """
+    defaults: dict[str, Any] = {}
+    for field in fields(cell.config):
+        if field.default_factory is not MISSING:
+            defaults[field.name] = field.default_factory()
+        elif field.default is not MISSING:
+            defaults[field.name] = field.default
+    return dict(_flat(plain(defaults, "a default"))).get(key, ...)
+
+
+def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,289 @@
+"""An experiment: a list of cells in, each run in turn into a folder of its own, what they returned
+out; a finished cell is never run again.
+
+A cell that has ended well leaves `cell.json` in its folder: its settings, the digest of every file
+it read, and what it returned. When the list is run again the first two decide. While a cell runs,
+`.NAME.begun` stands beside its folder: that folder, and no other, may be emptied and begun anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from fnmatch import fnmatch
+from glob import escape
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import recast
+from recast.cell import Cell, default_of, inputs_of, settings_of, verb_of
+from recast.config import EvaluateConfig, RLConfig
+from recast.run.files import alone_in, reading, refuse_existing, staged_file
+from recast.run.fingerprint import digest, plain
+from recast.run.log import RunLog
+from recast.types import Metrics, RecastError, require
+
+MARK = "cell.json"
+"""What a finished cell leaves in its folder."""
+
+_WRITTEN = (
+    *("config.yaml", "env.json", "metrics.jsonl", "tb", "rollouts", "policy", MARK),
+    *("interactions.parquet", "users.parquet", "items.parquet", "data.json"),
+    *("catalog.parquet", "sid.json", "card.json", "embeddings.safetensors"),
+    *("rows.parquet", "eval.json", ".*.partial"),
+)
+"""What verbs write into their folders; whatever else lies there is not ours to remove."""
+
+_UNREAD = ("source", "sha256")
+"""Keys of `data.json` that tell where the events came from; no verb reads them."""
+
+Record = dict[str, Any]
+"""What `cell.json` holds."""
+
+
+def run_cells(
+    folder: str | Path, cells: Iterable[Cell], settings: dict[str, Any] | None = None
+) -> dict[str, Metrics]:
+    """Run the cells in their order; returns what each of them returned, by name.
+
+    Outputs lie below `folder`, which gets `config.yaml` (`settings`, by default those of all
+    cells), `env.json` and `metrics.jsonl` with the lines of all cells; those of an interrupted
+    cell stay, before those of its second run. Threads that are left open are measured by the first
+    RL cell and kept by the RL and evaluation cells after it, so that their CPU seconds compare.
+
+    Raises `RecastError`, before anything is run or written, for cells that no run could use, for a
+    finished cell that has other settings, read other files or is damaged, for an output that no
+    cell began, and while another process runs an experiment in `folder`.
+    """
+    root, cells = Path(os.path.abspath(folder)), list(cells)
+    used = _check(root, cells)
+    with alone_in(root):
+        runs = _Runs(root, cells, used)
+        goes_on = any(_mark(cell).exists() or _begun(cell).exists() for cell in cells)
+        told = settings or {cell.name: plain(cell.config, cell.name) for cell in cells}
+        with RunLog(root, told, goes_on=goes_on) as log:
+            plan = runs.plan()
+            if any(seconds for _, seconds in plan):
+                log.plan(plan)
+            for _, stage in groupby(cells, key=_stage_of):
+                runs.run_stage(list(stage), log)
+    return {cell.name: runs.done[cell.name]["returned"] for cell in cells}
+
+
+class _Runs:
+    """Which cells are done, and the running of the others; made by `run_cells`."""
+
+    def __init__(self, root: Path, cells: Sequence[Cell], used: dict[str, dict[str, Any]]) -> None:
+        """Look at every folder; nothing is written."""
+        self.done: dict[str, Record] = {}
+        self._root, self._cells, self._used = root, cells, used
+        self._digests: dict[object, str] = {}
+        to_come: list[Path] = []
+        for cell in cells:
+            if _mark(cell).exists():
+                self.done[cell.name] = record = _read(cell)
+                _refuse_other(cell, record["settings"], used[cell.name])
+            elif _begun(cell).exists():
+                _refuse_foreign(cell.folder)
+            else:
+                refuse_existing(cell.folder)
+            # What a cell before this one has yet to write is looked at when it is there.
+            waits = any(_is_below(path, to_come) for path, _ in inputs_of(cell).values())
+            if not waits:
+                reads = self._reads(cell)
+                if cell.name in self.done:
+                    _refuse_changed(cell, self.done[cell.name]["reads"], reads)
+            if cell.name not in self.done:
+                to_come.append(cell.folder)
+
+    def plan(self) -> list[tuple[str, float]]:
+        """The stages that are left and their seconds."""
+        rest = [cell for cell in self._cells if cell.name not in self.done]
+        plan = []
+        for name, members in groupby(rest, key=_stage_of):
+            stage = list(members)
+            unit = f", {len(stage)} {stage[0].unit}" if stage[0].unit and len(stage) > 1 else ""
+            plan.append((name + unit, sum(cell.estimate_s for cell in stage)))
+        return plan
+
+    def run_stage(self, cells: list[Cell], log: RunLog) -> None:
+        """Run those of a stage's cells that are not done."""
+        rest = [cell for cell in cells if cell.name not in self.done]
+        seconds = sum(cell.estimate_s for cell in rest)
+        is_silent = rest and not verb_of(rest[0]).has_stage
+        shown = log.stage(_stage_of(rest[0]), len(rest), seconds) if is_silent else nullcontext()
+        with shown as stage:
+            for cell in cells:
+                if cell.name in self.done:
+                    _refuse_changed(cell, self.done[cell.name]["reads"], self._reads(cell))
+                    _begun(cell).unlink(missing_ok=True)
+                    log.say(f"{cell.name}: finished before, not run again")
+                    continue
+                self.done[cell.name] = self._run(cell, log)
+                if stage and len(rest) > 1:
+                    stage.advance()
+        for cell in rest:
+            if describe := verb_of(cell).describe:
+                log.say(describe(cell.folder))
+
+    def _run(self, cell: Cell, log: RunLog) -> Record:
+        """Run a cell and mark its folder; returns its record."""
+        record: Record = {
+            "cell": cell.name,
+            "settings": self._used[cell.name],
+            "reads": self._reads(cell),
+        }
+        begun = _begun(cell)
+        if begun.exists():
+            log.say(f"{cell.name}: was begun but not finished, begins anew")
+            _empty(cell.folder)
+        _write(begun, record)
+        try:
+            returned = verb_of(cell).run(self._with_threads(cell), log)
+        except BaseException:
+            if not cell.folder.exists() or not any(cell.folder.iterdir()):
+                begun.unlink()
+            raise
+        threads, version = torch.get_num_threads(), recast.__version__
+        record |= {"returned": returned, "threads": threads, "recast": version}
+        _write(_mark(cell), record)
+        begun.unlink()
+        return record
+
+    def _with_threads(self, cell: Cell) -> Cell:
+        """The cell with the threads of the first RL cell, where it leaves them open."""
+        counts = [
+            self.done[other.name]["threads"]
+            for other in self._cells
+            if other.name in self.done and isinstance(other.config, RLConfig)
+        ]
+        keeps = isinstance(cell.config, RLConfig | EvaluateConfig) and cell.config.threads is None
+        if not (counts and keeps):
+            return cell
+        threads = min(counts[0], os.cpu_count() or 1)  # it may have moved to a smaller machine
+        return replace(cell, config=replace(cell.config, threads=threads))
+
+    def _reads(self, cell: Cell) -> dict[str, dict[str, str]]:
+        """Where each input of the cell is, for a person, and its digest, which decides."""
+        reads = {}
+        for key, (path, patterns) in inputs_of(cell).items():
+            if not path.exists():
+                raise RecastError(
+                    f"{key} of cell {cell.name!r} is {path}, which is not there: check the path, "
+                    "or let the cell that makes it stand before this one"
+                )
+            if (path, patterns) not in self._digests:
+                with reading(path, "make it again"):
+                    self._digests[path, patterns] = digest(path, patterns, _UNREAD)
+            shown = path.relative_to(self._root) if _is_below(path, [self._root]) else path
+            reads[key] = {"path": shown.as_posix(), "sha256": self._digests[path, patterns]}
+        return reads
+
+
+def _check(root: Path, cells: list[Cell]) -> dict[str, dict[str, Any]]:
+    """The settings of every cell, by name; refuses a list that cannot be run."""
+    used: dict[str, dict[str, Any]] = {}
+    folders: list[Path] = []
+    for cell in cells:
+        require(cell.name not in used, "name", cell.name, "two cells have it, give each its own")
+        used[cell.name] = settings_of(cell)
+        where, output = f"output of cell {cell.name!r}", cell.config.output
+        is_inside = cell.folder != root and _is_below(cell.folder, [root])
+        require(is_inside, where, output, f"give a folder inside {root}")
+        is_own = not _is_below(cell.folder, folders)
+        is_own = is_own and not any(_is_below(folder, [cell.folder]) for folder in folders)
+        require(is_own, where, output, "another cell writes there, give each its own")
+        folders.append(cell.folder)
+    return used
+
+
+def _refuse_other(cell: Cell, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise `RecastError` for a finished cell that had other settings."""
+    # A setting that did not exist then was at its default.
+    old = {key: default_of(cell, key) for key in now} | then
+    changed = [key for key in old | now if old[key] != now.get(key, ...)]
+    if changed:
+        was, is_now = (
+            ", ".join(f"{key} {_shown(values.get(key, ...))}" for key in changed[:3])
+            for values in (old, now)
+        )
+        raise RecastError(
+            f"{cell.folder} is finished with {was}; this list has {is_now}: choose another "
+            "output, or remove that folder to run its cell again"
+        )
+
+
+def _refuse_changed(cell: Cell, then: dict[str, Any], now: dict[str, dict[str, str]]) -> None:
+    """Raise `RecastError` for a finished cell that read other files."""
+    for key, read in now.items():
+        if key not in then or then[key]["sha256"] != read["sha256"]:
+            raise RecastError(
+                f"{cell.folder} is finished with another content of {key} ({read['path']}): choose "
+                "another output, or remove that folder to run its cell again"
+            )
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise `RecastError` when an unfinished cell's folder holds what no verb writes."""
+    for entry in folder.iterdir() if folder.exists() else ():
+        if not any(fnmatch(entry.name, written) for written in _WRITTEN):
+            raise RecastError(
+                f"{folder} was begun but not finished, and holds {entry.name}, which is not the "
+                "cell's: move it elsewhere, then the cell begins anew"
+            )
+
+
+def _empty(folder: Path) -> None:
+    """Remove what an interrupted cell left, its temporary names beside the folder included."""
+    _refuse_foreign(folder)
+    left = list(folder.iterdir()) if folder.exists() else []
+    for path in [*left, *folder.parent.glob(f".{escape(folder.name)}.*.partial")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _read(cell: Cell) -> Record:
+    file = _mark(cell)
+    with reading(file, f"remove {cell.folder} to run its cell again"):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        kinds = {"settings": dict, "reads": dict, "returned": dict, "threads": int}
+        for key, kind in kinds.items():
+            if not isinstance(record[key], kind):
+                raise ValueError(f"{key} is {record[key]!r}")
+        if not all(isinstance(value, int | float) for value in record["returned"].values()):
+            raise ValueError("returned is not all numbers")
+        return dict(record)
+
+
+def _write(file: Path, record: Record) -> None:
+    with staged_file(file) as stage:
+        stage.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _mark(cell: Cell) -> Path:
+    return cell.folder / MARK
+
+
+def _begun(cell: Cell) -> Path:
+    return cell.folder.with_name(f".{cell.folder.name}.begun")
+
+
+def _stage_of(cell: Cell) -> str:
+    return cell.stage or cell.name
+
+
+def _is_below(path: Path, folders: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is ... else json.dumps(value)
