@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from recast.config.evaluation import GroundConfig as GroundConfig
     from recast.config.evaluation import StratifyConfig as StratifyConfig
     from recast.config.quickstart import QuickstartConfig as QuickstartConfig
+    from recast.config.train import LoRAConfig as LoRAConfig
     from recast.config.train import ModelConfig as ModelConfig
     from recast.config.train import RLConfig as RLConfig
     from recast.config.train import SFTConfig as SFTConfig
@@ -51,6 +52,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Cell": "recast.cell",
     "EvaluateConfig": "recast.config.evaluation",
+    "LoRAConfig": "recast.config.train",
     "ModelConfig": "recast.config.train",
     "PrepareConfig": "recast.config.data",
     "QuickstartConfig": "recast.config.quickstart",

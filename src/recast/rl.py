@@ -53,7 +53,7 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
                     state.valid = validate(policy, task, setup.valid_rows)
                     metrics |= state.valid
                 stage.advance(metrics, step=state.step)
-        save_policy(policy, Path(config.output) / "policy")
+        save_policy(policy, Path(config.output) / "policy", merge=config.lora.merge)
     return state.valid | state.counts
 
 

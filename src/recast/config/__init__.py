@@ -13,6 +13,7 @@ from recast.config.evaluation import Level as Level
 from recast.config.evaluation import StratifyConfig as StratifyConfig
 from recast.config.quickstart import QuickstartConfig as QuickstartConfig
 from recast.config.train import KLRollouts as KLRollouts
+from recast.config.train import LoRAConfig as LoRAConfig
 from recast.config.train import ModelConfig as ModelConfig
 from recast.config.train import Precision as Precision
 from recast.config.train import RLConfig as RLConfig

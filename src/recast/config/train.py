@@ -47,6 +47,34 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Adapters in place of all weights; needs the extra `lora`."""
+
+    rank: int | None = None
+    """Rank of the adapters; unset: all weights are trained."""
+    alpha: float | None = None
+    """Their scale is alpha / rank; unset: twice the rank."""
+    layers: str = "all-linear"
+    """Whose weights get one: all linear layers but the output layer, or names such as
+    `q_proj,v_proj`."""
+    merge: bool = True
+    """Save the sum of weights and adapters as a model like any other; off: the adapters alone, as
+    PEFT reads them, which need the policy they started from."""
+
+    def __post_init__(self) -> None:
+        make_plain(self)
+        at_least(self, 1, "rank")
+        no_empty(self, "layers")
+        fits = self.alpha is None or 0 < self.alpha < math.inf
+        require(fits, "alpha", self.alpha, "give a positive scale")
+        if self.rank is None:
+            for name in ("alpha", "layers", "merge"):
+                value = getattr(self, name)
+                is_default = value == getattr(LoRAConfig, name)
+                require(is_default, f"lora.{name}", value, "it belongs to lora.rank, give one")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SFTConfig:
     """`recast sft`: next-item training on the oldest part of the training period."""
 
@@ -172,6 +200,8 @@ class RLConfig:
     """Validation rows (a seeded sample) for the curve; they choose nothing."""
     seed: int = 0
     """Seed of the prompts' order and of the rollouts."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """Train adapters in place of all weights, as in `--lora.rank 8`."""
     device: str = "cpu"
     """Where the policy computes, as torch names it: cpu, cuda, cuda:1."""
     precision: Precision = "float32"

@@ -23,6 +23,7 @@ from transformers.utils import logging as hf_logging
 from recast.config import ModelConfig, Precision
 from recast.items.catalog import Catalog, build_catalog, load_catalog
 from recast.policy.attention import ATTENTION
+from recast.policy.lora import ADAPTERS, has_adapters, load_adapters, merged_weights, read_adapters
 from recast.policy.packable import agrees, is_packable, other_attention, text_config
 from recast.run.files import LOADING, reading, reason_of, staged_folder
 from recast.types import RecastError
@@ -32,7 +33,8 @@ from recast.types import RecastError
 class Policy:
     """A causal language model that writes the items of one catalogue."""
 
-    model: PreTrainedModel
+    model: Any
+    """A causal LM of transformers (`PreTrainedModel`), plain or with PEFT's adapters around it."""
     catalog: Catalog
     window: int
     """Items per training window: a prompt holds the latest `window - 1` items."""
@@ -81,15 +83,21 @@ def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int)
     return as_policy(model, catalog, window, config.path or "the model")
 
 
-def save_policy(policy: Policy, folder: str | Path) -> None:
+def save_policy(policy: Policy, folder: str | Path, *, merge: bool = True) -> None:
     """A plain Hugging Face folder (safetensors) with the catalogue in `catalog/`.
 
-    Raises `RecastError` when a weight is not finite.
+    Adapters are added to the weights they belong to, unless `merge` is False: then the folder holds
+    them alone, as PEFT reads them. Raises `RecastError` when a weight is not finite.
     """
     _require_finite(policy.model, "the policy")
     with staged_folder(folder) as stage:
         with _no_bars():
-            policy.model.save_pretrained(stage)
+            if merge and has_adapters(policy.model):
+                plain = policy.model.get_base_model()
+                plain.save_pretrained(stage, state_dict=merged_weights(policy.model))
+            else:
+                policy.model.save_pretrained(stage)
+        (stage / "README.md").unlink(missing_ok=True)  # PEFT's, with nothing filled in
         # Foreign code that reads generation settings must not add sampling of its own.
         (stage / "generation_config.json").write_text('{"do_sample": false}\n')
         (stage / "recast.json").write_text(json.dumps({"window": policy.window}) + "\n")
@@ -108,10 +116,14 @@ def load_policy(folder: str | Path) -> Policy:
         window = json.loads((path / "recast.json").read_text())["window"]
         if type(window) is not int or window < 2:
             raise ValueError(f"window {window!r} is no whole number of 2 or more")
-    return as_policy(_load_model(path), load_catalog(path / "catalog"), window, str(path))
+    if (path / ADAPTERS).is_file():
+        model = load_adapters(_load_model(Path(read_adapters(path))), path)
+    else:
+        model = _load_model(path)
+    return as_policy(model, load_catalog(path / "catalog"), window, str(path))
 
 
-def disable_dropout(model: PreTrainedModel) -> None:
+def disable_dropout(model: torch.nn.Module) -> None:
     """Set every dropout rate to 0, so that train mode, which checkpointing needs, is harmless.
 
     A rate is that of a `Dropout` or a number of a module whose name says so: many models call
@@ -209,7 +221,7 @@ def _require_decoder(config: PreTrainedConfig, path: Path) -> None:
         )
 
 
-def _require_finite(model: PreTrainedModel, name: str) -> None:
+def _require_finite(model: torch.nn.Module, name: str) -> None:
     for key, weight in model.named_parameters():
         if not bool(weight.isfinite().all()):
             raise RecastError(

@@ -43,13 +43,15 @@ def plan_memory(
     the copy of a `reference`, and the logits of the `reads` positions that a step reads.
     """
     weights = sum(p.nbytes for p in policy.model.parameters())
+    trained = sum(p.nbytes for p in policy.model.parameters() if p.requires_grad)
+    more = 3 * trained + reference * weights
     vocabulary = policy.model.get_input_embeddings().weight.shape[0]
     # Logits, their exponentials and the gradients of both.
     logits = 4 * 4 * min(MOST_LOGITS, vocabulary * reads)
     found = free_bytes(policy.catalog.device)
     free = _ASSUMED if found is None else found
     known = f"{size(free)} " + ("assumed, what is free is not known" if found is None else "free")
-    room = max(free - (3 + reference) * weights - logits, 0) * _SHARE
+    room = max(free - more - logits, 0) * _SHARE
     per_token: float = bytes_per_token(policy)
     fits = int(room / per_token)
     checkpointing = fits < longest and policy.model.supports_gradient_checkpointing
@@ -61,7 +63,7 @@ def plan_memory(
     tokens = wanted or max(min(fits, MOST_TOKENS), 1)
     how = "in training with checkpointing" if checkpointing else "in training"
     parts = [
-        f"memory: {known}, {size((4 + reference) * weights)} for weights, gradients and "
+        f"memory: {known}, {size(weights + more)} for weights, gradients and "
         f"AdamW, {size(logits)} for logits, {size(per_token)} per token {how}",
         f"at most {tokens:,} tokens a pass, about {size(tokens * per_token)}",
     ]

@@ -12,12 +12,12 @@ from recast.policy.packed import pack, packed_forward
 from recast.types import RecastError
 
 
-def text_config(model: PreTrainedModel) -> Any:
+def text_config(model: Any) -> Any:
     """Of what writes tokens: the model's own settings, or a part of a multimodal model's."""
     return model.config.get_text_config(decoder=True)
 
 
-def is_packable(model: PreTrainedModel) -> bool:
+def is_packable(model: Any) -> bool:
     """Whether all layers have an attention that the packed one can replace.
 
     Others would run without the layout, that is, with wrong numbers and no error.

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from recast.policy.attention import Layout
 from recast.policy.body import hidden_states
@@ -200,7 +199,7 @@ def pack(
     )
 
 
-def packed_forward(model: PreTrainedModel, packed: Packed, **others: Any) -> Float[Tensor, "B N W"]:
+def packed_forward(model: torch.nn.Module, packed: Packed, **others: Any) -> Float[Tensor, "B N W"]:
     """Last hidden states of the roots and the nodes."""
     hidden = hidden_states(
         model, packed.positions, tokens=packed.tokens, layout=packed.layout, **others

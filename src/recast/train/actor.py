@@ -12,6 +12,7 @@ mean over: `[B, K, L]` counted tokens, `[B, K]` rollouts, `[B]` groups with a ke
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +26,7 @@ from recast.methods.contract import Fault, loss_fault
 from recast.methods.parts import needs, traits_of
 from recast.policy.load import Policy
 from recast.policy.logprobs import branch_logprobs
+from recast.policy.lora import has_adapters, without_adapters
 from recast.policy.prompts import by_length
 from recast.types import LogprobSpace, Loss, Metrics, Prompts, RecastError, Signal
 
@@ -33,9 +35,21 @@ Reference = Callable[[Prompts, Int[Tensor, "B K L"], Bool[Tensor, "B K L"]], Flo
 or by another process."""
 
 
+def trained_parameters(policy: Policy) -> list[torch.nn.Parameter]:
+    """All weights, or those of the adapters alone."""
+    return [p for p in policy.model.parameters() if p.requires_grad]
+
+
 def frozen_reference(policy: Policy, space: LogprobSpace) -> Reference:
-    """The log-probabilities of a policy that nobody trains."""
-    return lambda prompts, branches, mask: branch_logprobs(policy, prompts, branches, space, mask)
+    """The log-probabilities of a policy that nobody trains; of one with adapters, without them."""
+
+    def reference(
+        prompts: Prompts, branches: Int[Tensor, "B K L"], mask: Bool[Tensor, "B K L"]
+    ) -> Float[Tensor, "B K L"]:
+        with without_adapters(policy.model) if has_adapters(policy.model) else nullcontext():
+            return branch_logprobs(policy, prompts, branches, space, mask)
+
+    return reference
 
 
 LOSS_INPUTS = ("logprobs", "old_logprobs", "ref_logprobs", "advantages", "loss_mask")
@@ -194,7 +208,7 @@ def _counts(signal: Signal) -> _Counts:
 def _step(actor: Actor, batches: list[Batch], counts: _Counts) -> Metrics:
     tokens, nll_tokens = counts.units[2], counts.nll_tokens
     model = actor.policy.model
-    parameters = list(model.parameters())
+    parameters = trained_parameters(actor.policy)
     actor.optimizer.zero_grad(set_to_none=True)
     if not batches:  # an optimizer leaves out parameters without a gradient, its momentum included
         for parameter in parameters:

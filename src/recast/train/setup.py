@@ -20,11 +20,12 @@ from recast.methods.parts import needs, spell
 from recast.methods.table import Method
 from recast.policy.load import Policy, create_policy, disable_dropout, load_policy
 from recast.policy.logprobs import branch_logprobs
+from recast.policy.lora import add_adapters, has_adapters
 from recast.policy.memory import MemoryPlan, plan_memory
 from recast.policy.tasks import HistoryTask, Task, check_catalog, load_task
 from recast.policy.threads import choose_threads
 from recast.run.files import refuse_existing
-from recast.train.actor import Actor, frozen_reference
+from recast.train.actor import Actor, frozen_reference, trained_parameters
 from recast.train.search import Search, branch_tokens, prompt_batches
 from recast.train.sequences import sequence_loss
 from recast.types import Prompts, RecastError
@@ -62,7 +63,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     method = resolve(config, method)
     policy = load_policy(config.policy).to(config.device)
     task = load_task(config.data, policy.catalog, policy.window)
-    policy.model.float()  # a small step is lost on weights of 8 bits
+    policy = _trainable(policy, config)
     method = equip(method, policy, ranker=config.ranker, embeddings=config.embeddings)
     count = config.steps * (config.max_rollout_batches if method.fill_batch else 1)
     rows = task.rows("rl")
@@ -74,7 +75,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         policy,
         int(task.lengths(batches.flatten()).max()) + width,
         config.micro_batch_tokens,
-        reference=_compares(method),
+        reference=_compares(method) and not has_adapters(policy.model),
         reads=config.prompts_per_step * width,
     )
     name = method.sampler
@@ -161,6 +162,16 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     )
 
 
+def _trainable(policy: Policy, config: RLConfig) -> Policy:
+    """The policy with what is trained in float32: a small step is lost on weights of 8 bits."""
+    if config.lora.rank is None:
+        policy.model.float()
+        return policy
+    return replace(
+        policy, model=add_adapters(policy.model, config.lora, config.policy, config.seed)
+    )
+
+
 def _compares(method: Method) -> bool:
     return bool(method.kl_coef) or needs(method.loss, "ref_logprobs")
 
@@ -180,14 +191,16 @@ def _choose_threads(config: RLConfig, policy: Policy, prompts: Prompts, plan: Me
 def _actor(config: RLConfig, method: Method, policy: Policy, plan: MemoryPlan) -> Actor:
     reference = None
     if _compares(method):
-        frozen = replace(policy, model=deepcopy(policy.model).requires_grad_(False))
+        frozen = policy  # with adapters: itself, these turned off
+        if not has_adapters(policy.model):
+            frozen = replace(policy, model=deepcopy(policy.model).requires_grad_(False))
         reference = frozen_reference(frozen, method.space)
     if plan.checkpointing:
         policy.model.activation_checkpointing_enable()
     return Actor(
         policy=policy,
         reference=reference,
-        optimizer=torch.optim.AdamW(policy.model.parameters(), lr=method.lr, weight_decay=0.0),
+        optimizer=torch.optim.AdamW(trained_parameters(policy), lr=method.lr, weight_decay=0.0),
         loss=method.loss,
         kl_coef=method.kl_coef,
         kl_rollouts=config.kl_rollouts,

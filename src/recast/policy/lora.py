@@ -1,0 +1,133 @@
+"""LoRA (arXiv 2106.09685) by PEFT: small matrices beside frozen weights, W x + alpha / r B A x.
+
+Enters: a language model. Leaves: the same one with adapters, which alone have gradients. They sit
+inside the transformer, so the packed forward goes through them like through any other layer; with
+the adapters off the model is its own reference, and no second copy of it is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recast.config import LoRAConfig
+from recast.run.files import LOADING, reading, reason_of
+from recast.types import RecastError
+
+ADAPTERS = "adapter_config.json"
+
+
+def has_adapters(model: Any) -> bool:
+    """Whether PEFT wraps the model."""
+    return hasattr(model, "get_base_model")
+
+
+def add_adapters(model: Any, config: LoRAConfig, base: str, seed: int) -> Any:
+    """The model with fresh adapters, which change nothing yet: B is 0, A is drawn from `seed`.
+
+    `base` is the folder that the model is from, for who reads the adapters alone. Raises
+    `RecastError` without PEFT, and for layers that there are not or that the packed forward reads
+    apart from the transformer.
+    """
+    peft, rank = _peft(), config.rank
+    assert rank is not None
+    names: Any = config.layers
+    if names != "all-linear":
+        names = [name.strip() for name in names.split(",")]
+    settings = peft.LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if config.alpha is None else config.alpha,
+        target_modules=names,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=str(Path(base).absolute()),
+    )
+    with torch.random.fork_rng(devices=[]), _quiet():
+        torch.manual_seed(seed)
+        try:
+            wrapped = peft.get_peft_model(model, settings)
+        except ValueError as error:
+            raise RecastError(
+                f"lora.layers is {config.layers!r} ({reason_of(error)}): name linear layers of the "
+                "model, or leave it out"
+            ) from error
+    wrapped.peft_config["default"].base_model_name_or_path = settings.base_model_name_or_path
+    for name in ("get_output_embeddings", "get_input_embeddings"):
+        if isinstance(getattr(wrapped, name)(), peft.tuners.lora.LoraLayer):
+            raise RecastError(
+                f"lora.layers is {config.layers!r}: embeddings and the output layer are read apart "
+                "from the transformer and take no adapter, leave them out"
+            )
+    return wrapped
+
+
+def without_adapters(model: Any) -> AbstractContextManager[object]:
+    """A context in which the model is what it was before it had any."""
+    context: AbstractContextManager[object] = model.disable_adapter()
+    return context
+
+
+def merged_weights(model: Any) -> dict[str, Tensor]:
+    """The weights of the plain model that does what this one does; its own stay as they are."""
+    layers = dict(model.get_base_model().named_modules())
+    weights = {}
+    for name, value in model.get_base_model().state_dict().items():
+        owner, _, kind = name.rpartition(".base_layer.")
+        if owner and kind == "weight":
+            delta = layers[owner].get_delta_weight("default")
+            weights[f"{owner}.{kind}"] = value + delta.to(value.dtype)
+        elif ".lora_" not in name:
+            weights[f"{owner}.{kind}" if owner else name] = value
+    return weights
+
+
+def read_adapters(folder: Path) -> str:
+    """The folder of the model that the adapters in this one belong to."""
+    with reading(folder / ADAPTERS, "use the folder as it was saved"):
+        base = json.loads((folder / ADAPTERS).read_text())["base_model_name_or_path"]
+    if not (isinstance(base, str) and Path(base).is_dir()):
+        raise RecastError(
+            f"{folder} holds adapters of {base!r}, which is no folder: set base_model_name_or_path "
+            f"in its {ADAPTERS} to where the policy is that they were trained from"
+        )
+    return base
+
+
+def load_adapters(model: Any, folder: Path) -> Any:
+    """The plain model that the adapters in a folder make of this one."""
+    peft = _peft()
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise RecastError(
+            f"{folder} has no adapter_model.safetensors: use the folder as it was saved"
+        )
+    try:
+        with _quiet():
+            whole = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
+            return whole.requires_grad_(True)  # PEFT had frozen it
+    except LOADING as error:
+        raise RecastError(
+            f"{folder}: its adapters do not load ({reason_of(error, 200)}): use the folder as it "
+            "was saved"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PEFT warns of its own use of transformers, and of what is refused here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        raise RecastError('adapters need PEFT: pip install "recast-rl[lora]"') from error
+    return peft
