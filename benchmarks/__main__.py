@@ -22,7 +22,17 @@ from typing import Any
 from benchmarks.harness import Row
 from recast.run.environment import environment
 
-MODULES = ("rollout", "update", "step", "evaluation", "trl", "trie", "semantic_ids", "gpu")
+MODULES = (
+    "rollout",
+    "update",
+    "step",
+    "lengths",
+    "evaluation",
+    "trl",
+    "trie",
+    "semantic_ids",
+    "gpu",
+)
 PACKAGES = ("torch", "transformers", "trl", "faiss-cpu", "numpy")
 FOLDER = Path(__file__).parent
 RESULTS, GPU = FOLDER / "results.json", FOLDER / "gpu.json"

@@ -38,13 +38,15 @@ def write_events(file: Path) -> None:
 
 
 def sft_config(walk: Path, output: Path, **changes: Any) -> SFTConfig:
-    settings = {"model": MODEL, "window": 8, "epochs": 10, "lr": 1e-2, "threads": 1} | changes
+    settings = {"model": MODEL, "window": 8, "epochs": 10, "lr": 1e-2, "threads": 1}
+    settings |= {"pass_tokens": 4096} | changes
     data, catalog = str(walk / "data"), str(walk / "catalog")
     return SFTConfig(**({"data": data, "catalog": catalog} | settings), output=str(output))
 
 
 def rl_config(walk: Path, output: Path, **changes: Any) -> RLConfig:
     settings = {"group_size": 6, "prompts_per_step": 8, "steps": 3, "eval_every": 2, "threads": 1}
+    settings["pass_tokens"] = 4096
     data, policy = str(walk / "data"), str(walk / "sft" / "policy")
     settings = {"data": data, "policy": policy} | settings | changes
     return RLConfig(**settings, output=str(output))
@@ -52,13 +54,15 @@ def rl_config(walk: Path, output: Path, **changes: Any) -> RLConfig:
 
 def sft_args(walk: Path, output: Path, *more: str) -> list[object]:
     args = ["sft", "--data", walk / "data", "--catalog", walk / "catalog", "--output", output]
-    return [*args, "--window=8", "--threads=1", "--epochs=2", *MODEL_FLAGS, *more]
+    args += ["--window=8", "--threads=1", "--pass_tokens=4096", "--epochs=2"]
+    return [*args, *MODEL_FLAGS, *more]
 
 
 def rl_args(walk: Path, output: Path, *more: str, policy: Path | None = None) -> list[object]:
     folder = policy or walk / "sft" / "policy"
     args = ["rl", "--data", walk / "data", "--policy", folder, "--output", output, "--threads=1"]
-    return [*args, "--steps=3", "--group_size=4", "--prompts_per_step=4", *more]
+    args += ["--pass_tokens=4096", "--steps=3", "--group_size=4", "--prompts_per_step=4"]
+    return [*args, *more]
 
 
 def weights(run: Path) -> dict[str, Tensor]:

@@ -59,6 +59,7 @@ def test_rollouts_in_parts_are_those_of_one_call(walk: Path, tmp_path: Path, nam
             seed=0,
             max_batches=1,
             micro_batch_tokens=tokens,
+            pass_tokens=65536,
             folder=str(tmp_path),
         ).roll_out(3, prompts)
         for tokens in (10**6, 60)

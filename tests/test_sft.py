@@ -52,7 +52,7 @@ def test_the_run_folder(walk: Path) -> None:
     assert environment["torch_threads"] == 1
     lines = metric_lines(run)
     assert {tuple(line) for line in lines} == {
-        ("step", "stage", "time_s", "sft/loss", "valid/ndcg@10", "valid/hr@10")
+        ("step", "stage", "time_s", "sft/loss", "sft/padding", "valid/ndcg@10", "valid/hr@10")
     }
     data = load_data(walk / "data")
     windows = user_windows(data, data.rows("train"), window=8, seed=0, epoch=0)

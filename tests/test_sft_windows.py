@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+import naive
 import pytest
 import tiny
 import torch
@@ -17,7 +18,8 @@ from recast.data.windows import user_windows
 from recast.policy.prompts import write_items
 from recast.policy.tasks import HistoryTask
 from recast.sft import cosine
-from recast.train.sequences import sequence_loss
+from recast.train import sequences as learning
+from recast.train.sequences import learn
 from recast.types import SPLITS, Interactions
 
 
@@ -184,7 +186,11 @@ def test_the_loss_is_that_of_every_token() -> None:
     mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).index_fill(1, torch.tensor(0), False)
 
     def loss(mask: Tensor, dropout: float = 0.0) -> float:
-        return sequence_loss(policy, tokens, mask, dropout).item()
+        with torch.enable_grad():
+            done = learn(
+                policy, tokens, mask, dropout=dropout, precision="float32", pass_tokens=65536
+            )
+        return float(done.loss)
 
     found, model = loss(mask), tiny.twin(policy.model)
     assert found == pytest.approx(slow_loss(model, catalog, windows), rel=1e-5)
@@ -229,3 +235,36 @@ def test_the_rate_never_rises_again() -> None:
     assert factors[:2] == [0.5, 1.0]
     assert factors == [*factors[:2], *sorted(factors[2:], reverse=True)]
     assert factors[40:] == [0.0] * 20
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "gpt2"])
+def test_rows_that_are_shared_and_parts_have_the_gradient_of_the_batch(
+    name: str, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows of 7, 4 and 2 items: each to itself, several to a row, in parts of like length."""
+    policy = tiny.tiny_policy(name, tiny.tiny_catalog())
+    draw = torch.Generator().manual_seed(3)
+    windows = torch.randint(0, 8, (12, 7), generator=draw)
+    windows[3:8, 2:] = -1
+    windows[8:10, 4:] = -1
+    tokens, lengths = write_items(policy.catalog, windows)
+    place = torch.arange(tokens.shape[1])
+    mask = (place < lengths[:, None]) & (place > 0)
+    found, sent = [], []
+    for shared, saved, pass_tokens in ((512, 0, 1), (512, 8, 1), (1, 8, 16), (1, 8, 65536)):
+        monkeypatch.setattr(learning, "_MOST_SHARED", shared)
+        monkeypatch.setattr(learning, "_LEAST_SAVED", saved or 1)
+        torch.manual_seed(0)
+        policy.model.zero_grad(set_to_none=True)
+        done = learn(
+            policy, tokens, mask, dropout=dropout, precision="float32", pass_tokens=pass_tokens
+        )
+        found.append((float(done.loss), naive.flat_gradients(policy.model)))
+        sent.append(done.sent_tokens)
+        assert done.real_tokens == int((lengths - 1).sum())
+    # 12 rows; 5 of 7 items, and 4 2, 4 2, 2 2 2; three parts without padding; one part.
+    assert sent == [12 * 21, 8 * 21, 5 * 21 + 5 * 6 + 2 * 12, 12 * 21]
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-6)
+        assert naive.relative_error(gradient, found[0][1]) <= 2e-6

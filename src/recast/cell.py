@@ -131,7 +131,7 @@ _READ: dict[str, tuple[str, ...]] = {
 _PUBLISHED = ("movielens-100k", "minilm")
 """Their values that name what is fetched, pinned by its hash."""
 
-_MACHINE = ("output", "threads", "device", "micro_batch_tokens")
+_MACHINE = ("output", "threads", "device", "micro_batch_tokens", "pass_tokens")
 """Settings that move numbers by rounding at most."""
 _RESOLVED = ("method", "logprob_space", "reward_args", "signal_args", "loss_args")
 """Settings of `RLConfig` that the resolved method holds."""

@@ -18,7 +18,7 @@ from recast.data.folder import data_hash
 from recast.evaluation.rank import validate
 from recast.policy.load import Policy, save_policy
 from recast.run.log import RunLog
-from recast.train.sequences import sequence_loss
+from recast.train.sequences import Learned, learn
 from recast.train.setup import set_up_sft
 from recast.train.state import LoopState
 from recast.types import Metrics, Sequences
@@ -37,13 +37,14 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, total))
     state = LoopState(model=policy.model, optimizer=optimizer)
-    with RunLog(config.output, asdict(config) | {"threads": setup.threads}, parent=log) as run:
+    measured = {"threads": setup.threads, "pass_tokens": setup.pass_tokens}
+    with RunLog(config.output, asdict(config) | measured, parent=log) as run:
         run.environment(data_hash(config.data))
         said = f"{setup.num_windows} windows of {config.window} items"
         run.say(f"{said}, torch threads: {setup.threads}")
         with run.stage("SFT", total=config.epochs) as stage:
             while state.step < config.epochs and state.waited < config.patience:
-                loss = train_epoch(
+                learned = train_epoch(
                     state,
                     schedule,
                     policy,
@@ -51,9 +52,10 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
                     batch_size=config.batch_windows,
                     dropout=config.dropout,
                     precision=config.precision,
+                    pass_tokens=setup.pass_tokens,
                 )
                 state.valid = validate(policy, task, setup.valid_rows)
-                metrics = {"sft/loss": loss} | state.valid
+                metrics = learned | state.valid
                 stage.advance(metrics, step=state.optimizer_steps)
                 state.keep_if_best(metrics | {"sft/epoch": float(state.step)})
         policy.model.load_state_dict(state.best_weights)
@@ -70,24 +72,32 @@ def train_epoch(
     batch_size: int,
     dropout: float,
     precision: Precision,
-) -> float:
-    """One pass over the sequences in their order; returns the mean loss of its batches."""
+    pass_tokens: int,
+) -> Metrics:
+    """One pass over the sequences in their order; returns the mean loss of its batches, and the
+    tokens sent per real one."""
     started = time.process_time()
     policy.model.train()
-    losses = []
+    done: list[Learned] = []
     for index in torch.arange(len(sequences), device=policy.catalog.device).split(batch_size):
-        with policy.computing_in(precision):
-            loss = sequence_loss(policy, *sequences.batch(index), dropout)
         state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        learned = learn(
+            policy,
+            *sequences.batch(index),
+            dropout=dropout,
+            precision=precision,
+            pass_tokens=pass_tokens,
+        )
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
         state.optimizer.step()
         schedule.step()
-        losses.append(loss.detach())
+        done.append(learned)
     state.step += 1
-    state.optimizer_steps += len(losses)
+    state.optimizer_steps += len(done)
     state.cpu_s += time.process_time() - started
-    return float(torch.stack(losses).mean())
+    sent, real = (sum(batch[i] for batch in done) for i in (1, 2))
+    mean = float(torch.stack([batch.loss for batch in done]).mean())
+    return {"sft/loss": mean, "sft/padding": float(sent / real)}
 
 
 def cosine(step: int, steps: int, warmup_frac: float = 0.05) -> float:

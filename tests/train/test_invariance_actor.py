@@ -198,6 +198,21 @@ def test_micro_batches_hold_at_most_the_tokens_asked_for(policy: Policy) -> None
             assert size == 1 or sent <= limit
 
 
+def test_parting_by_cost_does_not_change_the_gradient(policy: Policy) -> None:
+    signal, other = _signal(policy), _other(policy)
+    parts = [list(micro_batches(signal, signal.keep, 10**6, cost)) for cost in (65536, 1)]
+    assert [len(batches) for batches in parts] == [1, 4]
+    settings = {"reference": other, "kl_coef": 0.1}
+    wanted = _gradient(policy, signal, **settings)
+    found = _gradient(policy, signal, pass_tokens=1, **settings)
+    assert naive.relative_error(found, wanted) <= 1e-6
+    padding = [
+        update(_actor(policy, pass_tokens=cost), signal)["actor/padding"] for cost in (65536, 1)
+    ]
+    assert padding[0] > 1.3
+    assert padding[1] == 1.0
+
+
 def test_the_order_of_prompts_and_padding_do_not_matter(policy: Policy) -> None:
     signal = _signal(policy)
     wanted = _gradient(policy, signal)

@@ -104,6 +104,9 @@ class SFTConfig:
     """Validations without a better NDCG@10 before training stops."""
     valid_rows: int = 2000
     """Validation rows (a seeded sample) used for early stopping."""
+    pass_tokens: int | None = None
+    """Tokens that take as long as one more pass: what padding is weighed against; unset:
+    measured."""
     seed: int = 0
     """Seed of the weights, the windows and the dropout."""
     device: str = "cpu"
@@ -118,6 +121,7 @@ class SFTConfig:
         check_seed(self.seed)
         at_least(self, 0, "weight_decay")
         at_least(self, 1, "epochs", "batch_windows", "patience", "valid_rows", "threads")
+        at_least(self, 1, "pass_tokens")
         at_least(self, 2, "window")
         require(0 < self.lr < math.inf, "lr", self.lr, "give a positive rate")
         share = self.backwards_frac
@@ -193,7 +197,11 @@ class RLConfig:
     """Log-probabilities over the whole vocabulary (full), the level's codes (level) or the allowed
     children (trie); unset: the method's own."""
     micro_batch_tokens: int | None = None
-    """Distinct tokens per pass through a model; unset: what fits into half of the free memory."""
+    """Distinct tokens per pass through a model, at most; unset: what fits into half of the free
+    memory."""
+    pass_tokens: int | None = None
+    """Tokens that take as long as one more pass: what padding is weighed against; unset:
+    measured."""
     eval_every: int = 50
     """Steps between validations."""
     valid_rows: int = 2000
@@ -215,7 +223,7 @@ class RLConfig:
         no_empty(self, "sampler", "reward", "signal", "loss", "ranker", "embeddings")
         at_least(self, 0, "warmup_steps", "kl_coef", "nll_coef")
         at_least(self, 1, "prompts_per_step", "steps", "updates_per_rollout", "threads")
-        at_least(self, 1, "micro_batch_tokens", "eval_every", "valid_rows")
+        at_least(self, 1, "micro_batch_tokens", "pass_tokens", "eval_every", "valid_rows")
         at_least(self, 1, "group_size", "list_length", "max_rollout_batches")
         fits = self.lr is None or 0 < self.lr < math.inf
         require(fits, "lr", self.lr, "give a positive rate")

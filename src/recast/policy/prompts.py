@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -59,24 +57,3 @@ def write_items(
         order = inside.int().argsort(dim=1, descending=True, stable=True)
         tokens = tokens.gather(1, order)[:, : int(lengths.max()) if len(items) else 1]
     return tokens, lengths
-
-
-def by_length(
-    lengths: Int[Tensor, " N"], branch_tokens: Int[Tensor, " N"], max_tokens: int
-) -> Iterator[Int[Tensor, " B"]]:
-    """Positions of prompts, shortest first, in batches of at most `max_tokens` tokens.
-
-    Padding counts: a batch is as wide as its longest prompt and its most branch tokens. A prompt
-    that is larger on its own makes a batch of its own.
-
-    >>> lengths, branches = torch.tensor([5, 9, 4, 30]), torch.tensor([2, 2, 2, 2])
-    >>> [batch.tolist() for batch in by_length(lengths, branches, 16)]
-    [[2, 0], [1], [3]]
-    """
-    order = lengths.argsort(stable=True)
-    while len(order):
-        width = lengths[order] + branch_tokens[order].cummax(0).values
-        tokens = width * torch.arange(1, len(order) + 1, device=order.device)
-        count = max(int((tokens <= max_tokens).sum()), 1)
-        yield order[:count]
-        order = order[count:]

@@ -27,7 +27,7 @@ from recast.methods.parts import needs, traits_of
 from recast.policy.load import Policy
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.lora import has_adapters, without_adapters
-from recast.policy.prompts import by_length
+from recast.policy.passes import MOST_PASS_TOKENS, by_length
 from recast.types import LogprobSpace, Loss, Metrics, Prompts, RecastError, Signal
 
 Reference = Callable[[Prompts, Int[Tensor, "B K L"], Bool[Tensor, "B K L"]], Float[Tensor, "B K L"]]
@@ -91,6 +91,8 @@ class Actor:
     space: LogprobSpace
     micro_batch_tokens: int
     updates_per_rollout: int
+    pass_tokens: int = MOST_PASS_TOKENS
+    """Tokens that take as long as one more pass."""
 
 
 def update(actor: Actor, signal: Signal) -> Metrics:
@@ -108,10 +110,11 @@ def update(actor: Actor, signal: Signal) -> Metrics:
     }
     if not bool(signal.keep.any() | (signal.nll_weight != 0).any()):
         return metrics
-    batches = list(micro_batches(signal, sent, actor.micro_batch_tokens))
+    batches = list(micro_batches(signal, sent, actor.micro_batch_tokens, actor.pass_tokens))
     if (reference := actor.reference) is not None:
         ref = [_ref_logprobs(reference, batch) for batch in batches]
         batches = [replace(b, ref_logprobs=x) for b, x in zip(batches, ref, strict=True)]
+    metrics["actor/padding"] = _padding(batches)
     counts = _counts(signal)
     for _ in range(actor.updates_per_rollout):
         metrics |= _step(actor, batches, counts)
@@ -130,9 +133,14 @@ def rollouts_to_send(actor: Actor, signal: Signal) -> Bool[Tensor, "B G"]:
     return signal.keep & (signal.advantages != 0).any(-1)
 
 
-def micro_batches(signal: Signal, sent: Bool[Tensor, "B G"], max_tokens: int) -> Iterator[Batch]:
-    """Prompts with a rollout to send or a likelihood, bucketed by length, in batches of at most
-    `max_tokens` tokens; a prompt and its branches are never split."""
+def micro_batches(
+    signal: Signal,
+    sent: Bool[Tensor, "B G"],
+    max_tokens: int,
+    pass_tokens: int = MOST_PASS_TOKENS,
+) -> Iterator[Batch]:
+    """Prompts with a rollout to send or a likelihood, bucketed by length, in the cheapest batches
+    of at most `max_tokens` tokens; a prompt and its branches are never split."""
     prompts = signal.groups.prompts
     has_nll = signal.nll_weight != 0
     rows = (sent.any(1) | has_nll).nonzero()[:, 0]
@@ -140,7 +148,7 @@ def micro_batches(signal: Signal, sent: Bool[Tensor, "B G"], max_tokens: int) ->
     of_rollouts = (signal.groups.loss_mask.sum(-1) - 1).clamp(min=0) * sent
     of_targets = (prompts.target_mask.sum(-1) - 1).clamp(min=0) * has_nll[:, None]
     branch_tokens = (of_rollouts.sum(1) + of_targets.sum(1))[rows]
-    for index in by_length(prompts.lengths[rows], branch_tokens, max_tokens):
+    for index in by_length(prompts.lengths[rows], branch_tokens, max_tokens, pass_tokens):
         yield _gather(signal, sent, rows[index])
 
 
@@ -179,6 +187,17 @@ def _ref_logprobs(reference: Reference, batch: Batch) -> Float[Tensor, "B K L"]:
     if not kept:
         return batch.advantages
     return reference(batch.prompts, batch.branches[:, :kept], batch.loss_mask)
+
+
+def _padding(batches: list[Batch]) -> float:
+    """Tokens sent per real one, of prompts and branches."""
+    sent = real = 0
+    for batch in batches:
+        branch_tokens = (batch.branch_mask.sum(-1) - 1).clamp(min=0).sum(1)
+        lengths = batch.prompts.lengths
+        sent += len(lengths) * int(lengths.max() + branch_tokens.max())
+        real += int((lengths + branch_tokens).sum())
+    return sent / max(real, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from recast.methods.guard import blame, guard_groups, guard_rewards
 from recast.methods.parts import Part
 from recast.methods.table import Method
 from recast.policy.load import Policy
-from recast.policy.prompts import by_length
+from recast.policy.passes import by_length
 from recast.policy.tasks import Task
 from recast.rollout.add_gt import add_gt
 from recast.rollout.fill import Drawn, fill_batch
@@ -57,7 +57,9 @@ class Search:
     max_batches: int
     """Rollout batches per step, at most, of a method that fills its batch."""
     micro_batch_tokens: int
-    """Tokens per call of the sampler; prompts of like length go together."""
+    """Tokens per call of the sampler, at most; prompts of like length go together."""
+    pass_tokens: int
+    """Tokens that take as long as one more pass; a call makes one for every token of an item."""
     folder: str
     """Where a group that a part fails on is written."""
 
@@ -88,7 +90,8 @@ class Search:
             return _empty_groups(prompts, draw)
         width = branch_tokens(self.policy, self.num_rollouts, prompts.targets.shape[1])
         widths = torch.full_like(prompts.lengths, width)
-        batches = list(by_length(prompts.lengths, widths, self.micro_batch_tokens))
+        cost = self.pass_tokens * self.policy.catalog.max_length
+        batches = by_length(prompts.lengths, widths, self.micro_batch_tokens, cost)
         if len(batches) == 1:
             return self._sample(self.sampler, prompts, draw)
         order = torch.cat(batches)

@@ -1,24 +1,185 @@
-"""The supervised loss: token sequences in, their mean negative log-likelihood out."""
+"""The supervised loss: token sequences in, their negative log-likelihood and its gradient out.
+
+Padding costs as much as what is learned. So short sequences share rows, each blind to its
+neighbours, and long ones go through the model in parts of like length; the gradient is that of the
+batch, divided once by all tokens that count.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from recast.config import Precision
+from recast.policy.attention import Layout
 from recast.policy.body import hidden_states
 from recast.policy.load import Policy
 from recast.policy.logprobs import vocabulary_scores
+from recast.policy.passes import by_length
+
+_MOST_SHARED = 512
+"""Tokens of a row that sequences share: its attention costs their square."""
+_LEAST_SAVED = 8
+"""Rows are shared where that saves at least one in so many."""
+_NO_LIMIT = 2**62
 
 
-def sequence_loss(
-    policy: Policy, tokens: Int[Tensor, "B P"], loss_mask: Bool[Tensor, "B P"], dropout: float
-) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood over all tokens that count, each given those before it."""
-    embedded = F.dropout(policy.model.get_input_embeddings()(tokens[:, :-1]), dropout)
-    positions = torch.arange(embedded.shape[1], device=tokens.device).expand(len(tokens), -1)
-    hidden = hidden_states(policy.model, positions, embedded=embedded)
-    counts = loss_mask[:, 1:]
-    wanted = tokens[:, 1:][counts][:, None]
-    return -vocabulary_scores(policy.model, hidden[counts], wanted).mean()
+class Learned(NamedTuple):
+    """What one batch was."""
+
+    loss: Float[Tensor, ""]
+    """Mean negative log-likelihood of the tokens that count."""
+    sent_tokens: int
+    real_tokens: int
+    """Without those that pad."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """What goes through the model together: R rows of W tokens, each predicting its label.
+
+    Example, the sequences 1 5 6 and 1 7 in one row: `tokens=[[1, 5, 1]]  labels=[[5, 6, 7]]`
+    `counts=[[1, 1, 1]]  positions=[[0, 1, 0]]`, where the last token sees itself alone.
+    """
+
+    tokens: Int[Tensor, "R W"]
+    labels: Int[Tensor, "R W"]
+    counts: Bool[Tensor, "R W"]
+    positions: Int[Tensor, "R W"]
+    noise: Float[Tensor, "R W _"] | None
+    """Dropout: what the embeddings are multiplied by."""
+    layout: Layout | None = None
+
+
+def learn(
+    policy: Policy,
+    tokens: Int[Tensor, "B P"],
+    loss_mask: Bool[Tensor, "B P"],
+    *,
+    dropout: float,
+    precision: Precision,
+    pass_tokens: int,
+) -> Learned:
+    """Add the gradient of the mean negative log-likelihood of a batch.
+
+    Dropout draws the same numbers however the batch is sent. `pass_tokens` is what the padding of
+    long sequences is weighed against (`recast.policy.passes`).
+    """
+    place = torch.arange(tokens.shape[1], device=tokens.device)
+    lengths = (loss_mask * place).amax(1)  # the last token that counts is not sent
+    whole = Rows(
+        tokens=tokens[:, :-1],
+        labels=tokens[:, 1:],
+        counts=loss_mask[:, 1:],
+        positions=place[:-1].expand(len(tokens), -1),
+        noise=_dropout_noise(policy, tokens, dropout),
+    )
+    count, total, sent = loss_mask.sum(), [], 0
+    for rows in _parts(whole, lengths, pass_tokens):
+        with policy.computing_in(precision):
+            loss = nll_sum(policy, rows) / count
+        loss.backward()
+        total.append(loss.detach())
+        sent += rows.tokens.numel()
+    return Learned(torch.stack(total).sum(), sent, int(lengths.sum()))
+
+
+def _parts(whole: Rows, lengths: Int[Tensor, " B"], pass_tokens: int) -> list[Rows]:
+    """The batch in as few tokens as its lengths allow, without those that nobody learns from."""
+    width = int(lengths.max())
+    if width <= _MOST_SHARED:
+        row, begin = first_fit(lengths.tolist(), width)
+        if _LEAST_SAVED * (len(row) - 1 - max(row)) >= len(row):
+            return [share_rows(whole, lengths, row, begin, width)]
+        return [whole]
+    parts = by_length(lengths, torch.zeros_like(lengths), _NO_LIMIT, pass_tokens)
+    if len(parts) == 1:
+        return [whole]
+    return [_some(whole, part, int(lengths[part].max())) for part in parts]
+
+
+def first_fit(lengths: list[int], width: int) -> tuple[list[int], list[int]]:
+    """A row and a place in it for every sequence: the longest first, each into the first row of
+    `width` tokens that has room.
+
+    >>> first_fit([2, 5, 3, 4], 6)
+    ([1, 0, 2, 1], [4, 0, 0, 0])
+    """
+    row, begin = [0] * len(lengths), [0] * len(lengths)
+    taken: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[index]
+        fits = (r for r, used in enumerate(taken) if used + length <= width)
+        chosen = next(fits, len(taken))
+        if chosen == len(taken):
+            taken.append(0)
+        row[index], begin[index] = chosen, taken[chosen]
+        taken[chosen] += length
+    return row, begin
+
+
+def share_rows(
+    whole: Rows, lengths: Int[Tensor, " B"], row: list[int], begin: list[int], width: int
+) -> Rows:
+    """The sequences at their places in rows that they share; none sees another."""
+    device, last = lengths.device, whole.tokens.shape[1]
+    place = torch.arange(last, device=device)
+    inside = place < lengths[:, None]
+    target = torch.tensor(row, device=device) * width + torch.tensor(begin, device=device)
+    # Which token of the batch stands in each cell; -1 = none.
+    cells = lengths.new_full(((max(row) + 1) * width,), -1)
+    source = torch.arange(len(lengths) * last, device=device).view(-1, last)
+    cells[(target[:, None] + place)[inside]] = source[inside]
+    cells = cells.view(-1, width)
+    filled, flat = cells >= 0, cells.clamp(min=0)
+    owner = torch.where(filled, flat // last, -1)
+    positions = torch.where(filled, flat % last, torch.arange(width, device=device))
+    mask = (owner[:, :, None] == owner[:, None]) & (positions[:, :, None] >= positions[:, None])
+    noise = whole.noise
+    return Rows(
+        tokens=whole.tokens.flatten()[flat],
+        labels=whole.labels.flatten()[flat],
+        counts=whole.counts.flatten()[flat] & filled,
+        positions=positions,
+        noise=None if noise is None else noise.flatten(0, 1)[flat],
+        layout=Layout(
+            prompt_width=0, mask=mask[:, None], query_positions=positions, key_positions=positions
+        ),
+    )
+
+
+def _some(whole: Rows, index: Int[Tensor, " N"], width: int) -> Rows:
+    noise = whole.noise
+    return Rows(
+        tokens=whole.tokens[index, :width],
+        labels=whole.labels[index, :width],
+        counts=whole.counts[index, :width],
+        positions=whole.positions[index, :width],
+        noise=None if noise is None else noise[index, :width],
+    )
+
+
+def nll_sum(policy: Policy, rows: Rows) -> Float[Tensor, ""]:
+    """Negative log-likelihood of the labels that count, each given the tokens before it, summed."""
+    embedded = policy.model.get_input_embeddings()(rows.tokens)
+    if rows.noise is not None:
+        embedded = embedded * rows.noise
+    hidden = hidden_states(policy.model, rows.positions, embedded=embedded, layout=rows.layout)
+    wanted = rows.labels[rows.counts][:, None]
+    return -vocabulary_scores(policy.model, hidden[rows.counts], wanted).sum()
+
+
+def _dropout_noise(
+    policy: Policy, tokens: Int[Tensor, "B P"], rate: float
+) -> Float[Tensor, "B P_minus_1 W"] | None:
+    """0, or 1 / (1 - rate), for every number of the embeddings that are sent; None without any."""
+    if not rate:
+        return None
+    weight = policy.model.get_input_embeddings().weight
+    batch, width = tokens.shape
+    return F.dropout(weight.new_ones(batch, width - 1, weight.shape[1]), rate)

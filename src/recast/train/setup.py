@@ -22,13 +22,16 @@ from recast.policy.load import Policy, create_policy, disable_dropout, load_poli
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.lora import add_adapters, has_adapters
 from recast.policy.memory import MemoryPlan, plan_memory
+from recast.policy.passes import MOST_PASS_TOKENS, measure_pass_tokens
 from recast.policy.tasks import HistoryTask, Task, check_catalog, load_task
 from recast.policy.threads import choose_threads
 from recast.run.files import refuse_existing
 from recast.train.actor import Actor, frozen_reference, trained_parameters
 from recast.train.search import Search, branch_tokens, prompt_batches
-from recast.train.sequences import sequence_loss
+from recast.train.sequences import learn
 from recast.types import Prompts, RecastError
+
+_MEASURED = 4096  # tokens of a pass that is timed: more says the same
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +81,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         reference=_compares(method) and not has_adapters(policy.model),
         reads=config.prompts_per_step * width,
     )
+    threads, pass_tokens = _measure(config, policy, prompts, plan)
     name = method.sampler
     search = Search(
         policy=policy,
@@ -88,25 +92,25 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         seed=config.seed,
         max_batches=config.max_rollout_batches,
         micro_batch_tokens=plan.micro_batch_tokens,
+        pass_tokens=pass_tokens,
         folder=config.output,
     )
     one = select(prompts, torch.zeros(1, dtype=torch.long, device=policy.catalog.device))
     search.roll_out(0, one)  # a sampler that cannot work says so before there is a folder
-    threads = _choose_threads(config, policy, prompts, plan)
     return RLSetup(
         name=f"{method.label}, {name} rollouts" if name else method.label,
         method=method,
         policy=policy,
         task=task,
         search=search,
-        actor=_actor(config, method, policy, plan),
+        actor=_actor(config, method, policy, plan, pass_tokens),
         batches=batches[: config.steps],
         surplus=batches[config.steps :],
         valid_rows=sample_rows(task.rows("valid"), config.valid_rows),
         warmup_steps=config.warmup_steps,
         precision=config.precision,
         plan=plan,
-        settings=_settings(config, method, threads, plan),
+        settings=_settings(config, method, threads, plan) | {"pass_tokens": pass_tokens},
     )
 
 
@@ -122,6 +126,7 @@ class SFTSetup:
     """Of the first epoch."""
     valid_rows: Int[Tensor, " N"]
     threads: int
+    pass_tokens: int
 
 
 def set_up_sft(config: SFTConfig) -> SFTSetup:
@@ -146,12 +151,21 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     sequences = task.sequences(rows, 0)
     if not len(sequences):
         raise RecastError(f"{config.data} has no user with 2 training events: give more data")
-    first = torch.arange(min(config.batch_windows, len(sequences)), device=policy.catalog.device)
-    threads = choose_threads(
-        lambda: sequence_loss(policy, *sequences.batch(first), 0.0).backward(),
-        config.threads,
-        config.device,
-    )
+    few = torch.arange(min(config.batch_windows, len(sequences)), device=policy.catalog.device)
+
+    def work(rows: int = len(few)) -> int:
+        learned = learn(
+            policy,
+            *sequences.batch(few[:rows]),
+            dropout=0.0,
+            precision=config.precision,
+            pass_tokens=MOST_PASS_TOKENS,
+        )
+        policy.model.zero_grad(set_to_none=True)
+        return learned.sent_tokens
+
+    threads = choose_threads(work, config.threads, config.device)
+    pass_tokens = config.pass_tokens or measure_pass_tokens(work, len(few), config.device)
     return SFTSetup(
         policy=policy,
         task=task,
@@ -159,6 +173,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
         num_windows=len(sequences),
         valid_rows=sample_rows(task.rows("valid"), config.valid_rows),
         threads=threads,
+        pass_tokens=pass_tokens,
     )
 
 
@@ -176,19 +191,28 @@ def _compares(method: Method) -> bool:
     return bool(method.kl_coef) or needs(method.loss, "ref_logprobs")
 
 
-def _choose_threads(config: RLConfig, policy: Policy, prompts: Prompts, plan: MemoryPlan) -> int:
-    """By a pass of the update over a few prompts and their targets, which every method makes."""
-    few = max(1, min(len(prompts), plan.micro_batch_tokens // max(int(prompts.lengths.max()), 1)))
-    some = select(prompts, torch.arange(few, device=policy.catalog.device))
+def _measure(
+    config: RLConfig, policy: Policy, prompts: Prompts, plan: MemoryPlan
+) -> tuple[int, int]:
+    """Threads, and the tokens that take as long as one more pass: by passes of the update over a
+    few prompts and their targets, which every method makes."""
+    fits = min(plan.micro_batch_tokens, _MEASURED) // max(int(prompts.lengths.max()), 1)
+    few = max(1, min(len(prompts), fits))
+    order = prompts.lengths.argsort(stable=True)
 
-    def work() -> None:
+    def work(rows: int = few) -> int:
+        some = select(prompts, order[len(order) // 2 - rows // 2 :][:rows])
         branch_logprobs(policy, some, some.targets, "full", some.target_mask).sum().backward()
         policy.model.zero_grad(set_to_none=True)
+        return rows * int(some.lengths.max())
 
-    return choose_threads(work, config.threads, config.device)
+    threads = choose_threads(work, config.threads, config.device)
+    return threads, config.pass_tokens or measure_pass_tokens(work, few, config.device)
 
 
-def _actor(config: RLConfig, method: Method, policy: Policy, plan: MemoryPlan) -> Actor:
+def _actor(
+    config: RLConfig, method: Method, policy: Policy, plan: MemoryPlan, pass_tokens: int
+) -> Actor:
     reference = None
     if _compares(method):
         frozen = policy  # with adapters: itself, these turned off
@@ -208,6 +232,7 @@ def _actor(config: RLConfig, method: Method, policy: Policy, plan: MemoryPlan) -
         space=method.space,
         micro_batch_tokens=plan.micro_batch_tokens,
         updates_per_rollout=config.updates_per_rollout,
+        pass_tokens=pass_tokens,
     )
 
 
