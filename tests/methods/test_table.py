@@ -17,7 +17,7 @@ import torch
 import yaml
 from small_walk import metric_lines, rl_config, same, weights
 
-from recast.config import RLConfig
+from recast.config import LoRAConfig, RLConfig
 from recast.data.folder import load_data
 from recast.evaluation.metrics import row_metrics
 from recast.evaluation.rank import rank_policy
@@ -71,7 +71,8 @@ def test_the_same_seed_gives_the_same_bits(
     # The settings that a run writes are enough to run it again.
     used = yaml.safe_load((runs[0] / "config.yaml").read_text())
     method = replace(METHODS[name], samplers=METHODS[name].samplers[:1])
-    config = RLConfig(**(used | {"method": name, "output": str(tmp_path / "c")}))
+    changes = {"method": name, "output": str(tmp_path / "c"), "lora": LoRAConfig(**used["lora"])}
+    config = RLConfig(**(used | changes))
     if method.samplers:
         assert spell(resolve(config).signal) == spell(method.signal)
     lines = [[line | {"time_s": 0} for line in metric_lines(run)[1:]] for run in runs]

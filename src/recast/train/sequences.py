@@ -130,7 +130,7 @@ def share_rows(
     device, last = lengths.device, whole.tokens.shape[1]
     place = torch.arange(last, device=device)
     inside = place < lengths[:, None]
-    target = torch.tensor(row, device=device) * width + torch.tensor(begin, device=device)
+    target = (torch.tensor(row) * width + torch.tensor(begin)).to(device)
     # Which token of the batch stands in each cell; -1 = none.
     cells = lengths.new_full(((max(row) + 1) * width,), -1)
     source = torch.arange(len(lengths) * last, device=device).view(-1, last)
