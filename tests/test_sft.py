@@ -55,7 +55,7 @@ def test_the_run_folder(walk: Path) -> None:
         ("step", "stage", "time_s", "sft/loss", "sft/padding", "valid/ndcg@10", "valid/hr@10")
     }
     data = load_data(walk / "data")
-    windows = user_windows(data, data.rows("train"), window=8, seed=0, epoch=0)
+    windows = user_windows(data, data.rows("train"), width=8, seed=0, epoch=0)
     assert lines[0]["step"] == -(-len(windows) // 32)
     assert lines[0]["sft/loss"] > lines[-1]["sft/loss"]
     board = EventAccumulator(str(run / "tb"))
@@ -102,7 +102,7 @@ def test_later_events_do_not_leak(walk: Path, tmp_path: Path) -> None:
     assert moved[before.splits > 0].double().mean() > 0.9
     for epoch in range(3):
         first, second = (
-            user_windows(data, data.rows("train"), window=8, seed=0, epoch=epoch)
+            user_windows(data, data.rows("train"), width=8, seed=0, epoch=epoch)
             for data in (before, after)
         )
         assert first.equal(second)

@@ -51,7 +51,7 @@ def windows_of(events: Interactions, config: SFTConfig, epoch: int) -> Tensor:
     return user_windows(
         events,
         events.rows("train"),
-        window=config.window,
+        width=config.window,
         seed=config.seed,
         epoch=epoch,
         backwards_frac=config.backwards_frac,

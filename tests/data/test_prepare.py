@@ -117,7 +117,7 @@ def test_leave_one_out_by_hand(tmp_path: Path) -> None:
     # What comes before a row, the rl and validation events included, is its history.
     assert history(data, torch.tensor([4, 7]), 9)[:, :4].tolist() == [[0, 1, 2, 3], [1, 2, -1, -1]]
     for epoch in range(5):
-        windows = user_windows(data, data.rows("train"), window=4, seed=0, epoch=epoch)
+        windows = user_windows(data, data.rows("train"), width=4, seed=0, epoch=epoch)
         assert sorted(windows.tolist()) == [[0, 1, -1, -1], [4, 3, -1, -1]]
     facts = load_facts(tmp_path / "out")
     assert facts["splits"] == {

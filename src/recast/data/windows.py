@@ -14,12 +14,12 @@ def user_windows(
     interactions: Interactions,
     rows: Int[Tensor, " E"],
     *,
-    window: int,
+    width: int,
     seed: int,
     epoch: int,
     backwards_frac: float = 0.0,
 ) -> Int[Tensor, "N W"]:
-    """Every user's events among `rows`, behind the user's first, cut into windows of items,
+    """Every user's events among `rows`, behind the user's first, cut into windows of `width` items,
     shuffled; -1 pads on the right.
 
     Each epoch cuts at new offsets, except users who fit one window, and reorders the events that
@@ -36,16 +36,16 @@ def user_windows(
     index = torch.arange(len(users))
     first = torch.searchsorted(users, users)  # sorted: the first event of the same user
     count = torch.searchsorted(users, users, right=True) - first
-    shift = (uniforms(seed, epoch, users, "offset", 1)[:, 0] * window).long() * (count > window)
+    shift = (uniforms(seed, epoch, users, "offset", 1)[:, 0] * width).long() * (count > width)
     place = index - first + shift
-    starts = (place % window == 0) | (index == first)
+    starts = (place % width == 0) | (index == first)
     row = starts.long().cumsum(0) - 1
     column = index - index[starts][row]
-    windows = items.new_full((int(row[-1]) + 1 if len(row) else 0, window), -1)
+    windows = items.new_full((int(row[-1]) + 1 if len(row) else 0, width), -1)
     windows[row, column] = items
     windows = windows[windows[:, 1] >= 0]
     number = torch.arange(len(windows))
     backwards = uniforms(seed, epoch, number, "backwards", 1) < backwards_frac
-    mirrored = ((windows >= 0).sum(1, keepdim=True) - 1 - torch.arange(window)) % window
+    mirrored = ((windows >= 0).sum(1, keepdim=True) - 1 - torch.arange(width)) % width
     windows = torch.where(backwards, windows.gather(1, mirrored), windows)
     return windows[uniforms(seed, epoch, number, "shuffle", 1)[:, 0].argsort()]

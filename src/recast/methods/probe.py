@@ -7,6 +7,7 @@ Every kind of group that a sampler can return is there: `KINDS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from recast.items.catalog import Catalog, build_catalog
+from recast.policy.prompts import make_prompts
 from recast.types import Prompts, RecastError, RolloutGroups, require
 
 KINDS = (
@@ -76,10 +79,13 @@ def probe_groups(
         [_logprobs(tables, leaf, i) for i, leaf in enumerate(targets.clamp(min=0))]
     )
     probability = logprobs.sum(-1).exp()
-    tokens = _tokens(rollouts.masked_fill(~exists, -1), base, num_levels)
+    catalog = _catalog(base, num_levels)
+    tokens = catalog.tokens_of(rollouts.masked_fill(~exists | (rollouts == outside), -1))
+    nowhere = torch.tensor([catalog.level_tokens(level)[1] - 1 for level in range(num_levels)])
+    tokens = torch.where((exists & (rollouts == outside))[..., None], nowhere, tokens)
     included = -torch.expm1(group_size * torch.log1p(-probability))
     return RolloutGroups(
-        prompts=_prompts(targets, base, num_levels, draw),
+        prompts=_prompts(targets, catalog, draw),
         tokens=tokens,
         items=rollouts.masked_fill(~exists | (rollouts == outside), -1),
         predictions=tokens.masked_fill(~exists[..., None], -1)[:, :, None],
@@ -177,31 +183,18 @@ def _logprobs(
     return torch.stack([x[row, leaves // (num_leaves // x.shape[1])] for x in tables], dim=-1)
 
 
-def _tokens(leaves: Int[Tensor, "*n"], base: int, num_levels: int) -> Int[Tensor, "*n L"]:
-    """As in a catalogue: 0 pads, 1 begins, then the codes of one level after the other."""
-    sizes = base ** torch.arange(num_levels - 1, -1, -1)
-    tokens = 2 + leaves[..., None] // sizes % base + base * torch.arange(num_levels)
-    return tokens.masked_fill((leaves < 0)[..., None], 0)
+@cache
+def _catalog(base: int, num_levels: int) -> Catalog:
+    """All SIDs but the last, which no item has."""
+    codes = torch.cartesian_prod(*[torch.arange(base)] * num_levels).view(-1, num_levels)
+    return build_catalog(codes[:-1], (base,) * num_levels)
 
 
-def _prompts(
-    targets: Int[Tensor, "B T"], base: int, num_levels: int, draw: torch.Generator
-) -> Prompts:
-    num_prompts = len(targets)
-    history = torch.randint(base**num_levels - 1, (num_prompts, 3), generator=draw)
+def _prompts(targets: Int[Tensor, "B T"], catalog: Catalog, draw: torch.Generator) -> Prompts:
+    history = torch.randint(catalog.num_items, (len(targets), 3), generator=draw)
     history[1::2, 2:] = -1
-    tokens = _tokens(history, base, num_levels).flatten(1)
-    return Prompts(
-        tokens=torch.cat([torch.ones(num_prompts, 1, dtype=torch.long), tokens], dim=1),
-        lengths=1 + num_levels * (history >= 0).sum(1),
-        targets=_tokens(targets, base, num_levels),
-        target_items=targets,
-        target_mask=(targets >= 0)[..., None].repeat(1, 1, num_levels),
-        target_sids=_tokens(targets, base, num_levels).masked_fill((targets < 0)[..., None], -1),
-        history=history,
-        seen=torch.empty(num_prompts, 0, dtype=torch.long),
-        row_ids=torch.arange(num_prompts) + 10,
-    )
+    rows = torch.arange(len(targets)) + 10
+    return make_prompts(catalog, history=history, targets=targets, row_ids=rows)
 
 
 def _ranker(prompts: Prompts, items: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:

@@ -108,7 +108,7 @@ class HistoryTask:
         windows = user_windows(
             self.interactions,
             rows,
-            window=self.window,
+            width=self.window,
             seed=self.seed,
             epoch=epoch,
             backwards_frac=self.backwards_frac,
