@@ -113,7 +113,13 @@ _VERBS = {
 }
 
 _CATALOG = ("catalog.parquet", "sid.json")
-_POLICY = ("recast.json", "config.json", "*.safetensors", *(f"catalog/{f}" for f in _CATALOG))
+_POLICY = (
+    "recast.json",
+    "config.json",
+    "adapter_config.json",
+    "*.safetensors",
+    *(f"catalog/{f}" for f in _CATALOG),
+)
 _MODEL = ("*.json", "*.safetensors", "*.txt", "*.model", *(f"catalog/{f}" for f in _CATALOG))
 _READ: dict[str, tuple[str, ...]] = {
     "interactions": (),

@@ -80,7 +80,8 @@ class Prompts:
 
     Example, one prompt whose history is item 5 = tokens (2, 9) and whose target is item 7:
     `tokens=[[1, 2, 9]]  lengths=[3]  targets=[[[3, 8]]]  target_items=[[7]]  history=[[5]]`
-    `target_mask=[[[True, True]]]  target_sids=[[[3, 8]]]`. `recast.make_prompts` fills them all.
+    `target_mask=[[[True, True]]]  target_sids=[[[3, 8]]]`, as
+    `recast.policy.prompts.make_prompts` fills them.
     """
 
     tokens: Int[Tensor, "B P"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import tiny
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from small_walk import failure, rl_args, weights
+from small_walk import failure, rl_args, rl_config, weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -27,6 +28,7 @@ from recast.methods.table import METHODS
 from recast.policy.load import Policy, disable_dropout, load_policy, save_policy
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.lora import add_adapters, without_adapters
+from recast.rl import train_rl
 from recast.rollout import beam
 from recast.rollout.add_gt import add_gt
 from recast.train.actor import Actor, frozen_reference, trained_parameters, update
@@ -38,6 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 NAMES = ("llama", "qwen3")
 RUNS = ("recast", "openonerec_rl", "rere")
 KL_COEF = 0.1
+ALONE = LoRAConfig(rank=2, merge=False)
 
 
 def adapted(policy: Policy, rank: int = 4) -> Policy:
@@ -53,7 +56,9 @@ def adapted(policy: Policy, rank: int = 4) -> Policy:
 
 def plain_peft(policy: Policy, start: PreTrainedModel) -> Any:
     """The same adapters in transformers' own attention, by PEFT alone."""
-    other = get_peft_model(tiny.twin(start), policy.model.peft_config["default"])
+    settings = copy.copy(policy.model.peft_config["default"])
+    settings.base_model_name_or_path = None
+    other = get_peft_model(tiny.twin(start), settings)
     other.load_state_dict(policy.model.state_dict())
     return other.eval()
 
@@ -224,17 +229,24 @@ def test_adapters_alone_go_on_as_a_policy(walk: Path, tmp_path: Path) -> None:
     for key, value in alone.model.state_dict().items():
         torch.testing.assert_close(value, merged.model.state_dict()[key])
     assert alone.model.state_dict().keys() == load_policy(start).model.state_dict().keys()
-    cli.main([str(x) for x in rl_args(walk, tmp_path / "c", policy=tmp_path / "a" / "policy")])
+    again = tmp_path / "a" / "policy"
+    cli.main([str(x) for x in rl_args(walk, tmp_path / "c", policy=again)])
+    # The folder of the base is named whole, so that the adapters load from anywhere.
+    settings = json.loads((again / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(start.absolute())
+    with pytest.raises(RecastError, match="holds adapters alone itself"):
+        train_rl(rl_config(walk, tmp_path / "d", policy=str(again), lora=ALONE))
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--lora.alpha=4",), "lora.alpha is 4.0: it belongs to lora.rank, give one"),
-        (("--lora.rank=0",), "rank is 0: give 1 or more"),
+        (("--lora.rank=0",), "lora.rank is 0: give 1 or more"),
         (("--lora.rank=2", "--lora.layers=nothing"), "lora.layers is 'nothing' (Target modules"),
         (("--lora.rank=2", "--lora.layers=lm_head,q_proj"), "take no adapter, leave them out"),
-        (("--lora.rank=2", "--lora.layers="), "layers is '': give a name or leave it out"),
+        (("--lora.rank=2", "--lora.layers="), "lora.layers is '': name layers or leave it out"),
+        (("--lora.rank=2", "--lora.layers=q_proj,nope"), "lora.layers is 'nope': the model has no"),
         (("--lora.rnk=2",), "--lora.rnk is no flag of recast rl: did you mean --lora.rank?"),
     ],
 )

@@ -63,10 +63,10 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         make_plain(self)
-        at_least(self, 1, "rank")
-        no_empty(self, "layers")
+        require(self.rank is None or self.rank >= 1, "lora.rank", self.rank, "give 1 or more")
+        require(self.layers != "", "lora.layers", self.layers, "name layers or leave it out")
         fits = self.alpha is None or 0 < self.alpha < math.inf
-        require(fits, "alpha", self.alpha, "give a positive scale")
+        require(fits, "lora.alpha", self.alpha, "give a positive scale")
         if self.rank is None:
             for name in ("alpha", "layers", "merge"):
                 value = getattr(self, name)

@@ -15,7 +15,7 @@ from torch import Tensor
 from recast.items.trie import build_compressed_trie, build_trie
 from recast.items.writes import Catalog
 from recast.run.files import reading
-from recast.types import RecastError
+from recast.types import RecastError, require
 
 __all__ = ["Catalog", "build_catalog", "build_token_catalog", "load_catalog"]
 
@@ -76,6 +76,10 @@ def build_token_catalog(
     an item that holds the pad token or none at all, and for one that another begins with.
     """
     item_ids, texts = _named("rows of tokens", len(tokens), item_ids, texts)
+    require(len(lengths) == len(tokens), "lengths", len(lengths), f"give {len(tokens)} of them")
+    most = int(lengths.max()) if len(lengths) else 0
+    remedy = f"rows have {tokens.shape[1]} tokens, give no more"
+    require(most <= tokens.shape[1], "largest of the lengths", most, remedy)
     outside = torch.arange(tokens.shape[1]) >= lengths[:, None]
     held = ((tokens == pad_token) | (tokens < 0)) & ~outside
     if bool(held.any()):

@@ -61,6 +61,10 @@ def sampler_fault(
         or _tensor_fault("target_logprobs", returned.target_logprobs, [of_targets])
         or (None if weights is None else _tensor_fault("weights", weights, [whole[:2]]))
         or _range_fault(returned, num_tokens, num_items)
+        or _forbidden(
+            "items of rollouts that do not exist (loss_mask all False): give -1",
+            (returned.items >= 0) & ~returned.exists,
+        )
     )
 
 

@@ -42,6 +42,16 @@ def guard_groups(
     fault = sampler_fault(groups, prompts, num_rollouts, *_sizes(policy))
     if fault:
         raise RecastError(f"sampler {name_of(sampler)} gave {fault.what}")
+    catalog = policy.catalog
+    names = catalog.sids_of(catalog.tokens_of(groups.items))
+    wrong = (groups.items >= 0) & (groups.predictions[:, :, 0] != names).any(-1)
+    if bool(wrong.any()):
+        row, rollout = wrong.nonzero()[0].tolist()
+        raise RecastError(
+            f"sampler {name_of(sampler)} gave predictions that do not name item "
+            f"{int(groups.items[row, rollout])} in rollout {rollout}: fill them by "
+            "policy.catalog.sids_of(tokens)"
+        )
 
 
 def guard_rewards(reward: Part, groups: RolloutGroups, rewards: Any, folder: str) -> None:

@@ -23,7 +23,14 @@ from transformers.utils import logging as hf_logging
 from recast.config import ModelConfig, Precision
 from recast.items.catalog import Catalog, build_catalog, load_catalog
 from recast.policy.attention import ATTENTION
-from recast.policy.lora import ADAPTERS, has_adapters, load_adapters, merged_weights, read_adapters
+from recast.policy.lora import (
+    ADAPTERS,
+    has_adapters,
+    load_adapters,
+    merged_weights,
+    read_adapters,
+    save_adapters,
+)
 from recast.policy.packable import agrees, is_packable, other_attention, text_config
 from recast.run.files import LOADING, reading, reason_of, staged_folder
 from recast.types import RecastError
@@ -92,12 +99,13 @@ def save_policy(policy: Policy, folder: str | Path, *, merge: bool = True) -> No
     _require_finite(policy.model, "the policy")
     with staged_folder(folder) as stage:
         with _no_bars():
-            if merge and has_adapters(policy.model):
+            if not has_adapters(policy.model):
+                policy.model.save_pretrained(stage)
+            elif merge:
                 plain = policy.model.get_base_model()
                 plain.save_pretrained(stage, state_dict=merged_weights(policy.model))
             else:
-                policy.model.save_pretrained(stage)
-        (stage / "README.md").unlink(missing_ok=True)  # PEFT's, with nothing filled in
+                save_adapters(policy.model, stage)
         # Foreign code that reads generation settings must not add sampling of its own.
         (stage / "generation_config.json").write_text('{"do_sample": false}\n')
         (stage / "recast.json").write_text(json.dumps({"window": policy.window}) + "\n")

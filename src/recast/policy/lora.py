@@ -19,7 +19,7 @@ from torch import Tensor
 
 from recast.config import LoRAConfig
 from recast.run.files import LOADING, reading, reason_of
-from recast.types import RecastError
+from recast.types import RecastError, require
 
 ADAPTERS = "adapter_config.json"
 
@@ -38,6 +38,12 @@ def add_adapters(model: Any, config: LoRAConfig, base: str, seed: int) -> Any:
     """
     peft, rank = _peft(), config.rank
     assert rank is not None
+    if not config.merge and (Path(base) / ADAPTERS).is_file():
+        raise RecastError(
+            f"lora.merge is False: {base} holds adapters alone itself, and PEFT puts none on top "
+            "of them; leave merge on"
+        )
+    origin = str(Path(base).absolute())
     names: Any = config.layers
     if names != "all-linear":
         names = [name.strip() for name in names.split(",")]
@@ -46,7 +52,6 @@ def add_adapters(model: Any, config: LoRAConfig, base: str, seed: int) -> Any:
         lora_alpha=2 * rank if config.alpha is None else config.alpha,
         target_modules=names,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=str(Path(base).absolute()),
     )
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
@@ -57,7 +62,12 @@ def add_adapters(model: Any, config: LoRAConfig, base: str, seed: int) -> Any:
                 f"lora.layers is {config.layers!r} ({reason_of(error)}): name linear layers of the "
                 "model, or leave it out"
             ) from error
-    wrapped.peft_config["default"].base_model_name_or_path = settings.base_model_name_or_path
+    wrapped.peft_config["default"].base_model_name_or_path = origin
+    if names != "all-linear":
+        known = [name for name, _ in model.named_modules()]
+        for name in names:
+            is_layer = any(x == name or x.endswith(f".{name}") for x in known)
+            require(is_layer, "lora.layers", name, "the model has no layer of that name")
     for name in ("get_output_embeddings", "get_input_embeddings"):
         if isinstance(getattr(wrapped, name)(), peft.tuners.lora.LoraLayer):
             raise RecastError(
@@ -85,6 +95,13 @@ def merged_weights(model: Any) -> dict[str, Tensor]:
         elif ".lora_" not in name:
             weights[f"{owner}.{kind}" if owner else name] = value
     return weights
+
+
+def save_adapters(model: Any, folder: Path) -> None:
+    """The adapters alone, as PEFT reads them."""
+    with _quiet():
+        model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's, with nothing filled in
 
 
 def read_adapters(folder: Path) -> str:

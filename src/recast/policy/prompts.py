@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from recast.items.catalog import Catalog
-from recast.types import Prompts
+from recast.types import Prompts, require
 
 
 def make_prompts(
@@ -23,10 +23,25 @@ def make_prompts(
     right-padded tokens and their lengths.
 
     All items are indices, -1 as padding on the right. T may be 0, as for a request that is served:
-    the rollouts are the same. Nothing is `seen` by default, and rows are numbered from 0. Made
-    where the catalogue is.
+    the rollouts are the same. Nothing is `seen` by default, and rows are numbered from 0. Beside a
+    text the history is for rankers alone. Made where the catalogue is.
+
+    Raises `RecastError` for items that there are not, padding that is not on the right of a
+    history, and unequal numbers of rows.
     """
     count, device = len(targets), catalog.device
+    for name, given in (("targets", targets), ("history", history), ("seen", seen)):
+        if given is None:
+            continue
+        require(len(given) == count, f"rows of {name}", len(given), f"give {count}, as of targets")
+        inside = (given >= -1) & (given < catalog.num_items)
+        wrong = given[~inside].tolist()[:1]
+        require(not wrong, name, wrong, f"give items from 0 to {catalog.num_items - 1}, or -1")
+    if history is not None and history.shape[1]:
+        gap = (history[:, 1:] >= 0) & (history[:, :-1] < 0)
+        remedy = "stand left of an item: pad on the right"
+        row = int(gap.any(1).int().argmax()) if bool(gap.any()) else 0
+        require(not bool(gap.any()), "history", history[row].tolist(), f"no -1 may {remedy}")
     nothing = torch.empty(count, 0, dtype=torch.long, device=device)
     items = nothing if history is None else history.to(device)
     targets = targets.to(device)

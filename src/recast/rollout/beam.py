@@ -34,7 +34,8 @@ def beam_search(
     """The `group_size` best items by summed log-probability in `draw.logprob_space`, no length
     penalty. Tokens that have to follow a choice count as soon as it is made.
 
-    Equal to transformers' beam search under the same constraint when the space is `full`. With
+    Equal to transformers' beam search under the same constraint when the space is `full` and every
+    choice is one token, as of semantic IDs. With
     `Decoder(constrained=False)` every token of the space may follow every other; sequences outside
     the catalogue get item -1. The search draws nothing: seed and step are for the signals that do.
 
