@@ -14,7 +14,7 @@ quickstart: .venv/.installed
 test: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4
 
-# Both sides of every ratio, 21 minutes on two cores; writes benchmarks/RESULTS.md.
+# Both sides of every ratio, half an hour on two cores; writes benchmarks/RESULTS.md.
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks
 
