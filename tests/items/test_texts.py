@@ -151,6 +151,7 @@ def test_a_saved_catalogue_is_the_same_again(tmp_path: Path) -> None:
         ([[3, 4], [3, 4, 5]], r"item 0 writes \[3, 4\], which another item begins with: end every"),
         ([[3, 0, 2], [4, 2]], r"item '0' writes \[3, 0, 2\] and the pad token is 0: pad with a"),
         ([[3, -4, 2], [4, 2]], "the others are 0 or more"),
+        ([[3, 2**32 + 5, 2], [4, 2]], "fit into 32 bits"),
     ],
 )
 def test_what_cannot_be_told_apart_is_refused(texts: list[list[int]], message: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 import tiny
 import torch
 from peft import PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_walk import failure, rl_args, rl_config, weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -279,4 +279,18 @@ def test_adapters_whose_base_is_gone(tmp_path: Path) -> None:
     model = add_adapters(start.model, LoRAConfig(rank=2), str(tmp_path / "gone"), seed=0)
     save_policy(replace(start, model=model), tmp_path / "adapters", merge=False)
     with pytest.raises(RecastError, match="which is no folder: set base_model_name_or_path"):
+        load_policy(tmp_path / "adapters")
+
+
+def test_adapters_that_lost_a_weight(tmp_path: Path) -> None:
+    """PEFT alone would take fresh ones in its place, which do nothing."""
+    save_policy(tiny.tiny_policy("llama", tiny.tiny_catalog()), tmp_path / "start")
+    policy = load_policy(tmp_path / "start")
+    model = add_adapters(policy.model, LoRAConfig(rank=2), str(tmp_path / "start"), seed=0)
+    save_policy(replace(policy, model=model), tmp_path / "adapters", merge=False)
+    file = tmp_path / "adapters" / "adapter_model.safetensors"
+    stored = load_file(file)
+    stored.pop(next(iter(stored)))
+    save_file(stored, file)
+    with pytest.raises(RecastError, match="1 weights missing or unknown"):
         load_policy(tmp_path / "adapters")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from recast.items.trie import build_compressed_trie, build_trie
 from recast.items.writes import Catalog
 from recast.run.files import reading
 from recast.types import RecastError, require
+
+_MOST = 2**31  # tokens are kept in 32 bits
 
 __all__ = ["Catalog", "build_catalog", "build_token_catalog", "load_catalog"]
 
@@ -47,6 +48,8 @@ def build_catalog(
             f"item {item_ids[row]!r} has the code {codes[row].tolist()}, outside the codebooks "
             f"{list(codebook_sizes)}: codes run from 0 to size - 1"
         )
+    remedy = f"codebooks {list(codebook_sizes)} then need more tokens than fit into 32 bits"
+    require(first_token + sum(codebook_sizes) <= _MOST, "first_token", first_token, remedy)
     starts = first_token + torch.tensor((0, *codebook_sizes[:-1])).cumsum(0)
     return Catalog(
         tokens=(codes + starts).int(),
@@ -81,13 +84,13 @@ def build_token_catalog(
     remedy = f"rows have {tokens.shape[1]} tokens, give no more"
     require(most <= tokens.shape[1], "largest of the lengths", most, remedy)
     outside = torch.arange(tokens.shape[1]) >= lengths[:, None]
-    held = ((tokens == pad_token) | (tokens < 0)) & ~outside
+    held = ((tokens == pad_token) | (tokens < 0) | (tokens >= _MOST)) & ~outside
     if bool(held.any()):
         row = int(held.any(1).nonzero()[0])
         raise RecastError(
             f"item {item_ids[row]!r} writes {tokens[row, : int(lengths[row])].tolist()} and the "
             f"pad token is {pad_token}: pad with a token that no item holds, the others are 0 or "
-            "more"
+            "more and fit into 32 bits"
         )
     width = max(int(lengths.max()), 1) if len(lengths) else 0
     trie = build_compressed_trie(tokens[:, :width], lengths, pad_token)
@@ -170,8 +173,8 @@ def _read_sid(file: Path) -> dict[str, Any]:
     sizes, first = sid["codebook_sizes"], sid["first_token"]
     if not (isinstance(sizes, list) and all(type(size) is int for size in sizes)):
         raise ValueError(f"sid.json has codebook_sizes {sizes!r}: no list of whole numbers")
-    last = first if sizes else math.inf  # texts are of the same vocabulary
-    for name, below in (("first_token", math.inf), ("pad_token", last), ("bos_token", last)):
+    last = first if sizes else _MOST  # texts are of the same vocabulary
+    for name, below in (("first_token", _MOST), ("pad_token", last), ("bos_token", last)):
         if not (type(sid[name]) is int and 0 <= sid[name] < below):
             raise ValueError(f"sid.json has {name} {sid[name]!r} and first_token {first!r}")
     return dict(sid)

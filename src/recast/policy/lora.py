@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from recast.config import LoRAConfig
@@ -124,8 +125,13 @@ def load_adapters(model: Any, folder: Path) -> Any:
             f"{folder} has no adapter_model.safetensors: use the folder as it was saved"
         )
     try:
-        with _quiet():
-            whole = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
+        with _quiet(), safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            wrapped = peft.PeftModel.from_pretrained(model, folder)
+            # PEFT fills what is missing with fresh adapters and drops what it does not know.
+            wanted, stored = peft.get_peft_model_state_dict(wrapped), {*file.keys()}
+            if odd := sorted(wanted.keys() ^ stored):
+                raise ValueError(f"{len(odd)} weights missing or unknown, {odd[0]} first")
+            whole = wrapped.merge_and_unload()
             return whole.requires_grad_(True)  # PEFT had frozen it
     except LOADING as error:
         raise RecastError(
