@@ -253,7 +253,7 @@ def test_rows_that_are_shared_and_parts_have_the_gradient_of_the_batch(
     mask = (place < lengths[:, None]) & (place > 0)
     found, sent = [], []
     for shared, saved, pass_tokens in ((512, 0, 1), (512, 8, 1), (1, 8, 16), (1, 8, 65536)):
-        monkeypatch.setattr(learning, "_MOST_SHARED", shared)
+        monkeypatch.setattr(learning, "MOST_SHARED", shared)
         monkeypatch.setattr(learning, "_LEAST_SAVED", saved or 1)
         torch.manual_seed(0)
         policy.model.zero_grad(set_to_none=True)

@@ -135,9 +135,7 @@ class Catalog:
             code = self._at(tokens, end) - self._level_start(level)
             low, last = children[node].long(), children[node + 1].long()
             high = last
-            for _ in range(
-                self.trie.widths[level].bit_length()
-            ):  # binary search: children are sorted
+            for _ in range(self.trie.widths[level].bit_length()):  # binary search
                 middle = (low + high) // 2
                 right = (low < high) & (codes[middle.clamp(max=len(codes) - 1)] < code)
                 low = torch.where(right, middle + 1, low)

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from recast.config import ModelConfig, Precision
-from recast.items.catalog import Catalog, build_catalog, load_catalog
+from recast.items.catalog import Catalog, load_catalog
 from recast.policy.attention import ATTENTION
 from recast.policy.lora import (
     ADAPTERS,
@@ -126,6 +126,7 @@ def load_policy(folder: str | Path) -> Policy:
             raise ValueError(f"window {window!r} is no whole number of 2 or more")
     if (path / ADAPTERS).is_file():
         model = load_adapters(_load_model(Path(read_adapters(path))), path)
+        _require_finite(model, str(path))
     else:
         model = _load_model(path)
     return as_policy(model, load_catalog(path / "catalog"), window, str(path))
@@ -245,6 +246,11 @@ def _with_sid_tokens(path: Path, catalog: Catalog) -> tuple[PreTrainedModel, Cat
         if not torch.equal(policy.catalog.codes, catalog.codes):
             raise RecastError(f"{path} writes other semantic IDs than this catalogue: use its own")
         return policy.model, policy.catalog
+    if not catalog.codebook_sizes:
+        raise RecastError(
+            f"{path} has a vocabulary of its own, and this catalogue writes tokens of another: "
+            "give semantic IDs, or leave model.path out"
+        )
     model = _load_model(path)
     rows = model.get_input_embeddings().weight.shape[0]
     settings = text_config(model)
@@ -252,15 +258,8 @@ def _with_sid_tokens(path: Path, catalog: Catalog) -> tuple[PreTrainedModel, Cat
     bos = tokens[1] if tokens[0] is None else tokens[0]
     if not (isinstance(bos, int) and 0 <= bos < rows):
         raise RecastError(f"{path} has bos_token_id {bos!r} of {rows} tokens: name one of them")
-    catalog = build_catalog(
-        catalog.codes.long(),
-        catalog.codebook_sizes,
-        item_ids=catalog.item_ids,
-        texts=catalog.texts,
-        first_token=rows,
-        bos_token=bos,
-        pad_token=bos,
-    )
+    tokens = catalog.tokens + (rows - catalog.first_token)
+    catalog = replace(catalog, tokens=tokens, first_token=rows, bos_token=bos, pad_token=bos)
     model.resize_token_embeddings(catalog.vocab_size)
     return model, catalog
 

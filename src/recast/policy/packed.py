@@ -6,10 +6,7 @@ distinct beginning. The prompt is padded on the right, so plain causal attention
 real tokens; the *root* is the prompt's last token, moved to a fixed column so that the first
 token's distribution sits in the same place for every row. A node's query attends to its prompt, to
 the root and to its own ancestors; its position continues from the prompt's length. No mask of
-prompt x prompt is ever built. Without a layout (SFT) a row is all prompt.
-
-The attention runs inside transformers' own models: `AttentionInterface` knows it as `ATTENTION`,
-and the `Layout` of a call reaches it as a keyword argument of `model(...)`.
+prompt x prompt is ever built (`recast.policy.attention`).
 """
 
 from __future__ import annotations

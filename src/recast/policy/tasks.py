@@ -17,6 +17,8 @@ from recast.items.catalog import Catalog
 from recast.policy.prompts import make_prompts, write_items
 from recast.types import Interactions, Prompts, RecastError, Sequences
 
+_ROWS = 2**16  # whose histories are looked at together
+
 
 @runtime_checkable
 class Task(Protocol):
@@ -88,9 +90,12 @@ class HistoryTask:
 
     def lengths(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
         """BOS and the items' tokens."""
-        items = history(self.interactions, rows, self.window - 1)
-        length = self.catalog.lengths.cpu()[items.clamp(min=0)]
-        return 1 + length.masked_fill(items < 0, 0).sum(1)
+        written = self.catalog.lengths.cpu().long()
+        found = []
+        for some in rows.split(_ROWS):
+            items = history(self.interactions, some, self.window - 1)
+            found.append(1 + written[items.clamp(min=0)].masked_fill(items < 0, 0).sum(1))
+        return torch.cat(found)
 
     def prompts(self, rows: Int[Tensor, " B"]) -> Prompts:
         """One target each."""

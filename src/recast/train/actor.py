@@ -144,12 +144,16 @@ def micro_batches(
     prompts = signal.groups.prompts
     has_nll = signal.nll_weight != 0
     rows = (sent.any(1) | has_nll).nonzero()[:, 0]
-    # The last token of a branch is not sent.
-    of_rollouts = (signal.groups.loss_mask.sum(-1) - 1).clamp(min=0) * sent
-    of_targets = (prompts.target_mask.sum(-1) - 1).clamp(min=0) * has_nll[:, None]
+    of_rollouts = _sent_tokens(signal.groups.loss_mask) * sent
+    of_targets = _sent_tokens(prompts.target_mask) * has_nll[:, None]
     branch_tokens = (of_rollouts.sum(1) + of_targets.sum(1))[rows]
     for index in by_length(prompts.lengths[rows], branch_tokens, max_tokens, pass_tokens):
         yield _gather(signal, sent, rows[index])
+
+
+def _sent_tokens(mask: Bool[Tensor, "B N L"]) -> Int[Tensor, "B N"]:
+    """Of every branch: all before the last one that counts, whether they count or not."""
+    return (mask * torch.arange(mask.shape[2], device=mask.device)).amax(-1)
 
 
 def _gather(signal: Signal, sent: Bool[Tensor, "B G"], rows: Int[Tensor, " N"]) -> Batch:
@@ -193,7 +197,7 @@ def _padding(batches: list[Batch]) -> float:
     """Tokens sent per real one, of prompts and branches."""
     sent = real = 0
     for batch in batches:
-        branch_tokens = (batch.branch_mask.sum(-1) - 1).clamp(min=0).sum(1)
+        branch_tokens = _sent_tokens(batch.branch_mask).sum(1)
         lengths = batch.prompts.lengths
         sent += len(lengths) * int(lengths.max() + branch_tokens.max())
         real += int((lengths + branch_tokens).sum())

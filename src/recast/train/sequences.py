@@ -22,7 +22,7 @@ from recast.policy.load import Policy
 from recast.policy.logprobs import vocabulary_scores
 from recast.policy.passes import by_length
 
-_MOST_SHARED = 512
+MOST_SHARED = 512
 """Tokens of a row that sequences share: its attention costs their square."""
 _LEAST_SAVED = 8
 """Rows are shared where that saves at least one in so many."""
@@ -92,7 +92,7 @@ def learn(
 def _parts(whole: Rows, lengths: Int[Tensor, " B"], pass_tokens: int) -> list[Rows]:
     """The batch in as few tokens as its lengths allow, without those that nobody learns from."""
     width = int(lengths.max())
-    if width <= _MOST_SHARED:
+    if width <= MOST_SHARED:
         row, begin = first_fit(lengths.tolist(), width)
         if _LEAST_SAVED * (len(row) - 1 - max(row)) >= len(row):
             return [share_rows(whole, lengths, row, begin, width)]

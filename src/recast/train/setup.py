@@ -28,7 +28,7 @@ from recast.policy.threads import choose_threads
 from recast.run.files import refuse_existing
 from recast.train.actor import Actor, frozen_reference, trained_parameters
 from recast.train.search import Search, branch_tokens, prompt_batches
-from recast.train.sequences import learn
+from recast.train.sequences import MOST_SHARED, learn
 from recast.types import Prompts, RecastError
 
 _MEASURED = 4096  # tokens of a pass that is timed: more says the same
@@ -81,7 +81,6 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         reference=_compares(method) and not has_adapters(policy.model),
         reads=config.prompts_per_step * width,
     )
-    threads, pass_tokens = _measure(config, policy, prompts, plan)
     name = method.sampler
     search = Search(
         policy=policy,
@@ -92,17 +91,18 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         seed=config.seed,
         max_batches=config.max_rollout_batches,
         micro_batch_tokens=plan.micro_batch_tokens,
-        pass_tokens=pass_tokens,
+        pass_tokens=MOST_PASS_TOKENS,
         folder=config.output,
     )
     one = select(prompts, torch.zeros(1, dtype=torch.long, device=policy.catalog.device))
     search.roll_out(0, one)  # a sampler that cannot work says so before there is a folder
+    threads, pass_tokens = _measure(config, policy, prompts, plan)
     return RLSetup(
         name=f"{method.label}, {name} rollouts" if name else method.label,
         method=method,
         policy=policy,
         task=task,
-        search=search,
+        search=replace(search, pass_tokens=pass_tokens),
         actor=_actor(config, method, policy, plan, pass_tokens),
         batches=batches[: config.steps],
         surplus=batches[config.steps :],
@@ -165,7 +165,9 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
         return learned.sent_tokens
 
     threads = choose_threads(work, config.threads, config.device)
-    pass_tokens = config.pass_tokens or measure_pass_tokens(work, len(few), config.device)
+    pass_tokens = config.pass_tokens or MOST_PASS_TOKENS
+    if config.pass_tokens is None and int(sequences.lengths.max()) - 1 > MOST_SHARED:
+        pass_tokens = measure_pass_tokens(work, len(few), config.device)
     return SFTSetup(
         policy=policy,
         task=task,
