@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
+import pytest
 import tiny
 import torch
 import yaml
@@ -22,6 +23,7 @@ from recast.items.catalog import load_catalog
 from recast.policy.baselines import popularity
 from recast.policy.load import load_policy
 from recast.sft import train_sft
+from recast.train import setup
 
 
 def test_it_learns_more_than_popularity(walk: Path) -> None:
@@ -132,3 +134,19 @@ def test_a_policy_of_ones_own_is_the_start(walk: Path, tmp_path: Path) -> None:
     before, after = weights(walk / "sft"), weights(tmp_path / "run")
     assert before.keys() == after.keys()
     assert all(torch.allclose(before[k], after[k], atol=1e-9) for k in before)
+
+
+def test_the_cost_of_a_pass_is_not_measured_for_short_sequences(
+    walk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share rows and read none; long ones do."""
+    asked: list[int] = []
+    monkeypatch.setattr(setup, "measure_pass_tokens", lambda *_: asked.append(1) or 32)
+    for name, shared in (("short", setup.MOST_SHARED), ("long", 1)):
+        monkeypatch.setattr(setup, "MOST_SHARED", shared)
+        train_sft(sft_config(walk, tmp_path / name, epochs=1, pass_tokens=None))
+    written = [
+        yaml.safe_load((tmp_path / name / "config.yaml").read_text())["pass_tokens"]
+        for name in ("short", "long")
+    ]
+    assert (asked, written) == ([1], [65536, 32])

@@ -105,6 +105,14 @@ def test_a_model_without_a_token_to_begin_with_is_refused(tmp_path: Path) -> Non
         )
 
 
+def test_texts_are_no_tokens_of_a_given_model(tmp_path: Path) -> None:
+    tiny.tiny_policy("llama", tiny.tiny_catalog()).model.save_pretrained(tmp_path / "model")
+    with pytest.raises(RecastError, match="has a vocabulary of its own, and this catalogue"):
+        create_policy(
+            ModelConfig(path=str(tmp_path / "model")), tiny.text_catalog(), window=5, seed=0
+        )
+
+
 def test_an_encoder_decoder_is_refused_for_what_it_is(tmp_path: Path) -> None:
     shape = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_layers": 1, "num_heads": 2}
     T5ForConditionalGeneration(T5Config(vocab_size=9, **shape)).save_pretrained(tmp_path / "t5")

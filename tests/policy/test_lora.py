@@ -294,3 +294,14 @@ def test_adapters_that_lost_a_weight(tmp_path: Path) -> None:
     save_file(stored, file)
     with pytest.raises(RecastError, match="1 weights missing or unknown"):
         load_policy(tmp_path / "adapters")
+
+
+def test_adapters_that_hold_nan(tmp_path: Path) -> None:
+    save_policy(tiny.tiny_policy("llama", tiny.tiny_catalog()), tmp_path / "start")
+    policy = load_policy(tmp_path / "start")
+    model = add_adapters(policy.model, LoRAConfig(rank=2), str(tmp_path / "start"), seed=0)
+    save_policy(replace(policy, model=model), tmp_path / "adapters", merge=False)
+    file = tmp_path / "adapters" / "adapter_model.safetensors"
+    save_file({name: value * torch.nan for name, value in load_file(file).items()}, file)
+    with pytest.raises(RecastError, match=r"adapters: .* holds NaN or infinity"):
+        load_policy(tmp_path / "adapters")

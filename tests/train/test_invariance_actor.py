@@ -198,6 +198,17 @@ def test_micro_batches_hold_at_most_the_tokens_asked_for(policy: Policy) -> None
             assert size == 1 or sent <= limit
 
 
+def test_tokens_before_the_last_that_counts_are_sent_too(policy: Policy) -> None:
+    """Row 0: 19 tokens and five rollouts, whose two tokens before the one that counts are sent."""
+    signal = _signal(policy)
+    mask = signal.groups.loss_mask.clone()
+    mask[:, :, :-1] = False
+    signal = replace(signal, groups=replace(signal.groups, loss_mask=mask))
+    for limit, most in ((2 * (19 + 5 * 2), 2), (2 * (19 + 5 * 2) - 1, 1)):
+        batches = [b.prompts.row_ids.tolist() for b in micro_batches(signal, signal.keep, limit)]
+        assert max(len(rows) for rows in batches if 0 in rows) <= most
+
+
 def test_parting_by_cost_does_not_change_the_gradient(policy: Policy) -> None:
     signal, other = _signal(policy), _other(policy)
     parts = [list(micro_batches(signal, signal.keep, 10**6, cost)) for cost in (65536, 1)]
