@@ -20,16 +20,12 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from benchmarks.harness import Work, peak_bytes, stock_attention
 from recast.items.catalog import Catalog
-from recast.losses import ppo_clip
 from recast.policy.attention import ATTENTION
 from recast.policy.load import Policy
 from recast.policy.logprobs import vocabulary_scores
 from recast.policy.prompts import make_prompts
 from recast.rollout.beam import beam_search
-from recast.train.actor import Actor, frozen_reference
 from recast.types import Prompts, RolloutGroups
-
-MAX_GRAD_NORM = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,22 +199,6 @@ def with_a_hit(policy: Policy, prompts: Prompts, width: int) -> tuple[Prompts, R
         row_ids=prompts.row_ids,
     )
     return prompts, beam_search(policy, prompts, width)
-
-
-def actor_of(policy: Policy, optimizer: torch.optim.Optimizer, micro_batch_tokens: int) -> Actor:
-    """The reference has the policy's own weights: the cost of a copy without its memory."""
-    return Actor(
-        policy=policy,
-        reference=frozen_reference(policy, "full"),
-        optimizer=optimizer,
-        loss=ppo_clip,
-        kl_coef=0.001,
-        kl_rollouts="kept",
-        max_grad_norm=MAX_GRAD_NORM,
-        space="full",
-        micro_batch_tokens=micro_batch_tokens,
-        updates_per_rollout=1,
-    )
 
 
 def flops(policy: Policy, *, tokens: int, pairs: int, reads: int) -> float:

@@ -10,8 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel
 
-from benchmarks.device import actor_of, moved_to, with_a_hit
-from benchmarks.harness import random_catalog, random_prompts, tiny_qwen3
+from benchmarks.device import moved_to, with_a_hit
+from benchmarks.harness import actor_of, random_catalog, random_prompts, tiny_qwen3
 from benchmarks.update import gradient
 from recast.items.catalog import Catalog
 from recast.policy.attention import ATTENTION
@@ -77,7 +77,9 @@ def _step(policy: Policy, prompts: Prompts) -> Tensor:
     before = [p.detach().clone() for p in policy.model.parameters()]
     optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
     prompts, groups = with_a_hit(policy, prompts, 8)
-    update(actor_of(policy, optimizer, 64), grpo(groups, set_ratio(groups)))
+    update(
+        actor_of(policy, policy, optimizer, micro_batch_tokens=64), grpo(groups, set_ratio(groups))
+    )
     moves = (p.detach() - b for p, b in zip(policy.model.parameters(), before, strict=True))
     return torch.cat([move.flatten() for move in moves]).cpu()
 

@@ -36,11 +36,9 @@ from torch import Tensor
 
 from benchmarks.device import (
     FULL,
-    MAX_GRAD_NORM,
     SMOKE,
     AttentionKernels,
     Sizes,
-    actor_of,
     flops,
     large_policy,
     matrix_rate,
@@ -52,7 +50,15 @@ from benchmarks.device import (
     with_a_hit,
 )
 from benchmarks.device_check import check_device
-from benchmarks.harness import Row, Work, main, random_catalog, random_prompts
+from benchmarks.harness import (
+    MAX_GRAD_NORM,
+    Row,
+    Work,
+    actor_of,
+    main,
+    random_catalog,
+    random_prompts,
+)
 from recast.groups import select
 from recast.items.catalog import Catalog
 from recast.losses import ppo_clip
@@ -281,7 +287,7 @@ def run(smoke: bool) -> list[Row]:
     print(plan.text)
     assert not plan.checkpointing, "the longest prompt does not fit without checkpointing"
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=0.0, weight_decay=0.0)
-    actor = actor_of(policy, optimizer, plan.micro_batch_tokens)
+    actor = actor_of(policy, policy, optimizer, micro_batch_tokens=plan.micro_batch_tokens)
     rows: list[Row] = []
     found: dict[tuple[int, int, str], Phases] = {}
     for length in sizes.lengths:

@@ -17,16 +17,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from recast.items.catalog import Catalog, build_catalog
+from recast.losses import ppo_clip
 from recast.policy.attention import ATTENTION
 from recast.policy.load import Policy
+from recast.policy.passes import MOST_PASS_TOKENS
 from recast.policy.prompts import make_prompts
-from recast.types import Prompts
+from recast.train.actor import Actor, frozen_reference, trained_parameters
+from recast.types import Loss, Prompts
+
+MAX_GRAD_NORM = 1.0
 
 Work = Callable[[], object]
 
@@ -135,11 +141,18 @@ def _status_bytes(field: str) -> int:
 def tiny_qwen3(
     vocab_size: int, attention: str = "sdpa", hidden: int = 128, layers: int = 4
 ) -> PreTrainedModel:
-    """The model of the CPU rows: Qwen3, float32, seeded random weights, no dropout.
+    """The model of the CPU rows."""
+    return tiny_model(Qwen3Config, vocab_size, attention, hidden, layers, tie_word_embeddings=True)
+
+
+def tiny_model(
+    kind: type, vocab_size: int, attention: str, hidden: int, layers: int, **others: Any
+) -> PreTrainedModel:
+    """A causal LM of this kind of config: float32, seeded random weights, no dropout.
 
     The weights are larger than transformers' own start, so that a beam search finds no ties.
     """
-    config = Qwen3Config(
+    config = kind(
         vocab_size=vocab_size,
         hidden_size=hidden,
         intermediate_size=2 * hidden,
@@ -149,15 +162,40 @@ def tiny_qwen3(
         head_dim=32,
         max_position_embeddings=2**14,
         initializer_range=0.1,
-        tie_word_embeddings=True,
         bos_token_id=1,
         pad_token_id=0,
         eos_token_id=None,
-        attn_implementation=attention,
+        **others,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Qwen3ForCausalLM(config).eval()
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def actor_of(
+    policy: Policy,
+    reference: Policy,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    loss: Loss = ppo_clip,
+    micro_batch_tokens: int = 65536,
+    pass_tokens: int = MOST_PASS_TOKENS,
+) -> Actor:
+    """One update per rollout with a KL to the reference; by default AdamW that moves nothing."""
+    parameters = trained_parameters(policy)
+    return Actor(
+        policy=policy,
+        reference=frozen_reference(reference, "full"),
+        optimizer=optimizer or torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0),
+        loss=loss,
+        kl_coef=0.001,
+        kl_rollouts="kept",
+        max_grad_norm=MAX_GRAD_NORM,
+        space="full",
+        micro_batch_tokens=micro_batch_tokens,
+        updates_per_rollout=1,
+        pass_tokens=pass_tokens,
+    )
 
 
 def tiny_policy(catalog: Catalog) -> Policy:

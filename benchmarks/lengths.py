@@ -12,11 +12,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Row, main, paired, random_catalog, stock_attention, tiny_qwen3
+from benchmarks.harness import (
+    MAX_GRAD_NORM,
+    Row,
+    actor_of,
+    main,
+    paired,
+    random_catalog,
+    stock_attention,
+    tiny_qwen3,
+)
 from benchmarks.update import floor_tokens, plain_logprobs, policy_gradient
 from recast.groups import select
 from recast.items.catalog import Catalog
-from recast.losses import ppo_clip
 from recast.methods.table import METHODS
 from recast.policy.attention import ATTENTION
 from recast.policy.load import Policy
@@ -28,12 +36,10 @@ from recast.rewards.hit import set_ratio
 from recast.rollout.beam import beam_search
 from recast.sft import train_epoch
 from recast.signals.grpo import grpo
-from recast.train.actor import Actor, frozen_reference, update
+from recast.train.actor import update
 from recast.train.search import Search
 from recast.train.state import LoopState
 from recast.types import Interactions, Sequences
-
-MAX_GRAD_NORM, KL_COEF = 1.0, 0.001
 
 
 def policy_of(catalog: Catalog, hidden: int, layers: int, window: int) -> Policy:
@@ -152,19 +158,7 @@ class MixedStep:
             pass_tokens=self.pass_tokens,
             folder="",
         )
-        self.actor = Actor(
-            policy=policy,
-            reference=frozen_reference(reference, "full"),
-            optimizer=torch.optim.AdamW(policy.model.parameters(), lr=0.0, weight_decay=0.0),
-            loss=ppo_clip,
-            kl_coef=KL_COEF,
-            kl_rollouts="kept",
-            max_grad_norm=MAX_GRAD_NORM,
-            space="full",
-            micro_batch_tokens=65536,
-            updates_per_rollout=1,
-            pass_tokens=self.pass_tokens,
-        )
+        self.actor = actor_of(policy, reference, pass_tokens=self.pass_tokens)
         self.padding = 0.0
         rows = range(len(counts))
         self.floors: list[tuple[Tensor, int]] = [

@@ -12,17 +12,17 @@ import itertools
 from dataclasses import replace
 from functools import partial
 
-import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig, Qwen3Config
 
 from benchmarks.harness import (
     Row,
+    actor_of,
     main,
     paired,
     peak_bytes,
     random_catalog,
     random_prompts,
-    tiny_qwen3,
+    tiny_model,
 )
 from recast.config import LoRAConfig
 from recast.methods.parts import supply
@@ -33,29 +33,10 @@ from recast.policy.lora import add_adapters, has_adapters
 from recast.policy.prompts import make_prompts
 from recast.rollout import SAMPLERS
 from recast.rollout.add_gt import add_gt
-from recast.train.actor import Actor, frozen_reference, trained_parameters, update
+from recast.train.actor import trained_parameters, update
 
 RUNS = ("recast", "openonerec_rl", "rere")
 RANK = 8
-
-
-def tiny_llama(vocab_size: int, hidden: int, layers: int) -> torch.nn.Module:
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 32,
-        num_key_value_heads=hidden // 64,
-        max_position_embeddings=2**14,
-        initializer_range=0.1,
-        bos_token_id=1,
-        pad_token_id=0,
-        eos_token_id=None,
-    )
-    torch.manual_seed(0)
-    model: torch.nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
-    return model.eval()
 
 
 class Step:
@@ -71,18 +52,7 @@ class Step:
         if not has_adapters(policy.model):
             model = copy.deepcopy(policy.model).requires_grad_(False)
             reference = replace(policy, model=model)
-        self.actor = Actor(
-            policy=policy,
-            reference=frozen_reference(reference, "full"),
-            optimizer=torch.optim.AdamW(trained_parameters(policy), lr=0.0, weight_decay=0.0),
-            loss=self.method.loss,
-            kl_coef=0.001,
-            kl_rollouts="kept",
-            max_grad_norm=1.0,
-            space="full",
-            micro_batch_tokens=65536,
-            updates_per_rollout=1,
-        )
+        self.actor = actor_of(policy, reference, loss=self.method.loss)
         models = {id(x.model): x.model for x in (policy, reference)}.values()
         self.stays = sum(p.nbytes for model in models for p in model.parameters())
         self.stays += 3 * sum(p.nbytes for p in trained_parameters(policy))
@@ -107,12 +77,14 @@ def run(smoke: bool) -> list[Row]:
     )
     catalog = random_catalog(60, 8) if smoke else random_catalog(10_000, 256)
     makers = {
-        "Qwen3": partial(tiny_qwen3, attention=ATTENTION, hidden=hidden, layers=layers),
-        "Llama": partial(tiny_llama, hidden=hidden, layers=layers),
+        "Qwen3": partial(tiny_model, Qwen3Config, tie_word_embeddings=True),
+        "Llama": partial(tiny_model, LlamaConfig),
     }
     rows = []
     for (name, make), method in itertools.product(makers.items(), RUNS):
-        full = Policy(model=make(catalog.vocab_size), catalog=catalog, window=86)
+        full = Policy(
+            model=make(catalog.vocab_size, ATTENTION, hidden, layers), catalog=catalog, window=86
+        )
         adapted = replace(
             full,
             model=add_adapters(copy.deepcopy(full.model), LoRAConfig(rank=RANK), "model", seed=0),

@@ -13,7 +13,9 @@ from dataclasses import replace
 import torch
 
 from benchmarks.harness import (
+    MAX_GRAD_NORM,
     Row,
+    actor_of,
     main,
     paired,
     peak_bytes,
@@ -22,15 +24,12 @@ from benchmarks.harness import (
     tiny_policy,
 )
 from benchmarks.update import floor_tokens, plain_logprobs, policy_gradient
-from recast.losses import ppo_clip
 from recast.policy.load import Policy
 from recast.policy.prompts import make_prompts
 from recast.rewards.hit import set_ratio
 from recast.rollout.beam import beam_search
 from recast.signals.grpo import grpo
-from recast.train.actor import Actor, frozen_reference, update
-
-KL_COEF, MAX_GRAD_NORM = 0.001, 1.0
+from recast.train.actor import update
 
 
 class Step:
@@ -47,18 +46,7 @@ class Step:
         )
         model = copy.deepcopy(policy.model).requires_grad_(False)
         self.reference = replace(policy, model=model)
-        self.actor = Actor(
-            policy=policy,
-            reference=frozen_reference(self.reference, "full"),
-            optimizer=torch.optim.AdamW(policy.model.parameters(), lr=0.0, weight_decay=0.0),
-            loss=ppo_clip,
-            kl_coef=KL_COEF,
-            kl_rollouts="kept",
-            max_grad_norm=MAX_GRAD_NORM,
-            space="full",
-            micro_batch_tokens=2**20,
-            updates_per_rollout=1,
-        )
+        self.actor = actor_of(policy, self.reference, micro_batch_tokens=2**20)
         self.tokens, self.count = floor_tokens(policy.catalog, self.length, groups.tokens)
 
     def whole(self) -> None:

@@ -31,18 +31,17 @@ from transformers.utils import logging
 from trl import GRPOConfig
 from trl import GRPOTrainer as StockTrainer
 
-from benchmarks.harness import Row, main, random_catalog, tiny_qwen3
+from benchmarks.harness import Row, actor_of, main, random_catalog, tiny_qwen3
 from benchmarks.trl_overrides import OverriddenTrainer, check
 from recast.integrations.trl import GRPOTrainer
 from recast.items.catalog import Catalog
-from recast.losses import ppo_clip
 from recast.methods.parts import find_part
 from recast.policy.attention import ATTENTION
 from recast.policy.load import Policy
 from recast.policy.tasks import HistoryTask
 from recast.rewards.hit import first_hit
 from recast.signals.grpo import grpo
-from recast.train.actor import Actor, frozen_reference, update
+from recast.train.actor import Actor, update
 from recast.types import SPLITS, Draw, Interactions
 
 UNREAD = "the last layer's attention over the prompt, which nobody reads"
@@ -128,17 +127,10 @@ class RecastSteps(TrainerCallback):
         """The models that TRL trains."""
         policy = Policy(model=model, catalog=self.catalog, window=self.case.items + 1)
         self.reference = reference
-        self.actor = Actor(
-            policy=policy,
-            reference=frozen_reference(replace(policy, model=reference), "full"),
-            optimizer=torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0),
-            loss=ppo_clip,
-            kl_coef=0.001,
-            kl_rollouts="kept",
-            max_grad_norm=1.0,
-            space="full",
-            micro_batch_tokens=65536,
-            updates_per_rollout=1,
+        self.actor = actor_of(
+            policy,
+            replace(policy, model=reference),
+            torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0),
         )
 
     def step(self, index: int) -> None:

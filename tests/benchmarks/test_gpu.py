@@ -10,14 +10,13 @@ from benchmarks.device import (
     FULL,
     SMOKE,
     AttentionKernels,
-    actor_of,
     flops,
     large_policy,
     matrix_rate,
     naive_logprobs,
 )
 from benchmarks.device_check import require_equal, require_near
-from benchmarks.harness import random_catalog, random_prompts, tiny_policy
+from benchmarks.harness import actor_of, random_catalog, random_prompts, tiny_policy
 from recast.policy.logprobs import branch_logprobs
 
 CPU = torch.device("cpu")
@@ -64,7 +63,12 @@ def test_naive_log_probabilities_are_those_of_the_packed_pass() -> None:
 def test_distinct_tokens_are_counted_once() -> None:
     catalog = random_catalog(60, 4)
     policy = tiny_policy(catalog)
-    actor = actor_of(policy, torch.optim.SGD(policy.model.parameters(), lr=0.0), 2**10)
+    actor = actor_of(
+        policy,
+        policy,
+        torch.optim.SGD(policy.model.parameters(), lr=0.0),
+        micro_batch_tokens=2**10,
+    )
     bench = gpu.Bench(SMOKE, actor, catalog, width=4, length=7)
     bench.groups.tokens[:] = torch.tensor([[2, 6, 10], [2, 6, 11], [2, 7, 10], [3, 6, 10]])
     # Two prompts of 7 tokens; behind each 2 and 3, which see 8, then 2-6, 2-7, 3-6, which see 9.
