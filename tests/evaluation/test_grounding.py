@@ -20,7 +20,7 @@ from recast.evaluation.grounding import ground, ground_texts, grounding_scorer, 
 from recast.evaluation.metrics import read_ranks, row_metrics
 from recast.evaluation.rank import rank_scores
 from recast.items.catalog import build_catalog, load_catalog
-from recast.items.embed import embed_texts
+from recast.items.encoder import embed_texts
 from recast.items.tokenize import tokenize
 from recast.types import RecastError
 
@@ -208,8 +208,8 @@ def test_ranks_equal_the_formula_by_hand(
     counts = [past.count(item) for item in range(20)]
     popularity = [(c - min(counts)) / (max(counts) - min(counts)) for c in counts]
     titled = [i for i in range(20) if catalog.texts[i]]
-    vectors = embed_texts([catalog.texts[i] for i in titled], str(encoder)).tolist()
-    generated = embed_texts(texts, str(encoder)).tolist()
+    vectors = embed_texts([catalog.texts[i] for i in titled], str(encoder)).vectors.tolist()
+    generated = embed_texts(texts, str(encoder)).vectors.tolist()
     for row, text, rank in zip(rows.tolist(), generated, found, strict=True):
         target, seen = int(data.items[row]), data.items[data.starts[row] : row].tolist()
         if target not in titled:

@@ -76,6 +76,21 @@ def test_card_of_an_extra_level_moves_nothing() -> None:
     assert "warning" not in format_card(card)
 
 
+def test_what_was_done_to_the_texts_is_said() -> None:
+    codes = torch.tensor([[0], [1]])
+    settings = {"resolve": "nearest_free", "balance": False, "collaborative_weight": 0.5}
+    encoder = {"is_named": False, "unused_prompts": ("a", "b"), "longest": 512, "cut_texts": 1}
+    card = sid_card(codes, codes, (2,), **settings, empty_texts=0, encoder=encoder)
+    assert format_card(card).splitlines()[-3:] == [
+        "the encoder's folder names no pooling: each text is the mean of its tokens",
+        "the encoder's folder has prompts (a, b) but no default one: none is used",
+        "warning: 1 of 2 texts were cut at 512 tokens",
+    ]
+    encoder = {"is_named": True, "unused_prompts": (), "longest": 512, "cut_texts": 0}
+    card = sid_card(codes, codes, (2,), **settings, empty_texts=0, encoder=encoder)
+    assert format_card(card).splitlines()[-1].startswith("level 1: 2 of 2 codes")
+
+
 def test_a_damaged_card(tmp_path: Path) -> None:
     (tmp_path / "card.json").write_text('{"num_items": 3}')
     with pytest.raises(

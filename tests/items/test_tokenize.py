@@ -108,6 +108,8 @@ def test_text_alone(data: str, encoder: Path, tmp_path: Path) -> None:
         )
     )
     assert "collaborative" not in load_file(tmp_path / "out" / "embeddings.safetensors")
+    card = json.loads((tmp_path / "out" / "card.json").read_text())["encoder"]
+    assert (card["modes"], card["longest"], card["cut_texts"]) == (["mean"], 6, 0)
 
 
 def test_bad_input_leaves_nothing_behind(data: str, encoder: Path, tmp_path: Path) -> None:

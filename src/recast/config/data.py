@@ -83,6 +83,9 @@ class TokenizeConfig:
         require(0 <= share <= 1, "collaborative_weight", share, "give a share from 0 to 1")
         check_seed(self.seed)
         at_least(self, 1, "collaborative_dim", "num_levels")
+        for name, most in (("collaborative_dim", 1024), ("num_levels", 32)):
+            value = getattr(self, name)
+            require(value is None or value <= most, name, value, f"give {most} or less")
         at_least(self, 2, "codebook_size")
         shares = self.num_levels != 1 or self.resolve != "nearest_free"
         remedy = "with num_levels 1 every item has its own code, leave it out"

@@ -25,7 +25,8 @@ from recast.data.folder import load_data
 from recast.evaluation.metrics import write_evaluation
 from recast.evaluation.rank import rank_scores, rows_to_rank
 from recast.items.catalog import Catalog, load_catalog
-from recast.items.embed import embed_texts, load_embeddings
+from recast.items.embed import load_embeddings
+from recast.items.encoder import embed_texts
 from recast.policy.baselines import Scorer, popularity
 from recast.policy.tasks import check_catalog
 from recast.run.files import reading, reason_of, refuse_existing
@@ -195,7 +196,7 @@ def _embed(
 ) -> Float[Tensor, "N D"]:
     """The texts' embeddings; some item texts go along, which must come out as they are stored."""
     known = items.any(1).nonzero()[:_PROBES, 0]
-    found = embed_texts([*(catalog.texts[i] for i in known.tolist()), *texts], encoder)
+    found = embed_texts([*(catalog.texts[i] for i in known.tolist()), *texts], encoder).vectors
     again, generated = found[: len(known)], found[len(known) :]
     stored = items[known]
     if again.shape != stored.shape or not torch.allclose(again, stored, atol=1e-2):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from recast.run.files import reading
+from recast.run.files import read_json, reading
 
 
 def sid_card(
@@ -23,8 +22,10 @@ def sid_card(
     balance: bool,
     collaborative_weight: float,
     empty_texts: int,
+    encoder: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Plain data for `card.json`; per-level numbers describe `codes_after`.
+    """Plain data for `card.json`; per-level numbers describe `codes_after`, `encoder` says how the
+    text embeddings were pooled and cut.
 
     `collision_frac` is the share of items beyond the first of each SID, `colliding_items` all items
     that share theirs. Entropy is in bits.
@@ -38,6 +39,7 @@ def sid_card(
         "balance": balance,
         "collaborative_weight": collaborative_weight,
         "empty_texts": empty_texts,
+        "encoder": encoder,
         "before": _collisions(codes_before),
         "after": _collisions(codes_after),
         "moved_items": int((kept != codes_before).any(dim=1).sum()),
@@ -73,7 +75,7 @@ def describe(folder: str | Path) -> str:
     """The card in the folder of a catalogue, for the screen."""
     file = Path(folder) / "card.json"
     with reading(file, "make the catalogue again with `recast tokenize`"):
-        return format_card(json.loads(file.read_text()))
+        return format_card(read_json(file, dict))
 
 
 def format_card(card: dict[str, Any]) -> str:
@@ -97,4 +99,15 @@ def format_card(card: dict[str, Any]) -> str:
         )
     if card["empty_texts"]:
         lines.append(f"warning: {card['empty_texts']:,} of {items:,} items have no text")
+    encoder = card.get("encoder") or {}
+    if encoder and not encoder["is_named"]:
+        lines.append("the encoder's folder names no pooling: each text is the mean of its tokens")
+    if encoder.get("unused_prompts"):
+        names = ", ".join(encoder["unused_prompts"])
+        lines.append(f"the encoder's folder has prompts ({names}) but no default one: none is used")
+    if encoder.get("cut_texts"):
+        lines.append(
+            f"warning: {encoder['cut_texts']:,} of {items:,} texts were cut at "
+            f"{encoder['longest']:,} tokens"
+        )
     return "\n".join(lines)

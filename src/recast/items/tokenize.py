@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 import yaml
@@ -20,9 +21,10 @@ from recast.config import TokenizeConfig
 from recast.data.folder import load_data, load_items
 from recast.items.card import sid_card
 from recast.items.catalog import Catalog, build_catalog
-from recast.items.collisions import resolve_extra_level, resolve_nearest_free
-from recast.items.embed import collaborative_embeddings, embed_texts, mix
-from recast.items.quantize import choose_shape, rq_kmeans
+from recast.items.collisions import require_room, resolve_extra_level, resolve_nearest_free
+from recast.items.embed import collaborative_embeddings, mix
+from recast.items.encoder import embed_texts
+from recast.items.quantize import choose_shape, require_enough, rq_kmeans
 from recast.run.files import refuse_existing, staged_folder
 from recast.types import Interactions, require
 
@@ -39,14 +41,17 @@ def tokenize(config: TokenizeConfig) -> Catalog:
     texts = items["text"].to_list()
     if config.num_levels == 1 and config.resolve == "nearest_free":
         return _one_token_each(config, items["item_id"].to_list(), texts)
-    parts = _embed(config, texts, load_data(config.data))
+    levels, size = choose_shape(len(texts), config.num_levels)
+    size = config.codebook_size or size
+    config, sizes = replace(config, num_levels=levels, codebook_size=size), (size,) * levels
+    require_enough(len(texts), size)
+    if config.resolve == "nearest_free":
+        require_room(len(texts), sizes)
+    parts, facts = _embed(config, texts, load_data(config.data))
     mixed = next(iter(parts.values()))
     if len(parts) == 2:
         mixed = mix(parts["text"], parts["collaborative"], config.collaborative_weight)
-    levels, size = choose_shape(len(texts), config.num_levels)
-    config = replace(config, num_levels=levels, codebook_size=config.codebook_size or size)
-    sizes = (config.codebook_size or size,) * levels
-    before, centroids = rq_kmeans(mixed, levels, sizes[0], config.seed, config.balance)
+    before, centroids = rq_kmeans(mixed, levels, size, config.seed, config.balance)
     if config.resolve == "nearest_free":
         codes = resolve_nearest_free(before, mixed, centroids)
     else:
@@ -54,7 +59,7 @@ def tokenize(config: TokenizeConfig) -> Catalog:
         sizes = (*sizes, int(codes[:, -1].max()) + 1)
     catalog = build_catalog(codes, sizes, item_ids=items["item_id"].to_list(), texts=texts)
     vectors = parts | {f"centroids.{level}": book for level, book in enumerate(centroids)}
-    _write(config, catalog, before, vectors)
+    _write(config, catalog, before, vectors, facts)
     return catalog
 
 
@@ -66,7 +71,7 @@ def _one_token_each(config: TokenizeConfig, item_ids: list[str], texts: list[str
     require(size in (None, count), "codebook_size", size, remedy)
     codes = torch.arange(count)[:, None]
     catalog = build_catalog(codes, (count,), item_ids=item_ids, texts=texts)
-    _write(replace(config, codebook_size=count), catalog, codes, {})
+    _write(replace(config, codebook_size=count), catalog, codes, {}, None)
     return catalog
 
 
@@ -75,8 +80,10 @@ def _write(
     catalog: Catalog,
     before: Int[Tensor, "I L"],
     vectors: dict[str, Tensor],
+    encoder: dict[str, Any] | None,
 ) -> None:
-    """The whole folder; `before` are the codes as they were quantized."""
+    """The whole folder; `before` are the codes as they were quantized, `encoder` is what the card
+    says of the text embeddings."""
     card = sid_card(
         before,
         catalog.codes,
@@ -85,6 +92,7 @@ def _write(
         balance=config.balance,
         collaborative_weight=config.collaborative_weight,
         empty_texts=sum(not text.strip() for text in catalog.texts),
+        encoder=encoder,
     )
     with staged_folder(config.output) as stage:
         catalog.write(stage)
@@ -96,13 +104,16 @@ def _write(
 
 def _embed(
     config: TokenizeConfig, texts: list[str], interactions: Interactions
-) -> dict[str, Tensor]:
-    """The blocks that the weight asks for: `text`, `collaborative` or both."""
-    parts = {}
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The blocks that the weight asks for, `text`, `collaborative` or both, and what the card says
+    of the first."""
+    parts, facts = {}, None
     if config.collaborative_weight < 1:
-        parts["text"] = embed_texts(texts, config.encoder)
+        made = embed_texts(texts, config.encoder)
+        parts["text"] = made.vectors
+        facts = asdict(made.pooling) | {"longest": made.longest, "cut_texts": made.num_cut}
     if config.collaborative_weight > 0:
         parts["collaborative"] = collaborative_embeddings(
             interactions, config.collaborative_dim, config.seed
         )
-    return parts
+    return parts, facts

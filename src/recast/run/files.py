@@ -5,15 +5,17 @@ And reading it back: what was damaged since is an error that names the file.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from polars.exceptions import ComputeError, PolarsError
+from polars.exceptions import ComputeError, PanicException, PolarsError
 from safetensors import SafetensorError
 
 from recast.types import RecastError
@@ -26,6 +28,9 @@ LOADING = (
     *(ImportError, StrictDataclassError, SafetensorError),
 )
 """What transformers, tokenizers and safetensors raise for broken files and missing packages."""
+
+_MOST_JSON = 2**28
+"""Bytes of a JSON file; the largest that we know of, a tokenizer of 256,000 words, has 2**25."""
 
 
 def refuse_existing(folder: str | Path) -> Path:
@@ -127,6 +132,13 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+_DAMAGE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError),
+    *(PolarsError, PanicException),
+)
+"""What readers raise for a file that was edited or cut."""
+
+
 @contextmanager
 def reading(path: str | Path, remedy: str) -> Iterator[None]:
     """Around code that reads what Recast wrote; raises `RecastError` when it is damaged."""
@@ -134,11 +146,41 @@ def reading(path: str | Path, remedy: str) -> Iterator[None]:
         yield
     except RecastError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, PolarsError) as error:
+    except _DAMAGE as error:
         raise RecastError(f"{path} is damaged ({reason_of(error)}): {remedy}") from error
 
 
-def reason_of(error: Exception, length: int = 150) -> str:
+def read_json(file: Path, kind: type) -> Any:
+    """A JSON file of bounded size whose value is a `kind` (dict, list), never a pipe or a device.
+
+    Raises what `reading` makes a `RecastError` of.
+    """
+    if not file.is_file():
+        raise ValueError("no plain file" if file.exists() else "no such file")
+    with file.open("rb") as stream:
+        content = stream.read(_MOST_JSON + 1)
+    if len(content) > _MOST_JSON:
+        raise ValueError(f"more than {_MOST_JSON:,} bytes of JSON")
+    value = json.loads(content.decode())
+    if not isinstance(value, kind):
+        raise ValueError(f"it holds a {type(value).__name__}, no {kind.__name__}")
+    return value
+
+
+def require_plain_files(folder: Path) -> None:
+    """Raise `RecastError` for a folder with a pipe, a device or a dangling link in it, which other
+    libraries would wait for, and for a JSON file that would fill the memory."""
+    for file in sorted(folder.iterdir()):
+        if not (file.is_file() or file.is_dir()):
+            raise RecastError(f"{file} is neither a file nor a folder: remove it")
+        if file.suffix == ".json" and file.is_file() and file.stat().st_size > _MOST_JSON:
+            size = file.stat().st_size
+            raise RecastError(
+                f"{file} has {size:,} bytes: give a JSON file of {_MOST_JSON:,} at most"
+            )
+
+
+def reason_of(error: BaseException, length: int = 150) -> str:
     """What another library complains about, on one line of at most `length` characters."""
     text = getattr(error, "strerror", None) or str(error)
     if isinstance(error, KeyError):
