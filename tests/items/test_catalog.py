@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recast.items.catalog import Catalog, build_catalog, load_catalog
+from recast.items.catalog import Catalog, build_catalog, build_token_catalog, load_catalog
 from recast.types import RecastError
 
 
@@ -137,7 +138,7 @@ def test_bad_folders_are_refused(catalog: Catalog, tmp_path: Path) -> None:
     ("sid", "message"),
     [
         ("{", "catalog is damaged (Expecting property name"),
-        ("[]", "catalog is damaged (list indices must be integers"),
+        ("[]", "catalog is damaged (it holds a list, no dict"),
         ('{"first_token": 2}', "catalog is damaged (no 'codebook_sizes')"),
         ({"codebook_sizes": "48"}, "sid.json has codebook_sizes '48': no list of whole numbers"),
         ({"first_token": 2.0}, "sid.json has first_token 2.0 and first_token 2.0"),
@@ -175,3 +176,64 @@ def test_an_edited_catalog(catalog: Catalog, tmp_path: Path, change: pl.Expr, me
     pl.read_parquet(file).with_columns(change).write_parquet(file)
     with pytest.raises(RecastError, match=message):
         load_catalog(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "first_token", "message"),
+    [
+        (
+            [2 * 10**9, 8],
+            2,
+            r"codebook_sizes is \[2000000000, 8\]: give at most 1048576 codes a",
+        ),
+        ([10**30, 8], 2, r"codebook_sizes are no table of whole numbers \(Overflow"),
+        ([-4, 8], 2, r"outside the codebooks \[-4, 8\]: codes run"),
+        ([4, 8], 2**31 - 3, "first_token is 2147483645: codebooks"),
+    ],
+)
+def test_codebooks_edited_by_hand(
+    catalog: Catalog, tmp_path: Path, sizes: list[int], first_token: int, message: str
+) -> None:
+    catalog.write(tmp_path)
+    edited = {"codebook_sizes": sizes, "first_token": first_token, "pad_token": 0, "bos_token": 1}
+    (tmp_path / "sid.json").write_text(json.dumps(edited))
+    with pytest.raises(RecastError, match=rf"{tmp_path} is damaged \(.*{message}"):
+        load_catalog(tmp_path)
+
+
+def test_what_python_callers_give(tmp_path: Path) -> None:
+    """Arrays of any whole numbers, lists, numbers of numpy."""
+    made = build_catalog(
+        np.array([[0, 1], [1, 0]], dtype=np.uint8),
+        np.array([200, 2]),
+        item_ids=np.array(["a", "b"]),
+        first_token=np.int64(5),
+    )
+    assert (made.tokens.tolist(), made.codebook_sizes) == ([[5, 206], [6, 205]], (200, 2))
+    made.save(tmp_path / "out")
+    assert load_catalog(str(tmp_path / "out")).item_ids == made.item_ids == ["a", "b"]
+    assert build_catalog([[0, 1]], [1, 2]).codes.tolist() == [[0, 1]]
+    assert build_token_catalog([[3, 2, 0], [3, 4, 2]], [2, 3]).lengths.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("codes", "sizes", "more", "message"),
+    [
+        ([[0.5]], [2], {}, "codes have 2 dimensions of torch.float32: give 2 of whole numbers"),
+        ([[True]], [2], {}, "codes have 2 dimensions of torch.bool: give 2 of whole numbers"),
+        ([0, 1], [2], {}, "codes have 1 dimensions of torch.int64: give 2"),
+        ([["a"]], [2], {}, r"codes are no table of whole numbers \(.*\): give a tensor"),
+        ([[0]], 2, {}, "codebook_sizes have 0 dimensions of torch.int64: give 1"),
+        ([[0]], [2], {"item_ids": "a"}, "item_ids is the text 'a': give a list of texts, one an"),
+        ([[0]], [2], {"item_ids": [5]}, r"item_ids\[0\] is 5: give a text"),
+        ([[0]], [2], {"texts": [None]}, r"texts\[0\] is None: give a text"),
+        ([[0]], [2], {"pad_token": 3}, "pad_token is 3: semantic IDs are the tokens 2 to 3, give"),
+        ([[0]], [2], {"bos_token": -1}, "bos_token is -1: semantic IDs are the tokens 2 to 3"),
+        ([[0]], [2], {"first_token": -1}, "first_token is -1: codebooks"),
+    ],
+)
+def test_what_python_callers_must_not_give(
+    codes: object, sizes: object, more: dict[str, object], message: str
+) -> None:
+    with pytest.raises(RecastError, match=message):
+        build_catalog(codes, sizes, **more)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import polars as pl
 import torch
@@ -13,28 +13,35 @@ from torch import Tensor
 
 from recast.items.trie import build_compressed_trie, build_trie
 from recast.items.writes import Catalog
-from recast.run.files import reading
+from recast.run.files import read_json, reading, reason_of
 from recast.types import RecastError, require
 
 _MOST = 2**31  # tokens are kept in 32 bits
+_MOST_CODES = 2**20  # of a level with fewer items: each code is a row of a policy's embeddings
 
 __all__ = ["Catalog", "build_catalog", "build_token_catalog", "load_catalog"]
 
 
 def build_catalog(
-    codes: Int[Tensor, "I L"],
-    codebook_sizes: tuple[int, ...],
+    codes: Any,
+    codebook_sizes: Any,
     *,
-    item_ids: list[str] | None = None,
-    texts: list[str] | None = None,
-    first_token: int = 2,
-    pad_token: int = 0,
-    bos_token: int = 1,
+    item_ids: Any = None,
+    texts: Any = None,
+    first_token: SupportsIndex = 2,
+    pad_token: SupportsIndex = 0,
+    bos_token: SupportsIndex = 1,
 ) -> Catalog:
-    """A catalogue of semantic IDs; ids default to the item's index, texts to empty.
+    """A catalogue of semantic IDs: codes `[I, L]` and the size of every level `[L]`, tensors,
+    arrays or lists; an id and a text per item, by default its index and none.
 
-    Raises `RecastError` for codes outside their codebook, duplicate item ids, unequal lengths.
+    Raises `RecastError` for codes that are no whole numbers or outside their codebook, codebooks
+    far larger than the items, duplicate item ids, unequal lengths, a pad or first token that is a
+    semantic ID's too.
     """
+    codes = _whole("codes", codes, 2)
+    codebook_sizes = tuple(_whole("codebook_sizes", codebook_sizes, 1).tolist())
+    first_token, pad_token, bos_token = (index(t) for t in (first_token, pad_token, bos_token))
     item_ids, texts = _named("codes", len(codes), item_ids, texts)
     if codes.shape[1] != len(codebook_sizes):
         raise RecastError(
@@ -49,12 +56,19 @@ def build_catalog(
             f"{list(codebook_sizes)}: codes run from 0 to size - 1"
         )
     remedy = f"codebooks {list(codebook_sizes)} then need more tokens than fit into 32 bits"
-    require(first_token + sum(codebook_sizes) <= _MOST, "first_token", first_token, remedy)
+    end = first_token + sum(codebook_sizes)
+    require(first_token >= 0 and end <= _MOST, "first_token", first_token, remedy)
+    most = max(_MOST_CODES, len(codes))
+    remedy = f"give at most {most} codes a level for {len(codes)} items"
+    require(max(codebook_sizes) <= most, "codebook_sizes", list(codebook_sizes), remedy)
+    for name, token in (("pad_token", pad_token), ("bos_token", bos_token)):
+        remedy = f"semantic IDs are the tokens {first_token} to {end - 1}, give another"
+        require(token >= 0 and not first_token <= token < end, name, token, remedy)
     starts = first_token + torch.tensor((0, *codebook_sizes[:-1])).cumsum(0)
     return Catalog(
         tokens=(codes + starts).int(),
         lengths=torch.full((len(codes),), len(codebook_sizes), dtype=torch.int32),
-        codebook_sizes=tuple(codebook_sizes),
+        codebook_sizes=codebook_sizes,
         item_ids=item_ids,
         texts=texts,
         trie=build_trie(codes),
@@ -65,19 +79,22 @@ def build_catalog(
 
 
 def build_token_catalog(
-    tokens: Int[Tensor, "I L"],
-    lengths: Int[Tensor, " I"],
+    tokens: Any,
+    lengths: Any,
     *,
-    item_ids: list[str] | None = None,
-    texts: list[str] | None = None,
-    pad_token: int = 0,
-    bos_token: int = 1,
+    item_ids: Any = None,
+    texts: Any = None,
+    pad_token: SupportsIndex = 0,
+    bos_token: SupportsIndex = 1,
 ) -> Catalog:
-    """A catalogue of items that write sequences of unequal lengths, as texts do.
+    """A catalogue of items that write sequences of unequal lengths, as texts do: tokens `[I, L]`
+    and how many of them count, `[I]`.
 
     What follows an item's last token is ignored. Raises `RecastError` for duplicate item ids, for
     an item that holds the pad token or none at all, and for one that another begins with.
     """
+    tokens, lengths = _whole("tokens", tokens, 2), _whole("lengths", lengths, 1)
+    pad_token, bos_token = index(pad_token), index(bos_token)
     item_ids, texts = _named("rows of tokens", len(tokens), item_ids, texts)
     require(len(lengths) == len(tokens), "lengths", len(lengths), f"give {len(tokens)} of them")
     most = int(lengths.max()) if len(lengths) else 0
@@ -106,11 +123,10 @@ def build_token_catalog(
     )
 
 
-def _named(
-    what: str, num_items: int, item_ids: list[str] | None, texts: list[str] | None
-) -> tuple[list[str], list[str]]:
+def _named(what: str, num_items: int, item_ids: Any, texts: Any) -> tuple[list[str], list[str]]:
     item_ids = [str(i) for i in range(num_items)] if item_ids is None else item_ids
     texts = [""] * num_items if texts is None else texts
+    item_ids, texts = _texts("item_ids", item_ids), _texts("texts", texts)
     if not len(item_ids) == len(texts) == num_items:
         raise RecastError(
             f"{num_items} {what}, {len(item_ids)} item ids and {len(texts)} texts: "
@@ -121,6 +137,31 @@ def _named(
         twice = next(i for i in item_ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
         raise RecastError(f"item id {twice!r} appears more than once: keep one row per item")
     return item_ids, texts
+
+
+def _whole(name: str, values: Any, num_dims: int) -> Int[Tensor, ...]:
+    """A tensor, an array of numpy or lists as a tensor of whole numbers."""
+    try:
+        made = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RecastError(
+            f"{name} are no table of whole numbers ({reason_of(error)}): give a tensor"
+        ) from error
+    is_whole = not (made.is_floating_point() or made.is_complex() or made.dtype == torch.bool)
+    if not is_whole or made.ndim != num_dims:
+        raise RecastError(
+            f"{name} have {made.ndim} dimensions of {made.dtype}: give {num_dims} of whole numbers"
+        )
+    return made.long()
+
+
+def _texts(name: str, values: Any) -> list[str]:
+    if isinstance(values, str):
+        raise RecastError(f"{name} is the text {values[:60]!r}: give a list of texts, one an item")
+    for place, value in enumerate(values):
+        if not isinstance(value, str):
+            raise RecastError(f"{name}[{place}] is {value!r}: give a text")
+    return [str(value) for value in values]
 
 
 def load_catalog(folder: str | Path) -> Catalog:
@@ -134,12 +175,18 @@ def load_catalog(folder: str | Path) -> Catalog:
             f"{folder} holds no catalogue (sid.json): make one with `recast tokenize`"
         )
     with reading(folder, "use it as it was saved, or make it again with `recast tokenize`"):
-        return _read_catalog(folder)
+        try:
+            return _read_catalog(folder)
+        except RecastError as error:
+            raise ValueError(str(error)) from error
 
 
 def _read_catalog(folder: Path) -> Catalog:
     sid = _read_sid(folder / "sid.json")
-    table = pl.read_parquet(folder.absolute() / "catalog.parquet", glob=False)
+    file = folder.absolute() / "catalog.parquet"
+    if not file.is_file():  # polars would wait for a pipe
+        raise ValueError("catalog.parquet is no plain file")
+    table = pl.read_parquet(file, glob=False)
     sizes = tuple(sid.pop("codebook_sizes"))
     kind, levels = ("codes" if sizes else "tokens"), len(sizes)
     table = table.select("item_id", kind, "text")
@@ -161,15 +208,15 @@ def _read_catalog(folder: Path) -> Catalog:
         return build_token_catalog(tokens, length, **sid)
     uneven = (lengths != levels).arg_true()
     if len(uneven):
-        raise RecastError(
-            f"{folder / 'catalog.parquet'} row {uneven[0]} has the codes "
+        raise ValueError(
+            f"catalog.parquet row {uneven[0]} has the codes "
             f"{table['codes'][uneven[0]].to_list()}: sid.json names {levels} levels"
         )
     return build_catalog(values.view(-1, levels), sizes, **sid)
 
 
 def _read_sid(file: Path) -> dict[str, Any]:
-    sid = json.loads(file.read_text())
+    sid = read_json(file, dict)
     sizes, first = sid["codebook_sizes"], sid["first_token"]
     if not (isinstance(sizes, list) and all(type(size) is int for size in sizes)):
         raise ValueError(f"sid.json has codebook_sizes {sizes!r}: no list of whole numbers")
