@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,12 @@ def test_bad_folders_are_refused(catalog: Catalog, tmp_path: Path) -> None:
     with pytest.raises(RecastError, match=r"row 0 has the codes \[0, 1, 2\]: sid.json names 2"):
         load_catalog(tmp_path)
     assert json.loads((tmp_path / "sid.json").read_text())["codebook_sizes"] == [4, 8]
+    (tmp_path / "catalog.parquet").unlink()
+    for make in (os.mkfifo, os.mkdir):
+        make(tmp_path / "catalog.parquet")
+        with pytest.raises(RecastError, match=r"is damaged \(catalog.parquet is no plain file\)"):
+            load_catalog(tmp_path)
+        (tmp_path / "catalog.parquet").rename(tmp_path / make.__name__)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
-from recast.items.embed import collaborative_embeddings, mix
-from recast.types import Interactions
+from recast.items.embed import collaborative_embeddings, load_embeddings, mix
+from recast.types import Interactions, RecastError
 
 Make = Callable[..., Interactions]
 
@@ -92,3 +95,31 @@ def test_mix_shares_the_variance(weight: float) -> None:
 def test_mix_leaves_a_constant_block_as_it_is() -> None:
     mixed = mix(torch.tensor([[0.0], [2.0]]), torch.full((2, 1), 7.0), 0.75)
     torch.testing.assert_close(mixed, torch.tensor([[0.0, 7.0], [1.0, 7.0]]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"damaged \(Error while deserializing header"),
+        (torch.ones(8), r"damaged \('text' has the shape \[8\]\): make it again with"),
+        (torch.ones(7, 2), "embeds 7 items, which are not the 8 of the catalogue"),
+        (torch.ones(8, 70_000), r"damaged \('text' has the shape \[8, 70000\]\)"),
+        (torch.full((8, 2), math.inf), r"damaged \(it holds no finite table of vectors\)"),
+        (torch.zeros(8, 2), r"damaged \(it holds no finite table of vectors\)"),
+        (torch.ones(8, 2, dtype=torch.int8), r"damaged \(it holds no finite table of vectors\)"),
+    ],
+)
+def test_stored_embeddings_of_another_shape(
+    tmp_path: Path, text: torch.Tensor | None, message: str
+) -> None:
+    catalog = tiny.tiny_catalog()
+    catalog.write(tmp_path)
+    file = tmp_path / "embeddings.safetensors"
+    save_file({"text": torch.ones(8, 2, dtype=torch.float16)}, file)
+    assert load_embeddings(str(tmp_path), catalog)[0].tolist() == pytest.approx([0.5**0.5] * 2)
+    if text is None:
+        file.write_bytes(b"\xff" * 99)
+    else:
+        save_file({"text": text}, file)
+    with pytest.raises(RecastError, match=message):
+        load_embeddings(str(tmp_path), catalog)

@@ -303,6 +303,28 @@ def test_models_that_read_no_text_or_give_no_states(encoder: Path, tmp_path: Pat
             embed_texts(["red"], str(tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 2**31}, r"names 17,179,\d+,\d+ weights, its files have \d,\d+ bytes"),
+        ({"num_hidden_layers": 10**6}, "its config.json names 1000000 layers"),
+        ({"dtype": 1e300}, r"does not load \(list index out of range\)"),
+    ],
+)
+def test_a_config_of_absurd_sizes(
+    encoder: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    config = json.loads((encoder / "config.json").read_text()) | changes
+    with pytest.raises(RecastError, match=message):
+        embed_texts(["red"], changed(encoder, tmp_path / "e", {"config.json": config}))
+
+
+def test_a_tokenizer_that_was_edited(encoder: Path, tmp_path: Path) -> None:
+    folder = changed(encoder, tmp_path / "e", {"tokenizer.json": '{"a" 1}'})
+    with pytest.raises(RecastError, match=r"does not load \(.*\): give a folder with a tokenizer"):
+        embed_texts(["red"], folder)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_pipes_in_a_folder_are_not_waited_for(encoder: Path, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "modules.json", "config.json"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,7 +14,15 @@ import torch
 from polars.exceptions import ComputeError
 from safetensors.torch import save_file
 
-from recast.run.files import alone_in, reading, refuse_existing, staged_file, staged_folder
+from recast.run.files import (
+    alone_in,
+    read_json,
+    reading,
+    refuse_existing,
+    require_plain_files,
+    staged_file,
+    staged_folder,
+)
 from recast.types import RecastError
 
 Staged = Callable[[Path], AbstractContextManager[Path]]
@@ -35,6 +44,64 @@ def test_a_file_or_a_full_folder_is_not(tmp_path: Path) -> None:
                 attempt(path)
             assert str(caught.value) == line
     assert [p.name for p in tmp_path.rglob("*")] == ["full", "mine"]
+
+
+def test_a_place_that_takes_no_folder_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    for name, reason in (
+        ("loop", "a link that leads nowhere"),
+        ("a\0b", "a zero byte in its name"),
+        ("file/x/y", "Not a directory"),
+    ):
+        with pytest.raises(
+            RecastError, match=rf"cannot be written \({reason}\): free some space or"
+        ):
+            refuse_existing(tmp_path / name)
+
+
+@pytest.mark.skipif(os.access("/proc/self", os.W_OK), reason="root writes anywhere")
+def test_a_parent_that_takes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RecastError, match=r"x cannot be written \(Permission denied\): free some"):
+        refuse_existing("/proc/self/x")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1}', None),
+        (b"[1]", "it holds a list, no dict"),
+        (b'{"a": ' * 10**5, "maximum recursion depth exceeded"),
+        (b'{"a": "\xff"}', "'utf-8' codec can't decode byte 0xff"),
+        (b" " * 101, "more than 100 bytes of JSON"),
+    ],
+)
+def test_json_of_any_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str | None
+) -> None:
+    if message and "100 bytes" in message:
+        monkeypatch.setattr("recast.run.files._MOST_JSON", 100)
+    (tmp_path / "x").write_bytes(content)
+    if message is None:
+        assert read_json(tmp_path / "x", dict) == {"a": 1}
+        return
+    with pytest.raises(RecastError) as caught, reading("x", "make it again"):
+        read_json(tmp_path / "x", dict)
+    assert str(caught.value).startswith(f"x is damaged ({message}")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipes_and_large_json_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="no plain file"):
+        read_json(tmp_path / "pipe", dict)
+    with pytest.raises(RecastError, match=r"pipe is neither a file nor a folder: remove it"):
+        require_plain_files(tmp_path)
+    (tmp_path / "pipe").unlink()
+    with (tmp_path / "sparse.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(RecastError, match=r"sparse.json has 1,099,511,627,776 bytes: give a JSON"):
+        require_plain_files(tmp_path)
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:

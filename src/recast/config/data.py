@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from recast.config.check import at_least, check_seed, make_plain
+from recast.config.check import at_least, check_seed, make_plain, no_empty
 from recast.types import require
 
 
@@ -82,6 +82,7 @@ class TokenizeConfig:
         share = self.collaborative_weight
         require(0 <= share <= 1, "collaborative_weight", share, "give a share from 0 to 1")
         check_seed(self.seed)
+        no_empty(self, "data", "output", "encoder")
         at_least(self, 1, "collaborative_dim", "num_levels")
         for name, most in (("collaborative_dim", 1024), ("num_levels", 32)):
             value = getattr(self, name)

@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from recast.items.catalog import Catalog, load_catalog
-from recast.run.files import reason_of
+from recast.run.files import reading
 from recast.types import SPLITS, Interactions, RecastError
 
 _WINDOW = 10  # events on either side; a pair at distance k counts _DECAY ** (k - 1)
 _DECAY = 0.9
+_MOST_DIMENSIONS = 2**16  # of a text's vector; the widest encoders have 2**13
 _SMOOTHING = 0.75  # of the context counts: Levy, Goldberg and Dagan, TACL 2015, section 3.1
 
 
@@ -99,25 +99,23 @@ def load_embeddings(folder: str, catalog: Catalog) -> Float[Tensor, "I D"]:
     file = Path(folder) / "embeddings.safetensors"
     if not file.is_file():
         raise RecastError(f"{folder} holds no embeddings: give the folder of `recast tokenize`")
-    try:
-        found = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise RecastError(
-            f"{file} does not load ({reason_of(error, 200)}): make it again with `recast tokenize`"
-        ) from error
-    if "text" not in found:
-        raise RecastError(
-            f"{folder} holds no text embeddings: run `recast tokenize` with a collaborative_weight "
-            "below 1"
-        )
-    table = found["text"]
-    if load_catalog(folder).item_ids != catalog.item_ids or len(table) != catalog.num_items:
-        raise RecastError(
-            f"{folder} embeds {len(table)} items, which are not the {catalog.num_items} of the "
-            "catalogue: give the folder of its own catalogue"
-        )
-    if table.ndim != 2 or not bool(table.isfinite().all() & table.any()):
-        raise RecastError(
-            f"{file} holds no finite table of vectors: make it again with `recast tokenize`"
-        )
+    with reading(file, "make it again with `recast tokenize`"):
+        with safe_open(file, "pt") as held:
+            if "text" not in held.keys():  # noqa: SIM118 - it is no dict
+                raise RecastError(
+                    f"{folder} holds no text embeddings: run `recast tokenize` with a "
+                    "collaborative_weight below 1"
+                )
+            shape = held.get_slice("text").get_shape()
+            # Before the table is read: a file may claim any size.
+            if len(shape) != 2 or not 0 < shape[1] <= _MOST_DIMENSIONS:
+                raise ValueError(f"'text' has the shape {shape}")
+            if load_catalog(folder).item_ids != catalog.item_ids or shape[0] != catalog.num_items:
+                raise RecastError(
+                    f"{folder} embeds {shape[0]} items, which are not the {catalog.num_items} of "
+                    "the catalogue: give the folder of its own catalogue"
+                )
+            table = held.get_tensor("text")
+        if not (table.is_floating_point() and bool(table.isfinite().all() & table.any())):
+            raise ValueError("it holds no finite table of vectors")
     return F.normalize(table.float(), dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ MINILM = (
 
 _BATCH_TEXTS = 64
 _BATCH_TOKENS = 2**14  # an encoder of long texts gets fewer of them at a time
+_MOST_LAYERS = 1000  # the deepest have 200
 _LONGEST = 512  # of an encoder that names no longest input: BERT's
 _ALIKE = 1e-5  # of vectors of length 1: what batches of other shapes differ by is 1e-7
 
@@ -112,6 +114,7 @@ def _load_encoder(encoder: str) -> _Encoder:
         config = AutoConfig.from_pretrained(folder, **safe)
         if config.is_encoder_decoder:
             raise _no_encoder(encoder, f"a {config.model_type} model has a decoder")
+        _require_size(config, folder, encoder)
         tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
         model, found = AutoModel.from_pretrained(
             folder,
@@ -124,7 +127,9 @@ def _load_encoder(encoder: str) -> _Encoder:
         )
     except RecastError:
         raise
-    except LOADING as error:
+    except Exception as error:
+        if not isinstance(error, LOADING) and type(error) is not Exception:  # of tokenizers: plain
+            raise
         raise RecastError(
             f"encoder {encoder} does not load ({reason_of(error)}): {remedy}"
         ) from error
@@ -150,6 +155,25 @@ def _load_encoder(encoder: str) -> _Encoder:
     if longest <= tokenizer.num_special_tokens_to_add():
         raise _no_encoder(encoder, f"{longest} tokens hold no word")
     return _Encoder(encoder, tokenizer, model.eval(), vocabulary, pooling, longest)
+
+
+def _require_size(config: Any, folder: Path, encoder: str) -> None:
+    """Refuse a model far larger than its files: transformers would make up the rest, whatever the
+    memory. An int4 weight is half a byte."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if layers > _MOST_LAYERS:
+        raise _no_encoder(encoder, f"its config.json names {layers} layers")
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about weights without a number, which are refused next
+        model = AutoModel.from_config(config, trust_remote_code=False)
+    sizes = [weight.numel() for weight in model.parameters()]
+    named = sum(sizes)
+    if 0 in sizes:
+        raise _no_encoder(encoder, "its config.json names weights without a number in them")
+    held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if held and named > 4 * held:
+        reason = f"its config.json names {named:,} weights, its files have {held:,} bytes"
+        raise _no_encoder(encoder, reason)
 
 
 def _longest(model: Any, tokenizer: Any, pooling: Pooling) -> int:
@@ -222,7 +246,7 @@ def _vectors(encoder: _Encoder, inputs: dict[str, Tensor]) -> Float[Tensor, "N D
         try:
             with torch.inference_mode():
                 states = encoder.model(**part).last_hidden_state
-        except (*LOADING, IndexError) as error:
+        except LOADING as error:
             raise _no_encoder(encoder.name, reason_of(error)) from error
         if states.shape[:-1] != counted.shape:
             reason = f"its last_hidden_state has the shape {tuple(states.shape)}"

@@ -5,6 +5,7 @@ And reading it back: what was damaged since is an error that names the file.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -24,8 +25,8 @@ if sys.platform != "win32":
     import fcntl
 
 LOADING = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RuntimeError),
-    *(ImportError, StrictDataclassError, SafetensorError),
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
+    *(AssertionError, ImportError, StrictDataclassError, SafetensorError),
 )
 """What transformers, tokenizers and safetensors raise for broken files and missing packages."""
 
@@ -34,10 +35,22 @@ _MOST_JSON = 2**28
 
 
 def refuse_existing(folder: str | Path) -> Path:
-    """The path, if nothing is there yet; a run is never written over another one."""
+    """The path, if nothing is there yet and something could be: a run is never written over another
+    one, nor done for a place that takes no folder."""
     path = Path(folder)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RecastError(f"{path} already holds something: remove it or choose another output")
+    if "\0" in str(path):
+        raise _unwritable(path, "a zero byte in its name")
+    if path.exists():
+        if not path.is_dir() or any(path.iterdir()):
+            raise RecastError(f"{path} already holds something: remove it or choose another output")
+        return path
+    if path.is_symlink():
+        raise _unwritable(path, "a link that leads nowhere")
+    parent = next(above for above in path.absolute().parents if above.exists())
+    if not parent.is_dir():
+        raise _unwritable(path, os.strerror(errno.ENOTDIR))
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise _unwritable(path, os.strerror(errno.EACCES))
     return path
 
 
@@ -126,15 +139,18 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, ComputeError) as error:
         # A full disk reaches us as any of these, by the library that was writing.
-        reason = getattr(error, "strerror", None) or error
-        raise RecastError(
-            f"{path} cannot be written ({reason}): free some space or choose another output"
-        ) from error
+        raise _unwritable(path, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _unwritable(path: Path, reason: str) -> RecastError:
+    return RecastError(
+        f"{path} cannot be written ({reason}): free some space or choose another output"
+    )
 
 
 _DAMAGE = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError),
-    *(PolarsError, PanicException),
+    *(PolarsError, PanicException, SafetensorError),
 )
 """What readers raise for a file that was edited or cut."""
 
