@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 
+GIT_S = 10.0
+"""Seconds that git gets for an answer; on a slow network folder it takes one."""
+
 
 def environment(data_hash: str | None = None) -> dict[str, Any]:
     """Plain data for `env.json`; `data_hash` is the caller's digest of its data folder."""
@@ -68,17 +71,22 @@ def _git_commit() -> str | None:
     if git is None:
         return None
     here = [git, "-C", str(Path(__file__).parent)]
-    tracked = subprocess.run(
-        [*here, "ls-files", "--error-unmatch", Path(__file__).name],
-        capture_output=True,
-        check=False,
-    )
-    if tracked.returncode:
+    try:
+        tracked = _words([*here, "ls-files", "--error-unmatch", Path(__file__).name])
+        asked = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return _words([*here, *asked]) if tracked else None
+    except (OSError, subprocess.TimeoutExpired):  # a run does not wait for its record
         return None
-    described = subprocess.run(
-        [*here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        capture_output=True,
-        text=True,
+
+
+def _words(command: list[str]) -> str | None:
+    """What a command says within `GIT_S`; None where it fails or says nothing."""
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=GIT_S,
         check=False,
     )
-    return described.stdout.strip() or None
+    return None if done.returncode else done.stdout.decode(errors="replace").strip() or None
