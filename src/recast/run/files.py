@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from polars.exceptions import ComputeError, PolarsError
+from polars.exceptions import ComputeError, PanicException, PolarsError
 from safetensors import SafetensorError
 
 from recast.types import RecastError
@@ -26,6 +26,12 @@ LOADING = (
     *(ImportError, StrictDataclassError, SafetensorError),
 )
 """What transformers, tokenizers and safetensors raise for broken files and missing packages."""
+
+_DAMAGED = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError),
+    *(PolarsError, PanicException),
+)
+"""What readers raise for damaged files; a panic of polars is no `Exception`."""
 
 
 def refuse_existing(folder: str | Path) -> Path:
@@ -134,11 +140,11 @@ def reading(path: str | Path, remedy: str) -> Iterator[None]:
         yield
     except RecastError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, PolarsError) as error:
+    except _DAMAGED as error:
         raise RecastError(f"{path} is damaged ({reason_of(error)}): {remedy}") from error
 
 
-def reason_of(error: Exception, length: int = 150) -> str:
+def reason_of(error: BaseException, length: int = 150) -> str:
     """What another library complains about, on one line of at most `length` characters."""
     text = getattr(error, "strerror", None) or str(error)
     if isinstance(error, KeyError):
