@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from data_folder import forget_hashes
 from safetensors.torch import load_file, save_file
 from small_walk import failure, metric_lines, rl_args, sft_args
 from tokenizers import Tokenizer
@@ -111,8 +112,7 @@ def test_a_target_that_is_not_in_the_catalogue(walk: Path, tmp_path: Path, fail:
     items = pl.read_parquet(data / "items.parquet")
     one_more = pl.DataFrame({"item_id": ["48"], "text": [""]})
     pl.concat([items, one_more]).write_parquet(data / "items.parquet")
-    facts = json.loads((data / "data.json").read_text()) | {"items": 49}
-    (data / "data.json").write_text(json.dumps(facts))
+    forget_hashes(data, items=49)
     line = (
         "the data has 49 items, the catalogue 48: a target would be missing; "
         "make the catalogue from this data with `recast tokenize`"
@@ -129,6 +129,7 @@ def test_as_many_items_but_others(walk: Path, tmp_path: Path, fail: Fail) -> Non
     items = pl.read_parquet(data / "items.parquet")
     items[7, "item_id"] = "seven"
     items.write_parquet(data / "items.parquet")
+    forget_hashes(data)
     assert fail(*sft_args(walk, tmp_path / "run", f"--data={data}")) == (
         "item 7 is 'seven' in the data, '7' in the catalogue: "
         "make the catalogue from this data with `recast tokenize`"
@@ -227,6 +228,7 @@ def test_embeddings_of_nan(walk: Path, tmp_path: Path, encoder: Path, fail: Fail
     items = pl.read_parquet(data / "items.parquet").with_row_index("place")
     text = pl.when(pl.col("place") == 5).then(pl.lit("red")).otherwise(pl.lit("blue"))
     items.with_columns(text=text).drop("place").write_parquet(data / "items.parquet")
+    forget_hashes(data)
     args = ["tokenize", "--data", data, "--output", tmp_path / "catalog", "--encoder", encoder]
     assert fail(*args) == (
         f"encoder {encoder}: row 5 is not finite (1 such rows): check the encoder's weights or "
@@ -254,6 +256,7 @@ def test_no_training_window(walk: Path, tmp_path: Path, fail: Fail) -> None:
     split = pl.when((pl.col("split") == "train") & (place > 0)).then(pl.lit("rl"))
     split = split.otherwise(pl.col("split").cast(pl.String)).cast(events.schema["split"])
     events.with_columns(split=split).write_parquet(data / "interactions.parquet")
+    forget_hashes(data, split_name="by hand")
     assert fail(*sft_args(walk, tmp_path / "run", f"--data={data}")) == (
         f"{data} has no user with 2 training events: give more data"
     )

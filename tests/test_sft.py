@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from data_folder import forget_hashes
 from small_walk import MODEL, metric_lines, same, sft_config, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -97,6 +98,7 @@ def test_later_events_do_not_leak(walk: Path, tmp_path: Path) -> None:
     changed = events.with_columns(later=pl.col("split") != "train")
     changed = changed.with_columns(item=pl.when("later").then(previous).otherwise("item"))
     changed.drop("later").write_parquet(file)
+    forget_hashes(other / "data")
 
     before, after = load_data(walk / "data"), load_data(other / "data")
     moved = before.items != after.items

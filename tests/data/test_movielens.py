@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from recast.config import PrepareConfig
+from recast.data import movielens
 from recast.data.folder import describe, load_facts, load_items
 from recast.data.history import history, seen
 from recast.data.movielens import read_packaged, read_zip
@@ -80,7 +82,7 @@ def test_the_layout_of_the_publisher(tmp_path: Path) -> None:
     ]
     data = b"196\t1\t3\t881250949\n186\t267\t3\t891717742\n"
     file = write_zip(tmp_path / "z.zip", data=data, item="\n".join(lines).encode("latin-1"))
-    events, items, files = read_zip(file)
+    events, items, files, _ = read_zip(file)
     assert events.rows() == [("196", "1", 881250949), ("186", "267", 891717742)]
     assert items.rows() == [
         ("1", "Toy Story (1995) Animation Children's Comedy"),
@@ -93,7 +95,7 @@ def test_the_layout_of_the_publisher(tmp_path: Path) -> None:
 
 def test_both_layouts_give_the_same(folder: Path, tmp_path: Path) -> None:
     """The packaged copy, written out the way the publisher does, is read back the same."""
-    events, items, files = read_packaged()
+    events, items, files, _ = read_packaged()
     raw = pl.read_csv(files[1], separator="\t", quote_char=None, infer_schema=False)
     raw.columns = ["id", "title", "year", "genres"]
     names = sorted({g for text in raw["genres"] for g in text.split()} - {"unknown"})
@@ -131,12 +133,42 @@ def test_another_zip(tmp_path: Path, members: dict[str, bytes], reason: str) -> 
     assert reason in str(caught.value)
 
 
+def test_a_zip_that_unpacks_to_too_much_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(movielens, "_LARGEST", 10_000)
+    file = write_zip(tmp_path / "z.zip", data=b"1\t1\t3\t9\n" * 9_999, item=b"1|t\n")
+    with pytest.raises(RecastError, match=r"\(ml-100k/u.data unpacks to more than 10,000 bytes\)"):
+        read_zip(file)
+
+
+def test_rows_that_are_too_short(tmp_path: Path) -> None:
+    items = "\n".join([u_item(1, "T"), "2|T"]).encode()
+    file = write_zip(tmp_path / "z.zip", data=b"1\t1\t3\t9\n", item=items)
+    with pytest.raises(RecastError, match=r"\(row 2 of u.item is too short\)"):
+        read_zip(file)
+
+
+def test_a_cache_that_was_changed(cache: Path, folder: Path) -> None:
+    file = next(cache.rglob("ml-100k.item"))
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(
+        RecastError, match=r"ml-100k.item is damaged: remove .*, it is fetched again"
+    ):
+        read_packaged()
+    file.write_bytes(content)
+
+
 def test_no_zip(tmp_path: Path) -> None:
     (tmp_path / "z.zip").write_text("no zip")
     with pytest.raises(RecastError, match="File is not a zip file"):
         read_zip(str(tmp_path / "z.zip"))
     with pytest.raises(RecastError, match="No such file"):
         read_zip(str(tmp_path / "none.zip"))
+    os.mkfifo(tmp_path / "fifo.zip")
+    with pytest.raises(RecastError, match="no regular file"):
+        read_zip(str(tmp_path / "fifo.zip"))
 
 
 @pytest.mark.parametrize("name", ["user", "items", "text"])

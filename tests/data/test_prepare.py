@@ -11,9 +11,13 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from data_folder import forget_hashes
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
 from recast.config import PrepareConfig
-from recast.data.folder import describe, load_data, load_facts, load_items
+from recast.data.folder import data_hash, describe, load_data, load_facts, load_items
 from recast.data.history import history
 from recast.data.prepare import prepare
 from recast.data.windows import user_windows
@@ -50,6 +54,9 @@ def test_the_whole_walk_by_hand(tmp_path: Path) -> None:
     assert data.split_name == "global time 80/10/10"
     facts = load_facts(tmp_path / "out")
     files = [tmp_path / "events.csv", tmp_path / "items.csv"]
+    parts = ("interactions", "users", "items")
+    written = {name: (tmp_path / "out" / f"{name}.parquet").read_bytes() for name in parts}
+    assert len(facts.pop("digest")) == 64
     assert facts == {
         "source": str(files[0]),
         "sha256": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files],
@@ -69,8 +76,18 @@ def test_the_whole_walk_by_hand(tmp_path: Path) -> None:
         "new_test_users": 0,
         "empty_texts": 0,
         "items_without_row": 0,
+        "notes": ["times from 0 to 19"],
+        "ties": 0,
+        "copies": 0,
+        "dropped_copies": 0,
+        "repeats": 0,
+        "users_below_k_core": 0,
         "dropped_repeats": 0,
         "dropped_k_core": 0,
+        "files": {
+            f"{name}.parquet": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in written.items()
+        },
     }
     assert load_items(tmp_path / "out").rows() == ITEMS
     users = pl.read_parquet(tmp_path / "out" / "users.parquet")
@@ -171,11 +188,50 @@ def test_repeats_decide_exclude_seen_unless_it_is_set(tmp_path: Path) -> None:
     data = prepare(PrepareConfig(**write(tmp_path, rows)))
     assert not data.exclude_seen
     assert len(data.items) == 21
+    text = describe(tmp_path / "out")
+    assert "like any other (exclude_seen); events that repeat an item of their user: 1" in text
     settings = write(tmp_path, rows, exclude_seen=True) | {"output": str(tmp_path / "other")}
     data = prepare(PrepareConfig(**settings))
     assert data.exclude_seen
     assert data.times.tolist() == [*range(0, 20, 2), *range(1, 20, 2)]
     assert "repeats of a user's item, dropped: 1" in describe(tmp_path / "other")
+
+
+def test_copies_are_dropped_before_they_decide_anything(tmp_path: Path) -> None:
+    rows = [*TURNS, TURNS[3], TURNS[3], *[("copy", f"i{n:02}", n) for n in (1, 2, 1, 2)]]
+    data = prepare(PrepareConfig(**write(tmp_path, rows, k_core=1)))
+    assert data.exclude_seen
+    assert len(data.items) == 22
+    text = describe(tmp_path / "out")
+    assert "duplicate events (same user, item and time), dropped: 4" in text
+    assert "repeats of a user's item, dropped" not in text
+
+
+def test_copies_do_not_pass_a_k_core(tmp_path: Path) -> None:
+    rows = [("abc"[t % 3], f"i{t // 3}", t) for t in range(18)]
+    rows += [("copy", f"i{t}", t) for t in (1, 2, 1, 2)]
+    data = prepare(PrepareConfig(**write(tmp_path, rows, k_core=3)))
+    assert (data.num_users, len(data.items), data.exclude_seen) == (3, 18, True)
+    kept = write(tmp_path, rows, k_core=3, keep_copies=True) | {"output": str(tmp_path / "kept")}
+    data = prepare(PrepareConfig(**kept))
+    assert (data.num_users, len(data.items), data.exclude_seen) == (4, 22, False)
+    text = describe(tmp_path / "kept")
+    assert "duplicate events (same user, item and time), kept: 2" in text
+    assert "warning: users of fewer different items than k_core: 1" in text
+
+
+def test_ties_are_counted(tmp_path: Path) -> None:
+    prepare(
+        PrepareConfig(
+            **write(tmp_path, [(u, i, t // 4) for u, i, t in TURNS], split="leave_one_out")
+        )
+    )
+    assert "warning: events that share user and time, in random order: 20" in describe(
+        tmp_path / "out"
+    )
+    rows = [(u, i, max(t, 2)) for u, i, t in TURNS]  # the first two of user a
+    prepare(PrepareConfig(**write(tmp_path, rows) | {"output": str(tmp_path / "two")}))
+    assert "\nevents that share user and time, in random order: 2" in describe(tmp_path / "two")
 
 
 def test_k_core_shrinks_the_catalogue_and_k_1_keeps_everything(tmp_path: Path) -> None:
@@ -260,8 +316,7 @@ def test_folders_that_are_no_data(tmp_path: Path) -> None:
         with pytest.raises(RecastError, match=r"is no data folder .*: make one with `recast prep"):
             load(tmp_path / "none")
     prepare(PrepareConfig(**write(tmp_path, TURNS)))
-    facts = tmp_path / "out" / "data.json"
-    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"events": 21}))
+    forget_hashes(tmp_path / "out", events=21)
     with pytest.raises(RecastError, match=r"holds 20 events, data\.json says 21: make it again"):
         load_data(tmp_path / "out")
     (tmp_path / "out" / "items.parquet").unlink()
@@ -269,10 +324,89 @@ def test_folders_that_are_no_data(tmp_path: Path) -> None:
         load_items(tmp_path / "out")
 
 
+def test_what_was_edited_is_found_by_its_hash(tmp_path: Path) -> None:
+    prepare(PrepareConfig(**write(tmp_path, TURNS)))
+    folder = tmp_path / "out"
+    for name in ("interactions.parquet", "users.parquet", "items.parquet"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+        with pytest.raises(RecastError, match=rf"out is damaged \({name} was changed since it was"):
+            load_data(folder)
+        (folder / name).write_bytes(content)
+    with (folder / "items.parquet").open("r+b") as stream:
+        stream.truncate(2**42)  # sparse: its size tells before it is read
+    with pytest.raises(RecastError, match=r"items.parquet was changed since it was written"):
+        load_items(folder)
+    facts = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps(facts | {"exclude_seen": False}))
+    with pytest.raises(RecastError, match=r"data.json is damaged \(it was changed since it was"):
+        data_hash(folder)
+    with (folder / "data.json").open("r+b") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(RecastError, match=r"data.json is damaged \(1,099,511,627,776 bytes\)"):
+        load_facts(folder)
+
+
+@given(
+    st.sampled_from(["interactions.parquet", "users.parquet", "items.parquet", "data.json"]),
+    st.integers(0, 4000),
+    st.binary(max_size=3),
+    st.booleans(),
+)
+@examples(max_examples=60, deadline=None)
+def test_a_changed_folder_ends_in_one_line(
+    small_folder: Path, name: str, place: int, patch: bytes, is_cut: bool
+) -> None:
+    content = (small_folder / name).read_bytes()
+    place %= len(content)
+    changed = content[:place] + patch + (b"" if is_cut else content[place + len(patch) :])
+    (small_folder / name).write_bytes(changed)
+    try:
+        # White space and the order of the keys say nothing.
+        if changed != content and (name != "data.json" or not same_json(changed, content)):
+            with pytest.raises(RecastError):
+                load_data(small_folder)
+    finally:
+        (small_folder / name).write_bytes(content)
+
+
+def same_json(one: bytes, other: bytes) -> bool:
+    try:
+        return bool(json.loads(one) == json.loads(other))
+    except ValueError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    prepare(PrepareConfig(**write(folder, TURNS)))
+    return folder / "out"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"users": 3}, "users.parquet does not hold 3 users"),
+        ({"items": 10**12}, "items.parquet does not hold 1000000000000 items"),
+        ({"users": True}, "users.parquet does not hold True users"),
+        ({"exclude_seen": "no"}, "exclude_seen is 'no'"),
+        ({"files": ["x"]}, "out is damaged ("),
+    ],
+)
+def test_facts_that_fit_no_table(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    prepare(PrepareConfig(**write(tmp_path, TURNS)))
+    forget_hashes(tmp_path / "out", **changes)
+    with pytest.raises(RecastError) as caught:
+        load_data(tmp_path / "out")
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "load", "message"),
     [
         ("data.json", "{", load_facts, "data.json is damaged (Expecting property name"),
+        ("data.json", "[" * 100_000, load_facts, "data.json is damaged (maximum recursion depth"),
         ("data.json", "[]", load_data, "data.json is damaged (no JSON object)"),
         ("data.json", "{}", load_data, "out is damaged (no 'events')"),
         ("data.json", "{}", describe, "data.json is damaged (no 'source')"),
@@ -295,6 +429,19 @@ def test_damaged_files(tmp_path: Path, name: str, content: str, load: Any, messa
         ("interactions", pl.col("item") + 1, "column 'item' is not all numbers from 0 to 19"),
         ("interactions", pl.col("user").reverse(), "column 'user' is not sorted"),
         ("interactions", pl.col("split").cast(pl.String), "column 'split' holds String"),
+        ("interactions", pl.col("time").cast(pl.String), "column 'time' holds String"),
+        ("interactions", -pl.col("time"), "column 'time' goes backwards within a user"),
+        ("interactions", pl.col("split").reverse(), "column 'split' goes backwards within a user"),
+        (
+            "interactions",
+            pl.when(pl.col("time") == 17).then(15).otherwise(pl.col("time")).alias("time"),
+            "the splits overlap in time",
+        ),
+        (
+            "interactions",
+            pl.when(pl.col("time") == 18).then(4).otherwise(pl.col("item")).alias("item"),
+            "a user's item repeats, though seen items are no candidates",
+        ),
         ("interactions", pl.col("time").shift(), "interactions.parquet, row 0 has no time"),
         ("items", pl.lit(None).alias("text"), "items.parquet, row 0 has no text"),
         ("items", pl.lit(1).alias("text"), "items.parquet holds {'item_id': String, 'text': Int32"),
@@ -310,6 +457,7 @@ def test_edited_tables(tmp_path: Path, name: str, change: pl.Expr, message: str 
     else:
         table = table.with_columns(change)
     table.write_parquet(file)
+    forget_hashes(tmp_path / "out")
     with pytest.raises(RecastError) as caught:
         (load_data if name == "interactions" else load_items)(tmp_path / "out")
     assert message in str(caught.value)

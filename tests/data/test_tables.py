@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import polars as pl
 import pytest
 
 from recast.config import PrepareConfig
-from recast.data.tables import parse_times, read_tables
+from recast.data import tables
+from recast.data.tables import read_tables
 from recast.types import RecastError
 
 GOOD = "user,item,time\na,x,1\nb,y,2\n"
@@ -28,7 +31,7 @@ def config(folder: Path, csv: str | bytes = GOOD, /, **more: Any) -> PrepareConf
 def test_columns_are_picked_by_name_and_the_rest_ignored(tmp_path: Path) -> None:
     text = "when,stars,who,what\n3,5,a,x\n1,4,b,7\n"
     settings = config(tmp_path, text, user="who", item="what", time="when")
-    events, items, files = read_tables(settings)
+    events, items, files, _ = read_tables(settings)
     assert events.rows() == [("a", "x", 3), ("b", "7", 1)]
     assert events.schema == {"user": pl.String, "item": pl.String, "time": pl.Int64}
     assert items.is_empty()
@@ -41,7 +44,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
 
 def test_item_text_joins_columns_in_order_and_leaves_out_what_is_missing(tmp_path: Path) -> None:
     rows = 'item,year,title,kind\nx,1999,"A,  B",k\ny,,C,\nz,,,\n'
-    events, items, files = read_tables(
+    events, items, files, _ = read_tables(
         config(tmp_path, items_text=rows, text=["title", "kind", "year"])
     )
     assert items.rows() == [("x", "A, B k 1999"), ("y", "C"), ("z", "")]
@@ -49,49 +52,29 @@ def test_item_text_joins_columns_in_order_and_leaves_out_what_is_missing(tmp_pat
     assert len(events) == 2
 
 
-DAY = dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)
-MICRO = int(DAY.timestamp()) * 10**6
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (["5", " 7 ", "-1"], [5, 7, -1]),
-        (["5", "7.0"], [5, 7]),
-        (["5", "7.5"], [5.0, 7.5]),
-        (["9007199254740993", "1"], [9007199254740993, 1]),  # more than a float64 holds exactly
-        ([5, 7], [5, 7]),
-        ([5.0, 7.0], [5, 7]),
-        ([5.25, 7.0], [5.25, 7.0]),
-        ([dt.date(1970, 1, 3), dt.date(1970, 1, 2)], [2, 1]),
-        ([DAY], [MICRO]),
-        ([DAY.replace(tzinfo=None)], [MICRO]),
-        (["2026-01-31T12:00:00", "2026-01-31T12:00:00Z"], [MICRO, MICRO]),
-        (["2026-01-31 12:00:00.5", "2026-01-31T14:00:00+02:00"], [MICRO + 500_000, MICRO]),
-        (["2026-01-31T12:00", "2026-01-31T14:00:00+02"], [MICRO, MICRO]),
-        (["2026-01-31"], [MICRO - 12 * 3600 * 10**6]),
-        (["2026-01-31", "31.1.2026", None], [MICRO - 12 * 3600 * 10**6, None, None]),
-        (["5", "soon", "inf", "nan"], [5.0, None, None, None]),
-        (["2026-02-30"], [None]),
-    ],
-)
-def test_times(values: list[Any], expected: list[int | float | None]) -> None:
-    times = parse_times(pl.Series("when", values))
-    assert times is not None
-    assert times.name == "time"
-    assert times.to_list() == expected
-    if None not in expected:
-        assert times.dtype == (pl.Float64 if isinstance(expected[0], float) else pl.Int64)
-
-
 BAD = [
-    ("user,item\na,x\n", {}, "no column 'time': set time to one it has, the nearest is 'item'"),
+    (
+        "user,item\na,x\n",
+        {},
+        "no column 'time': set time to row_order if its rows are in the order of time",
+    ),
+    (
+        "user,item,day\na,x,1\n",
+        {},
+        "set time to one it has, the nearest is 'day', or to row_order if its rows are in the",
+    ),
+    ("user,item,row_order\na,x,1\n", {"time": "row_order"}, "has a column 'row_order', which as"),
     ("userId,item,time\n", {}, "no column 'user': set user to one it has, the nearest is 'userId'"),
     (GOOD, {"user": "USER_ID"}, "no column 'USER_ID': set user to one it has"),
     (
         GOOD,
         {"items_text": "item,name\nx,t\n"},
-        "items.csv has no column 'title': set text to one it has, the nearest is 'item'",
+        "items.csv has no column 'title': set text to one it has, the nearest is 'name'",
+    ),
+    (
+        GOOD,
+        {"items_text": "asin,title\nx,t\n"},
+        "items.csv has no column 'item': set items_id to one it has, the nearest is 'asin'",
     ),
     (
         "user,item,time\na,x,1\nb,y,later\n",
@@ -103,11 +86,12 @@ BAD = [
     ('user,item,time\na,"",1\nb,y,2\n', {}, "events.csv, row 1, column 'item' has no id"),
     ("", {}, "events.csv is empty: give a file with a header and rows"),
     ("user,item,time\n", {}, "events.csv holds no row: give at least one event of two users"),
-    ("user,item,time\na,b,1,2\n", {}, "events.csv cannot be read (found more fields"),
-    (b"user,item,time\n\xff,b,1\n", {}, "events.csv cannot be read (invalid utf-8"),
+    ("user,item,time\na,b,1,2\n", {}, "events.csv, row 1 (line 2) has 4 fields, the header 3"),
+    (b"user,item,time\n\xff,b,1\n", {}, "events.csv, line 2 is not UTF-8 (invalid start byte)"),
     (GOOD, {"interactions": "none.csv"}, "none.csv: no such file: check the path"),
     (GOOD, {"item": "user"}, "user, item and time are set to ['user', 'user', 'time']: name 3"),
     (GOOD, {"text": ["title"]}, "text is ['title'] without a file: set items as well"),
+    (GOOD, {"items_id": "i"}, "items_id is 'i' without a file: set items as well"),
     (GOOD, {"items": "i.csv"}, "items is 'i.csv' without columns: set text as well"),
     (GOOD, {"items_text": "item,title\n"}, "items.csv holds no row: give one row per item"),
     (GOOD, {"items_text": "item,title\nx,t\n,t\n"}, "items.csv, row 2, column 'item' has no id"),
@@ -170,7 +154,7 @@ def test_csv_and_parquet_are_one_and_a_large_file_keeps_its_rows_in_order(tmp_pa
     )
     frame.write_parquet(tmp_path / "e.parquet", row_group_size=10_000)
     frame.write_csv(tmp_path / "e.csv")
-    large, _, _ = read_tables(config(tmp_path, interactions=str(tmp_path / "e.parquet")))
+    large = read_tables(config(tmp_path, interactions=str(tmp_path / "e.parquet"))).events
     assert large.equals(read_tables(config(tmp_path, interactions=str(tmp_path / "e.csv")))[0])
     assert large.equals(
         frame.select(pl.col("user").cast(pl.String), pl.col("item").cast(pl.String), "time")
@@ -203,3 +187,84 @@ def test_a_long_name_is_cut(tmp_path: Path) -> None:
     with pytest.raises(RecastError) as caught:
         read_tables(config(tmp_path, "\x01user" + "z" * 5000 + "\n1\n"))
     assert str(caught.value).endswith(f"the nearest is '\\x01user{'z' * 52}...'")
+
+
+def test_the_item_column_of_each_file_has_its_own_name(tmp_path: Path) -> None:
+    rows = "asin,parent,title\n1,x,X\n2,y,Y\n"
+    read = read_tables(config(tmp_path, items_text=rows, items_id="parent"))
+    assert read.items.rows() == [("x", "X"), ("y", "Y")]
+
+
+def test_rows_in_the_order_of_time(tmp_path: Path) -> None:
+    read = read_tables(config(tmp_path, "user,item\na,y\nb,x\na,x\n", time="row_order"))
+    assert read.events.rows() == [("a", "y", 0), ("b", "x", 1), ("a", "x", 2)]
+    assert read.notes == ["no times: the rows of the file are in the order of time"]
+
+
+def test_missing_values_are_no_words_of_a_text(tmp_path: Path) -> None:
+    frame = {
+        "item": ["x", "y", "z"],
+        "title": ["A", " nan", "nancy"],
+        "year": [1999.0, float("nan"), None],
+    }
+    pl.DataFrame(frame).write_parquet(tmp_path / "i.parquet")
+    items = {"items": str(tmp_path / "i.parquet"), "text": ["title", "year"]}
+    read = read_tables(config(tmp_path, **items))
+    assert read.items.rows() == [("x", "A 1999.0"), ("y", ""), ("z", "nancy")]
+    assert read.notes[-1] == "texts that stand for a missing value, left out: 2"
+
+
+def test_a_row_swallowed_by_a_quote(tmp_path: Path) -> None:
+    rows = 'user,item,time,note\na,x,1,"7 inch\nb,y,2,ok\na,y,3,10"\nb,x,4,ok\na,y,5,ok\n'
+    with pytest.raises(RecastError, match=r"row 1 holds another row in quotes \('b,y,2,ok'\)"):
+        read_tables(config(tmp_path, rows))
+    rows = 'item,title\nx,"A 7 inch\ny,Title of y\nz,B 10"\n'
+    with pytest.raises(RecastError, match=r"items.csv, row 1 holds another row in quotes"):
+        read_tables(config(tmp_path, items_text=rows))
+    legal = 'item,title\nx,"one, two\nthree, four"\ny,Y\n'
+    assert (
+        read_tables(config(tmp_path, items_text=legal)).items["text"][0] == "one, two three, four"
+    )
+
+
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    """Nobody waits for a pipe that nobody writes to, or reads a device that never ends."""
+    os.mkfifo(tmp_path / "fifo.csv")
+    (tmp_path / "zero.parquet").symlink_to("/dev/zero")
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    for name, message in (
+        ("fifo.csv", "fifo.csv is a pipe or a device, no file: give a .csv or .parquet file"),
+        ("zero.parquet", "zero.parquet is a pipe or a device"),
+        ("loop.csv", "loop.csv: no such file: check the path"),
+        ("x" * 300 + ".csv", "cannot be read (File name too long)"),
+    ):
+        with pytest.raises(RecastError) as caught:
+            read_tables(config(tmp_path, interactions=str(tmp_path / name)))
+        assert message in str(caught.value)
+
+
+def test_more_rows_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Parquet file of a few kilobytes can hold a billion rows, all alike."""
+    pl.DataFrame({"user": ["a"] * 999, "item": "x", "time": 1}).write_parquet(
+        tmp_path / "e.parquet"
+    )
+    monkeypatch.setattr(tables, "memory_gib", lambda: 99_800 / 2**30)
+    with pytest.raises(RecastError, match=r"e\.parquet holds 999 rows, too many for the .* GiB"):
+        read_tables(config(tmp_path, interactions=str(tmp_path / "e.parquet")))
+
+
+def parquet() -> bytes:
+    frame = pl.DataFrame({"user": list("ab") * 9, "item": list("xyz") * 6, "time": range(18)})
+    frame.write_parquet(stream := io.BytesIO())
+    return stream.getvalue()
+
+
+def test_damaged_parquet_ends_in_one_line(tmp_path: Path) -> None:
+    """Cut anywhere; and with bytes changed that make polars end its process, all those found."""
+    whole, file = parquet(), tmp_path / "e.parquet"
+    cut = [whole[:length] for length in range(0, len(whole), 40)]
+    for content in [*cut, *(whole[:n] + b"c" + whole[n + 1 :] for n in (44, 166, 330))]:
+        file.write_bytes(content)
+        with pytest.raises(RecastError) as caught:
+            read_tables(config(tmp_path, interactions=str(file)))
+        assert "\n" not in str(caught.value)

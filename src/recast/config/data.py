@@ -22,11 +22,16 @@ class PrepareConfig:
     item: str = "item"
     """Column of the item id."""
     time: str = "time"
-    """Column of the time: a number (any unit), a date, or an ISO 8601 text."""
+    """Column of the time: a number (any unit), a date, or an ISO 8601 text. `row_order`: none, the
+    rows are in the order of time."""
     items: str | None = None
-    """CSV or Parquet file with one row per item, holding the `item` column and the text."""
+    """CSV or Parquet file with one row per item, holding its id and the text."""
+    items_id: str | None = None
+    """Column of the item id in `items`; unset: called as in `interactions`."""
     text: list[str] = field(default_factory=list)
     """Columns of `items` that make up an item's text, in order."""
+    keep_copies: bool = False
+    """Keep events of the same user, item and time; otherwise one of them is left."""
     k_core: int = 1
     """Drop users and items with fewer events, repeatedly; 1 keeps everything."""
     exclude_seen: bool | None = None
@@ -43,6 +48,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         make_plain(self)
         check_seed(self.seed)
+        no_empty(self, "interactions", "user", "item", "time", "items", "items_id")
         require(self.k_core >= 1, "k_core", self.k_core, "give 1 (keep everything) or more")
         if self.rl_frac is not None:
             by_time = self.split == "global_time"

@@ -19,6 +19,11 @@ def k_core(events: pl.DataFrame, k: int) -> pl.DataFrame:
             return events
 
 
+def pairs(events: pl.DataFrame) -> pl.Series:
+    """User and item, numbers below 2**31, as one number."""
+    return events.select(pl.col("user").cast(pl.Int64) * 2**31 + pl.col("item")).to_series()
+
+
 def first_events(events: pl.DataFrame) -> pl.DataFrame:
     """Each user's first event with each item; repeats go."""
     return events.group_by("user", "item").agg(pl.col("time").min())
@@ -55,3 +60,10 @@ def order_events(events: pl.DataFrame, seed: int) -> pl.DataFrame:
     draw = uniforms(seed, 0, torch.arange(len(events)), "event order", 1)[:, 0]
     events = events.with_columns(pl.Series("draw", draw.numpy()))
     return events.sort("user", "time", "draw", maintain_order=True).drop("draw")
+
+
+def count_ties(events: pl.DataFrame) -> int:
+    """Events that share user and time with another; `events` in order."""
+    same = pl.all_horizontal(pl.col(c) == pl.col(c).shift() for c in ("user", "time"))
+    is_tied = (same | same.shift(-1)).fill_null(value=False)
+    return int(events.select(is_tied.sum()).item())

@@ -2,7 +2,8 @@
 
 `interactions.parquet` (user and item index, time, split; sorted as `Interactions`),
 `users.parquet` and `items.parquet` (ids by index, item text), `data.json` (source, hashes,
-counts, cuts), `config.yaml`.
+counts, cuts), `config.yaml`. What was changed since is found by the hashes in `data.json`, its own
+among them; folders without them, of earlier releases, are read as well.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 import yaml
 from torch import Tensor
 
 from recast.config import PrepareConfig
+from recast.data.events import pairs
+from recast.data.split import SPLIT_NAMES
 from recast.run.files import reading, staged_folder
 from recast.types import SPLITS, Interactions, RecastError
 
 _FILES = ("interactions.parquet", "users.parquet", "items.parquet", "data.json")
 _REMEDY = "make it again with `recast prepare`"
+_LARGEST_FACTS = 2**20
+"""Bytes of `data.json`; it has about 2,000."""
 
 
 def save_data(
@@ -38,6 +44,9 @@ def save_data(
         events.write_parquet(stage / "interactions.parquet")
         users.write_parquet(stage / "users.parquet")
         items.write_parquet(stage / "items.parquet")
+        files = {name: _stamp(stage / name) for name in _FILES if name.endswith(".parquet")}
+        facts = facts | {"files": files}
+        facts |= {"digest": _digest(facts)}
         (stage / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
         (stage / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
 
@@ -49,6 +58,8 @@ def load_data(folder: str | Path) -> Interactions:
     """
     facts = load_facts(folder)
     with reading(folder, _REMEDY):
+        for name in facts.get("files", {}):
+            _check_stamp(Path(folder) / name, facts)
         return _interactions(Path(folder), facts)
 
 
@@ -59,13 +70,17 @@ def _interactions(folder: Path, facts: dict[str, Any]) -> Interactions:
             f"{folder} holds {len(events)} events, data.json says {facts['events']}: {_REMEDY}"
         )
     for name, count in (("user", facts["users"]), ("item", facts["items"])):
+        num_ids = pl.scan_parquet((folder / f"{name}s.parquet").absolute(), glob=False)
+        if type(count) is not int or count != num_ids.select(pl.len()).collect().item():
+            raise ValueError(f"{name}s.parquet does not hold {count!r} {name}s")
         if not (events[name].dtype.is_integer() and events[name].is_between(0, count - 1).all()):
             raise ValueError(f"column {name!r} is not all numbers from 0 to {count - 1}")
-    if not events["user"].is_sorted():
-        raise ValueError("column 'user' is not sorted")
     if events["split"].dtype != pl.Enum(SPLITS):
         raise ValueError(f"column 'split' holds {events['split'].dtype}")
     times = events["time"]
+    if not (times.dtype.is_integer() or times.dtype == pl.Float64):
+        raise ValueError(f"column 'time' holds {times.dtype}")
+    _check_order(events, facts)
     if times.dtype == pl.Float64:
         times = times.rank("dense").cast(pl.Int64) - 1
     users = _tensor(events["user"])
@@ -82,10 +97,31 @@ def _interactions(folder: Path, facts: dict[str, Any]) -> Interactions:
     )
 
 
+def _check_order(events: pl.DataFrame, facts: dict[str, Any]) -> None:
+    """Users one after the other, each forwards in time and in splits; nobody's seen item again."""
+    if not events["user"].is_sorted():
+        raise ValueError("column 'user' is not sorted")
+    same_user = np.diff(events["user"].to_numpy()) == 0
+    for name in ("time", "split"):
+        values = events[name].to_physical().to_numpy()
+        if (same_user & (values[1:] < values[:-1])).any():
+            raise ValueError(f"column {name!r} goes backwards within a user")
+    if facts["split_name"] == SPLIT_NAMES["global_time"]:
+        spans = events.group_by("split").agg(first=pl.col("time").min(), last=pl.col("time").max())
+        spans = spans.sort("split")
+        if not (spans["first"][1:] > spans["last"][:-1]).all():
+            raise ValueError("the splits overlap in time")
+    if type(facts["exclude_seen"]) is not bool:
+        raise ValueError(f"exclude_seen is {facts['exclude_seen']!r}")
+    if facts["exclude_seen"] and pairs(events).n_unique() < len(events):
+        raise ValueError("a user's item repeats, though seen items are no candidates")
+
+
 def load_items(folder: str | Path) -> pl.DataFrame:
     """`item_id` and `text` of every item, by item index."""
     facts = load_facts(folder)
     with reading(folder, _REMEDY):
+        _check_stamp(Path(folder) / "items.parquet", facts)
         items = _table(Path(folder) / "items.parquet").select("item_id", "text")
         if items.schema != {"item_id": pl.String, "text": pl.String}:
             raise ValueError(f"items.parquet holds {dict(items.schema)}")
@@ -102,17 +138,22 @@ def load_facts(folder: str | Path) -> dict[str, Any]:
                 f"{folder} is no data folder (no {name}): make one with `recast prepare`"
             )
     with reading(Path(folder) / "data.json", _REMEDY):
+        if (size := (Path(folder) / "data.json").stat().st_size) > _LARGEST_FACTS:
+            raise ValueError(f"{size:,} bytes")
         facts = json.loads((Path(folder) / "data.json").read_text())
         if not isinstance(facts, dict):
             raise ValueError("no JSON object")
+        if "digest" in facts and facts["digest"] != _digest(facts):
+            raise ValueError("it was changed since it was written")
     return facts
 
 
 def data_hash(folder: str | Path) -> str:
     """Sha256 of the events, for the record of a run that used them."""
-    load_facts(folder)
-    with (Path(folder) / "interactions.parquet").open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    facts, file = load_facts(folder), Path(folder) / "interactions.parquet"
+    with reading(folder, _REMEDY):
+        _check_stamp(file, facts)
+        return _sha256(file)
 
 
 def describe(folder: str | Path) -> str:
@@ -137,16 +178,50 @@ def _described(facts: dict[str, Any]) -> str:
         )
     lines[-1] += f" ({facts['new_test_users']:,} of the test users are new)"
     excluded = "no candidates" if facts["exclude_seen"] else "candidates like any other"
-    lines.append(f"items of a user's own history are {excluded}")
+    repeats = facts.get("repeats", facts["dropped_repeats"])
+    lines.append(
+        f"items of a user's own history are {excluded} (exclude_seen); "
+        f"events that repeat an item of their user: {repeats:,}"
+    )
+    lines += facts.get("notes", [])
+    if ties := facts.get("ties", 0):
+        most = "warning: " if ties > facts["events"] / 2 else ""
+        lines.append(f"{most}events that share user and time, in random order: {ties:,}")
+    if copies := facts.get("copies", 0):
+        done = "dropped" if facts["dropped_copies"] else "kept"
+        lines.append(f"duplicate events (same user, item and time), {done}: {copies:,}")
     for key, words in (
         ("dropped_repeats", "repeats of a user's item, dropped"),
         ("dropped_k_core", "events dropped by the k-core filter"),
+        ("users_below_k_core", "warning: users of fewer different items than k_core"),
         ("items_without_row", "warning: items of the events without a row in the items file"),
         ("empty_texts", "warning: items without text"),
     ):
-        if facts[key]:
+        if facts.get(key):
             lines.append(f"{words}: {facts[key]:,}")
     return "\n".join(lines)
+
+
+def _stamp(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_stamp(file: Path, facts: dict[str, Any]) -> None:
+    stamp = facts.get("files", {}).get(file.name)
+    # The size first, since a sparse file takes long to read.
+    if stamp and (file.stat().st_size != stamp["bytes"] or _stamp(file) != stamp):
+        raise ValueError(f"{file.name} was changed since it was written")
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    """Of all facts but the digest itself."""
+    content = json.dumps({key: facts[key] for key in sorted(facts) if key != "digest"})
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _table(file: Path) -> pl.DataFrame:

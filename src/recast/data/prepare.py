@@ -11,11 +11,19 @@ import numpy as np
 import polars as pl
 
 from recast.config import PrepareConfig
-from recast.data.events import first_events, index_events, k_core, order_events, sorted_ids
+from recast.data.events import (
+    count_ties,
+    first_events,
+    index_events,
+    k_core,
+    order_events,
+    pairs,
+    sorted_ids,
+)
 from recast.data.folder import load_data, save_data
 from recast.data.movielens import read_packaged, read_zip
 from recast.data.split import RL_FRAC, SPLIT_NAMES, leave_one_out, split_events
-from recast.data.tables import read_tables
+from recast.data.tables import Tables, read_tables
 from recast.run.files import refuse_existing
 from recast.types import SPLITS, Interactions, RecastError
 
@@ -27,26 +35,34 @@ def prepare(config: PrepareConfig) -> Interactions:
     filter left. Raises `RecastError` for bad input, before anything is written.
     """
     refuse_existing(config.output)
-    raw, texts, files = _read(config)
-    events, exclude_seen = raw, config.exclude_seen
+    raw, texts, files, notes = _read(config)
+    users = sorted_ids(raw["user"])
+    item_ids = sorted_ids(pl.concat([raw["item"], texts["item_id"]]))
+    events = index_events(raw, users, item_ids)
+    num_copies = len(raw) - len(distinct := events.unique())
+    events = events if config.keep_copies else distinct
+    num_kept = len(events)
+    num_repeats = num_kept - pairs(events).n_unique()
+    exclude_seen = config.exclude_seen
     if exclude_seen is None:
-        exclude_seen = len(raw) == len(raw.select("user", "item").unique())
+        exclude_seen = num_repeats == 0
     if exclude_seen:
         events = first_events(events)
     num_distinct = len(events)
     if config.k_core > 1:
         events = k_core(events, config.k_core)
-    users = sorted_ids(events["user"])
+        names = [users.gather(events["user"]), item_ids.gather(events["item"])]
+        users, item_ids = map(sorted_ids, names)
+        events = pl.DataFrame([names[0].alias("user"), names[1].alias("item"), events["time"]])
+        events = index_events(events, users, item_ids)
     _require_two(users, "user", config)
-    with_events = events["item"].unique()
-    ids = with_events if config.k_core > 1 else pl.concat([with_events, texts["item_id"]])
-    items = sorted_ids(ids).alias("item_id").to_frame()
-    _require_two(items["item_id"], "item", config)
+    _require_two(item_ids, "item", config)
+    items = item_ids.alias("item_id").to_frame()
     without_row = len(items.join(texts, on="item_id", how="anti")) if config.items else 0
     items = items.join(texts, on="item_id", how="left", maintain_order="left")
     items = items.with_columns(pl.col("text").fill_null(""))
 
-    events = order_events(index_events(events, users, items["item_id"]), config.seed)
+    events = order_events(events, config.seed)
     if config.split == "global_time":
         rl_frac = config.rl_frac or RL_FRAC
         splits, cuts = split_events(events["time"].to_numpy(), rl_frac)
@@ -67,12 +83,23 @@ def prepare(config: PrepareConfig) -> Interactions:
         **_count_splits(events["user"].to_numpy(), splits, starts),
         "empty_texts": int((items["text"] == "").sum()),
         "items_without_row": without_row,
-        "dropped_repeats": len(raw) - num_distinct,
+        "notes": notes,
+        "ties": count_ties(events),
+        "copies": num_copies,
+        "dropped_copies": len(raw) - num_kept,
+        "repeats": num_repeats,
+        "users_below_k_core": _count_below(events, config.k_core),
+        "dropped_repeats": num_kept - num_distinct,
         "dropped_k_core": num_distinct - len(events),
     }
     events = events.with_columns(split=pl.Series(splits).cast(pl.UInt8).cat.to(pl.Enum(SPLITS)))
     save_data(config, events, users.alias("user_id").to_frame(), items, facts)
     return load_data(config.output)
+
+
+def _count_below(events: pl.DataFrame, k: int) -> int:
+    """Users of fewer than `k` different items: the filter counts events."""
+    return int((events.group_by("user").agg(pl.col("item").n_unique())["item"] < k).sum())
 
 
 def _require_two(ids: pl.Series, kind: str, config: PrepareConfig) -> None:
@@ -83,13 +110,13 @@ def _require_two(ids: pl.Series, kind: str, config: PrepareConfig) -> None:
         raise RecastError(f"{config.interactions} holds {which}{lower}: {remedy}")
 
 
-def _read(config: PrepareConfig) -> tuple[pl.DataFrame, pl.DataFrame, list[Path]]:
+def _read(config: PrepareConfig) -> Tables:
     source = config.interactions
     is_zip = source.lower().endswith(".zip")
     if source != "movielens-100k" and not is_zip:
         return read_tables(config)
     defaults = {f.name: f.default for f in fields(PrepareConfig)} | {"text": []}
-    for name in ("user", "item", "time", "items", "text"):
+    for name in ("user", "item", "time", "items", "items_id", "text"):
         if (value := getattr(config, name)) != defaults[name]:
             raise RecastError(f"{name} is {value!r}: {source} knows its own columns, leave it out")
     return read_zip(source) if is_zip else read_packaged()

@@ -6,43 +6,101 @@ Events: `user`, `item` (String) and `time` (Int64, or Float64 where a time is no
 
 from __future__ import annotations
 
-import difflib
+import subprocess
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
+from polars.exceptions import PanicException, PolarsError
 
 from recast.config import PrepareConfig
+from recast.data.columns import ROW_ORDER, choose_columns, named
+from recast.data.delimited import Suspect, read_csv
+from recast.data.ids import MISSING, check_overlap, mixed_notes, read_ids
+from recast.data.times import parse_times, range_notes, zone_notes
+from recast.run.environment import memory_gib
 from recast.run.files import reason_of
 from recast.types import RecastError
 
+_BYTES_PER_ROW = 100
+"""Of memory that an event takes at least while it is prepared: ids as text, its columns, a sort."""
 
-def read_tables(config: PrepareConfig) -> tuple[pl.DataFrame, pl.DataFrame, list[Path]]:
-    """Events, items (none without an items file) and the files they were read from."""
+
+_TRIAL = """
+import sys, polars
+scan = polars.scan_parquet(sys.argv[1], glob=False).select(sys.argv[2:])
+scan.collect(engine="streaming")
+"""
+
+
+class Tables(NamedTuple):
+    """What a reader returns: events and items (none without an items file), the files they were
+    read from, and what a person should know of them, one line each."""
+
+    events: pl.DataFrame
+    items: pl.DataFrame
+    files: list[Path]
+    notes: list[str]
+
+
+def read_tables(config: PrepareConfig) -> Tables:
+    """Raises `RecastError` for what cannot be read, what is missing and what contradicts itself."""
     columns = {"user": config.user, "item": config.item, "time": config.time}
     if len(set(columns.values())) < len(columns):
         raise RecastError(
             f"user, item and time are set to {list(columns.values())}: name 3 columns"
         )
-    if config.text and config.items is None:
-        raise RecastError(f"text is {config.text!r} without a file: set items as well")
+    for setting in ("text", "items_id"):
+        if (value := getattr(config, setting)) and config.items is None:
+            raise RecastError(f"{setting} is {value!r} without a file: set items as well")
     if config.items is not None and not config.text:
         raise RecastError(f"items is {config.items!r} without columns: set text as well")
-    events = check_events(_read(config.interactions, columns), config.interactions, columns)
+    file = config.interactions
+    raw, suspects = _read(file, columns)
+    if config.time == ROW_ORDER:
+        raw = raw.with_row_index("time")
+    events, notes = check_events(raw, file, columns)
+    event_items = events["item"].unique()
+    _refuse_swallowed(suspects, file, event_items)
+    notes += [*mixed_notes(events["user"], "user"), *mixed_notes(event_items, "item")]
     if config.items is None:
         empty = pl.DataFrame(schema={"item_id": pl.String, "text": pl.String})
-        return events, empty, [Path(config.interactions)]
-    parts = {f"text {i}": column for i, column in enumerate(config.text)}
-    raw = _read(config.items, {"item": config.item, **parts})
-    for name, column in parts.items():
+        return Tables(events, empty, [Path(file)], notes)
+    items, more = _read_items(config, config.items, event_items)
+    check_overlap(event_items, items["item_id"], file, config.items)
+    return Tables(events, items, [Path(file), Path(config.items)], notes + more)
+
+
+def _read_items(
+    config: PrepareConfig, file: str, event_items: pl.Series
+) -> tuple[pl.DataFrame, list[str]]:
+    column = config.items_id or config.item
+    parts = {f"text {i}": name for i, name in enumerate(config.text)}
+    raw, suspects = _read(file, {"items_id": column, **parts})
+    _refuse_swallowed(suspects, file, event_items)
+    num_missing = raw.select(*parts).null_count().sum_horizontal().item()
+    for name, part in parts.items():
         kind = raw[name].dtype
         if kind.is_nested() or kind in (pl.Binary, pl.Duration, pl.Object):
+            raise RecastError(f"{file}, column {named(part)} holds {kind}: give text or numbers")
+        is_word = pl.col(name).cast(pl.String).str.strip_chars().is_in(MISSING)
+        raw = raw.with_columns(pl.when(~is_word).then(pl.col(name)))
+    num_words = raw.select(*parts).null_count().sum_horizontal().item() - num_missing
+    items = check_items(raw.select(item_id="items_id", text=join_text(*parts)), file, column)
+    notes = [f"texts that stand for a missing value, left out: {num_words:,}"] if num_words else []
+    return items, notes
+
+
+def _refuse_swallowed(suspects: list[Suspect], file: str, event_items: pl.Series) -> None:
+    """Text may hold line breaks, but a line with a row's commas and an item's id is a row."""
+    ids = set(event_items) if suspects else set()
+    for row, line, id in suspects:
+        if id in ids:
             raise RecastError(
-                f"{config.items}, column {_named(column)} holds {kind}: give text or numbers"
+                f"{file}, row {row} holds another row in quotes ({named(line)}): "
+                "close the quote where its field ends, or write it as two in a quoted field"
             )
-    items = check_items(
-        raw.select(item_id="item", text=join_text(*parts)), config.items, config.item
-    )
-    return events, items, [Path(config.interactions), Path(config.items)]
 
 
 def join_text(*columns: str | pl.Expr) -> pl.Expr:
@@ -52,8 +110,11 @@ def join_text(*columns: str | pl.Expr) -> pl.Expr:
     return text.str.replace_all(r"\s+", " ").str.strip_chars()
 
 
-def check_events(raw: pl.DataFrame, file: str, columns: dict[str, str]) -> pl.DataFrame:
-    """`user`, `item`, `time` with ids as text and times as numbers, in the order of `raw`.
+def check_events(
+    raw: pl.DataFrame, file: str, columns: dict[str, str]
+) -> tuple[pl.DataFrame, list[str]]:
+    """`user`, `item`, `time` with ids as text and times as numbers, in the order of `raw`; and
+    what to say of the times.
 
     `columns` holds the file's own column names, for the messages. Raises `RecastError` for an
     empty file, a missing id and a time that cannot be understood.
@@ -63,124 +124,82 @@ def check_events(raw: pl.DataFrame, file: str, columns: dict[str, str]) -> pl.Da
     times = parse_times(raw["time"])
     if times is None:
         raise RecastError(
-            f"{file}, column {_named(columns['time'])} holds {raw['time'].dtype}: "
+            f"{file}, column {named(columns['time'])} holds {raw['time'].dtype}: "
             "give numbers, dates or ISO 8601 texts"
         )
     if times.null_count():
         row = int(times.is_null().arg_max() or 0)
         raise RecastError(
-            f"{file}, row {row + 1}, column {_named(columns['time'])}: "
-            f"{_named(raw['time'][row])} is no time: give a number, a date or an "
+            f"{file}, row {row + 1}, column {named(columns['time'])}: "
+            f"{named(raw['time'][row])} is no time: give a number, a date or an "
             "ISO 8601 text such as 2026-01-31T12:00:00"
         )
-    ids = [_ids(raw[name], file, columns[name]) for name in ("user", "item")]
-    return pl.DataFrame([*ids, times])
+    ids = [read_ids(raw[name], file, columns[name]) for name in ("user", "item")]
+    is_order = columns["time"] == ROW_ORDER
+    notes = ["no times: the rows of the file are in the order of time"] if is_order else []
+    return pl.DataFrame([*ids, times]), notes or [*range_notes(times), *zone_notes(raw["time"])]
 
 
 def check_items(items: pl.DataFrame, file: str, column: str) -> pl.DataFrame:
     """`item_id`, `text` with ids as text; raises `RecastError` for a missing or repeated id."""
     if items.is_empty():
         raise RecastError(f"{file} holds no row: give one row per item")
-    items = items.with_columns(_ids(items["item_id"], file, column), pl.col("text").fill_null(""))
+    items = items.with_columns(
+        read_ids(items["item_id"], file, column), pl.col("text").fill_null("")
+    )
     first = items["item_id"].is_first_distinct()
     if not first.all():
         row = int(first.not_().arg_max() or 0)
         raise RecastError(
-            f"{file}, row {row + 1}, column {_named(column)}: the item id "
-            f"{_named(items['item_id'][row])} appears more than once: keep one row per item"
+            f"{file}, row {row + 1}, column {named(column)}: the item id "
+            f"{named(items['item_id'][row])} appears more than once: keep one row per item"
         )
     return items
 
 
-def parse_times(times: pl.Series) -> pl.Series | None:
-    """Times as Int64 (Float64 if one is not whole), null where not understood.
-
-    Numbers and Parquet dates keep their unit; texts that are no numbers are read as ISO 8601, as
-    microseconds since 1970, in UTC unless they name their offset. The first value decides which
-    of the two a text column holds. None: a type that holds no times.
-    """
-    if times.dtype == pl.String:
-        times = times.str.strip_chars()
-        is_number = times.head(1).cast(pl.Float64, strict=False).null_count() == 0
-        if not is_number:
-            return times.to_frame("time").select(_iso(pl.col("time")))["time"]
-        whole = times.cast(pl.Int64, strict=False)
-        times = whole if whole.null_count() == 0 else times.cast(pl.Float64, strict=False)
-    if times.dtype == pl.Date or isinstance(times.dtype, pl.Datetime):
-        times = times.to_physical()  # a Datetime with a zone is stored in UTC
-    if times.dtype.is_integer():
-        return times.cast(pl.Int64, strict=False).alias("time")
-    if not times.dtype.is_numeric():
-        return None
-    times = times.cast(pl.Float64).alias("time")
-    times = times.set(~times.is_finite(), None)
-    # Beyond 2**53 a float is no exact integer any more.
-    is_whole = ((times.round() == times) & (times.abs() <= 2**53)).all()
-    return times.cast(pl.Int64) if is_whole else times
-
-
-def _iso(text: pl.Expr) -> pl.Expr:
-    text = text.str.replace(" ", "T", literal=True).str.replace(r"[Zz]$", "+00:00")
-    formats = ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d")
-    return pl.coalesce(
-        text.str.to_datetime(form, time_unit="us", strict=False).dt.epoch("us") for form in formats
-    )
-
-
-def _ids(ids: pl.Series, file: str, column: str) -> pl.Series:
-    """Ids as text; integers and texts are ids, fractions are not."""
-    if not (ids.dtype.is_integer() or ids.dtype in (pl.String, pl.Categorical, pl.Enum)):
+def _check_size(file: str, num_rows: int) -> None:
+    """A Parquet file of a few kilobytes can state and hold any number of rows."""
+    memory = memory_gib()
+    if memory is not None and num_rows * _BYTES_PER_ROW > memory * 2**30:
         raise RecastError(
-            f"{file}, column {_named(column)} holds {ids.dtype}: give ids as integers or text"
+            f"{file} holds {num_rows:,} rows, too many for the {memory} GiB of memory: "
+            "give fewer rows or use a larger machine"
         )
-    ids = ids.cast(pl.String)
-    missing = ids.is_null() | (ids == "").fill_null(False)
-    if missing.any():
-        row = int(missing.arg_max() or 0)
-        raise RecastError(
-            f"{file}, row {row + 1}, column {_named(column)} has no id: fill or drop the row"
-        )
-    return ids
 
 
-def _read(file: str, columns: dict[str, str]) -> pl.DataFrame:
+def _check_readable(file: str, path: Path, columns: list[str]) -> None:
+    """A damaged page header makes polars ask for 2**61 bytes and end the process, which nobody
+    can catch: so another one reads first."""
+    command = [sys.executable, "-P", "-c", _TRIAL, str(path), *columns]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode < 0 or b"PanicException" in done.stderr:
+        raise RecastError(f"{file} is damaged: write it again, or give a CSV")
+
+
+def _read(file: str, columns: dict[str, str]) -> tuple[pl.DataFrame, list[Suspect]]:
     """The named columns of a file, streamed; `columns` maps our names to the file's."""
     # Absolute and without globs: polars would read a leading ~ and brackets as patterns.
     path, suffix = Path(file).absolute(), Path(file).suffix.lower()
-    if path.is_dir():
-        raise RecastError(f"{file} is a folder: give a .csv or .parquet file")
-    if not path.is_file():
-        raise RecastError(f"{file}: no such file: check the path")
-    if suffix not in (".csv", ".parquet"):
-        raise RecastError(f"{file} ends in {suffix!r}: give a .csv or .parquet file")
+    kinds = "give a .csv or .parquet file"
     try:
-        # Texts first, so that a value of the wrong kind can be named with its row.
-        scan = (
-            pl.scan_csv(path, infer_schema=False, glob=False)
-            if suffix == ".csv"
-            else pl.scan_parquet(path, glob=False)
-        )
-        present = scan.collect_schema().names()
-        for name, column in columns.items():
-            if column not in present:
-                near = difflib.get_close_matches(column, [p[:80] for p in present], n=1, cutoff=0)
-                raise RecastError(
-                    f"{file} has no column {_named(column)}: set {name.split()[0]} to one it has, "
-                    f"the nearest is {_named(near[0])}"
-                )
+        if path.is_dir():
+            raise RecastError(f"{file} is a folder: {kinds}")
+        if not path.exists():
+            raise RecastError(f"{file}: no such file: check the path")
+        if not path.is_file():
+            raise RecastError(f"{file} is a pipe or a device, no file: {kinds}")
+        if suffix not in (".csv", ".parquet"):
+            raise RecastError(f"{file} ends in {suffix!r}: {kinds}")
+        if suffix == ".csv":
+            return read_csv(file, columns)
+        scan = pl.scan_parquet(path, glob=False)
+        columns = choose_columns(file, scan.collect_schema().names(), columns)
+        _check_size(file, scan.select(pl.len()).collect().item())
+        _check_readable(file, path, list(columns.values()))
         chosen = scan.select(pl.col(column).alias(name) for name, column in columns.items())
-        return chosen.collect(engine="streaming")
-    except pl.exceptions.NoDataError as error:
-        raise RecastError(f"{file} is empty: give a file with a header and rows") from error
-    except (pl.exceptions.PolarsError, OSError) as error:
+        return chosen.collect(engine="streaming"), []
+    except (PolarsError, PanicException, OSError, UnicodeError) as error:
         raise RecastError(
             f"{file} cannot be read ({reason_of(error)}): "
             "give a UTF-8 CSV with a header, or Parquet"
         ) from error
-
-
-def _named(value: object) -> str:
-    """A name or value out of a file for a message; of a binary file it can be any length."""
-    if isinstance(value, str) and len(value) > 60:
-        value = f"{value[:57]}..."
-    return repr(value)
