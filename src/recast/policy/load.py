@@ -23,6 +23,7 @@ from transformers.utils import logging as hf_logging
 from recast.config import ModelConfig, Precision
 from recast.items.catalog import Catalog, load_catalog
 from recast.policy.attention import ATTENTION
+from recast.policy.body import steady_positions
 from recast.policy.lora import (
     ADAPTERS,
     has_adapters,
@@ -31,7 +32,13 @@ from recast.policy.lora import (
     read_adapters,
     save_adapters,
 )
-from recast.policy.packable import agrees, is_packable, other_attention, text_config
+from recast.policy.packable import (
+    LARGEST_GAP,
+    is_packable,
+    other_attention,
+    packed_gap,
+    text_config,
+)
 from recast.run.files import LOADING, reading, reason_of, staged_folder
 from recast.types import RecastError
 
@@ -278,6 +285,23 @@ def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) 
             f"{name} has {rows} tokens, its catalogue needs {catalog.vocab_size}: use the policy "
             "with the catalogue it was trained on"
         )
+    _require_room(model, catalog, window, name)
+    model.eval()
+    head = model.get_output_embeddings()
+    capped = getattr(text_config(model), "final_logit_softcapping", None) is not None
+    gap = packed_gap(model, catalog) if type(head) is torch.nn.Linear and not capped else torch.inf
+    if gap > LARGEST_GAP:
+        how = "" if gap == torch.inf else f" (by {gap:.1g} of their norm)"
+        raise RecastError(
+            f"{name} is a {type(model).__name__}: sent packed, with its output layer apart, it "
+            f"gives other numbers than by itself{how}: scaled or capped logits, or an attention of "
+            "its own; choose a plain one, such as Qwen3 or Llama"
+        )
+    return Policy(model=model, catalog=catalog, window=window)
+
+
+def _require_room(model: PreTrainedModel, catalog: Catalog, window: int, name: str) -> None:
+    """Raise `RecastError` for a window that the positions of the model do not hold."""
     longest = 1 + window * catalog.max_length
     context = getattr(text_config(model), "max_position_embeddings", None)
     if context is not None and context < longest:
@@ -285,12 +309,10 @@ def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) 
             f"{name} has a context of {context} tokens, a window of {window} items needs "
             f"{longest}: choose a smaller window"
         )
-    model.eval()
-    capped = getattr(text_config(model), "final_logit_softcapping", None) is not None
-    if capped or not agrees(model, catalog):
+    steady = steady_positions(model)
+    if steady is not None and steady < longest:
         raise RecastError(
-            f"{name} is a {type(model).__name__}: sent packed, with its output layer apart, it "
-            "gives other numbers than by itself (scaled or capped logits, or an attention of its "
-            "own); choose a plain one, such as Qwen3 or Llama"
+            f"{name} has rotary embeddings that look at the longest prompt of a call from "
+            f"{steady} tokens on, a window of {window} items needs {longest}: choose a window of "
+            f"at most {(steady - 1) // catalog.max_length}"
         )
-    return Policy(model=model, catalog=catalog, window=window)
