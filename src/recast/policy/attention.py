@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from recast.types import RecastError
 
 ATTENTION = "recast_packed"
+DROPS_NOTHING = "drops_nothing"
+"""Set on modules whose dropout is off, whatever rate they ask for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def packed_attention(
     width = query.shape[2] if layout is None else layout.prompt_width
     settings: dict[str, Any] = {
         "scale": scaling,
-        "dropout_p": dropout,
+        "dropout_p": 0.0 if getattr(module, DROPS_NOTHING, False) else dropout,
         "enable_gqa": query.shape[1] != key.shape[1],
     }
     parts = []

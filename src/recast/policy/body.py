@@ -56,7 +56,7 @@ def steady_positions(model: Any) -> int | None:
             original = part.get("original_max_position_embeddings")
             original = original or getattr(config, "original_max_position_embeddings", None)
             found.append(original or context)
-    return min((x for x in found if x is not None), default=None)
+    return min((x for x in found if isinstance(x, int)), default=None)
 
 
 def require_steady(model: Any, positions: Int[Tensor, "B S"]) -> None:

@@ -77,7 +77,7 @@ def _telling_tokens(model: PreTrainedModel, catalog: Catalog) -> Int[Tensor, " 1
     """Twelve tokens whose embeddings are as far apart as can be: of tokens that look alike a wrong
     mask would leave no trace. New rows may be, and that of a padding token may be zero."""
     weight: Tensor = model.get_input_embeddings().weight
-    own, last = catalog.first_token - 1, len(weight) - 1
+    own, last = max(catalog.first_token - 1, 0), len(weight) - 1
     spaced = [torch.linspace(0, own, _CANDIDATES), torch.linspace(own, last, _CANDIDATES)]
     tokens = torch.cat(spaced).long().unique().to(weight.device)
     rows = weight[tokens].float()

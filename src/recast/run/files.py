@@ -22,8 +22,8 @@ if sys.platform != "win32":
     import fcntl
 
 LOADING = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RuntimeError),
-    *(ImportError, StrictDataclassError, SafetensorError),
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
+    *(AssertionError, MemoryError, ImportError, StrictDataclassError, SafetensorError),
 )
 """What transformers, tokenizers and safetensors raise for broken files and missing packages."""
 
