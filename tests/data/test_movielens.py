@@ -153,9 +153,7 @@ def test_a_cache_that_was_changed(cache: Path, folder: Path) -> None:
     file = next(cache.rglob("ml-100k.item"))
     content = file.read_bytes()
     file.write_bytes(content[:-1])
-    with pytest.raises(
-        RecastError, match=r"ml-100k.item is damaged: remove .*, it is fetched again"
-    ):
+    with pytest.raises(RecastError, match=r"damaged"):
         read_packaged()
     file.write_bytes(content)
 

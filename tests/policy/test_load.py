@@ -17,10 +17,13 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPTJConfig,
+    GPTNeoXConfig,
     GraniteConfig,
     Llama4TextConfig,
     NemotronConfig,
     OPTConfig,
+    PersimmonConfig,
+    PhiConfig,
     PretrainedConfig,
     T5Config,
     T5ForConditionalGeneration,
@@ -28,7 +31,8 @@ from transformers import (
 
 from recast.config import ModelConfig
 from recast.items.catalog import build_catalog
-from recast.policy.load import create_policy, disable_dropout, load_policy, save_policy
+from recast.policy.attention import ATTENTION
+from recast.policy.load import Policy, create_policy, disable_dropout, load_policy, save_policy
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.memory import plan_memory
 from recast.types import RecastError
@@ -287,6 +291,36 @@ def test_dropout_that_is_a_function_is_off_in_training_mode_too() -> None:
     assert not torch.equal(model.train()(input_ids=tokens).logits, wanted)
     disable_dropout(model)
     assert torch.equal(model.train()(input_ids=tokens).logits, wanted)
+
+
+DROPS: dict[str, Any] = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2}
+DROPS |= {"num_attention_heads": 2, "bos_token_id": 1, "pad_token_id": 0, "eos_token_id": 2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OPTConfig(**DROPS, ffn_dim=16, word_embed_proj_dim=16, dropout=0.5, layerdrop=0.5),
+        GPT2Config(**DROPS, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5),
+        PersimmonConfig(**DROPS, intermediate_size=16, attention_dropout=0.5, hidden_dropout=0.5),
+        PhiConfig(**DROPS, intermediate_size=16, attention_dropout=0.5, resid_pdrop=0.5),
+        GPTNeoXConfig(**DROPS, intermediate_size=16, attention_dropout=0.5, hidden_dropout=0.5),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_activations_that_are_computed_again_drop_nothing(config: PretrainedConfig) -> None:
+    """Checkpointing needs train mode; Persimmon asks its settings for the rate."""
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+    rates = {name: value for name, value in vars(model.config).items() if "drop" in name}
+    policy = Policy(model=model.eval(), catalog=tiny.tiny_catalog(), window=5)
+    prompts = tiny.make_prompts(policy.catalog, [[1, 2], [5]], [[7], [0]])
+    wanted = branch_logprobs(policy, prompts, prompts.targets, "full")
+    model.train()
+    assert not branch_logprobs(policy, prompts, prompts.targets, "full").equal(wanted)
+    disable_dropout(model)
+    model.activation_checkpointing_enable()
+    assert branch_logprobs(policy, prompts, prompts.targets, "full").equal(wanted)
+    assert rates == {name: value for name, value in vars(model.config).items() if "drop" in name}
 
 
 def test_a_package_that_is_missing_is_named_in_one_line(

@@ -305,3 +305,48 @@ def test_adapters_that_hold_nan(tmp_path: Path) -> None:
     save_file({name: value * torch.nan for name, value in load_file(file).items()}, file)
     with pytest.raises(RecastError, match=r"adapters: .* holds NaN or infinity"):
         load_policy(tmp_path / "adapters")
+
+
+def _saved_adapters(folder: Path) -> Path:
+    """Adapters alone of a policy in `start`."""
+    save_policy(tiny.tiny_policy("llama", tiny.tiny_catalog()), folder / "start")
+    policy = load_policy(folder / "start")
+    model = add_adapters(policy.model, LoRAConfig(rank=2), str(folder / "start"), seed=0)
+    save_policy(replace(policy, model=model), folder / "adapters", merge=False)
+    load_policy(folder / "adapters")
+    return folder / "adapters"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_alpha": 64}, "has lora_alpha 64, trained with 4.*: set it back"),
+        ({"lora_alpha": "x"}, "has lora_alpha 'x', which is no number above 0"),
+        ({"r": 10**9}, "has r 1000000000, which is no number above 0"),
+        ({"peft_type": "LOHA"}, "has peft_type 'LOHA', Recast saves 'LORA'"),
+        ({"use_rslora": True}, "has use_rslora True, Recast saves False"),
+        ({"init_lora_weights": "pissa"}, "has init_lora_weights 'pissa', Recast saves True"),
+        ({"megatron_core": "os"}, "has megatron_core 'os', Recast saves"),
+        ({"base_model_name_or_path": 3}, "adapters of 3, which is no folder"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_adapters_whose_settings_were_edited(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    file = _saved_adapters(tmp_path) / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(RecastError, match=message):
+        load_policy(file.parent)
+
+
+def test_adapters_whose_base_was_trained_on(tmp_path: Path) -> None:
+    folder = _saved_adapters(tmp_path)
+    file = tmp_path / "start" / "model.safetensors"
+    stored = load_file(file)
+    stored["model.norm.weight"][0] += 1e-3
+    save_file(stored, file, {"format": "pt"})
+    with pytest.raises(RecastError, match="start, whose weights have changed since: give the pol"):
+        load_policy(folder)
+    (folder / "base.json").unlink()  # of a release that noted nothing
+    load_policy(folder)

@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from recast.types import RecastError
 
 ATTENTION = "recast_packed"
+DROPS_NOTHING = "drops_nothing"
+"""Set on modules whose dropout is off, whatever rate they ask for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ def packed_attention(
     query: Float[Tensor, "B heads Q D"],
     key: Float[Tensor, "B kv_heads S D"],
     value: Float[Tensor, "B kv_heads S D"],
-    attention_mask: None,
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -74,16 +76,18 @@ def packed_attention(
 ) -> tuple[Float[Tensor, "B Q heads D"], None]:
     """Attention of one layer; without a `layout` the whole call is a right-padded prompt.
 
-    Raises `RecastError` for models with score soft-capping or attention sinks, which
-    scaled_dot_product_attention cannot express, and for keys of a cache without a layout.
+    Raises `RecastError` for models with score soft-capping, attention sinks or a mask of their own
+    (`no_mask` gave them none), and for keys of a cache without a layout.
     """
     if layout is None and query.shape[2] != key.shape[2]:
         raise RecastError(
             f"{query.shape[2]} queries meet {key.shape[2]} keys under attention {ATTENTION!r} "
             "without a layout: for generate() call model.set_attn_implementation('sdpa') first"
         )
-    for name in ("softcap", "s_aux"):
-        if kwargs.get(name) is not None:
+    foreign = {"a mask of its own": attention_mask}
+    foreign |= {name: kwargs.get(name) for name in ("softcap", "s_aux", "position_bias")}
+    for name, part in foreign.items():
+        if part is not None:
             raise RecastError(
                 f"{type(module).__name__} uses {name}: the packed forward has no such attention; "
                 "choose a model without it"
@@ -91,7 +95,7 @@ def packed_attention(
     width = query.shape[2] if layout is None else layout.prompt_width
     settings: dict[str, Any] = {
         "scale": scaling,
-        "dropout_p": dropout,
+        "dropout_p": 0.0 if getattr(module, DROPS_NOTHING, False) else dropout,
         "enable_gqa": query.shape[1] != key.shape[1],
     }
     parts = []

@@ -7,6 +7,8 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from recast.types import RecastError
+
 
 def hidden_states(
     model: Any,
@@ -22,7 +24,9 @@ def hidden_states(
     models count them from elsewhere by themselves. `others` reach the attention: a `layout`, and
     `past_key_values` to decode with.
     """
-    hidden: Tensor = body_of(model)(
+    body = body_of(model)
+    require_steady(body, positions)
+    hidden: Tensor = body(
         input_ids=tokens,
         inputs_embeds=embedded,
         position_ids=positions,
@@ -36,3 +40,31 @@ def body_of(model: Any) -> Any:
     """The transformer without its output layer; adapters (PEFT) sit inside it."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     return plain.base_model
+
+
+def steady_positions(model: Any) -> int | None:
+    """Positions that a call may hold before the rotary embeddings of all its rows change with the
+    longest of them, as `dynamic` and `longrope` ones do; None where they never do."""
+    config = model.config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None) or {}
+    context = getattr(config, "max_position_embeddings", None)
+    found: list[int | None] = []
+    for part in (rope, *rope.values()):  # one for all layers, or one for each kind of layer
+        if not isinstance(part, dict):
+            continue
+        if part.get("rope_type") in ("dynamic", "longrope") or "long_mscale" in part:  # PhiMoE's
+            original = part.get("original_max_position_embeddings")
+            original = original or getattr(config, "original_max_position_embeddings", None)
+            found.append(original or context)
+    return min((x for x in found if isinstance(x, int)), default=None)
+
+
+def require_steady(model: Any, positions: Int[Tensor, "B S"]) -> None:
+    """Raise `RecastError` where a prompt's numbers would depend on the others of its call."""
+    most = steady_positions(model)
+    if most is not None and positions.numel() and int(positions.max()) >= most:
+        raise RecastError(
+            f"a prompt of {int(positions.max()) + 1} tokens: beyond {most} the model's rotary "
+            "embeddings look at the longest prompt of a call, and all numbers with them; "
+            f"shorten prompts to {most} tokens"
+        )

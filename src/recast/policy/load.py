@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
-    PreTrainedConfig,
     PreTrainedModel,
     Qwen3Config,
 )
-from transformers.utils import logging as hf_logging
 
 from recast.config import ModelConfig, Precision
 from recast.items.catalog import Catalog, load_catalog
-from recast.policy.attention import ATTENTION
+from recast.policy.attention import ATTENTION, DROPS_NOTHING
+from recast.policy.body import steady_positions
+from recast.policy.folder import ADAPTERS, read_object
 from recast.policy.lora import (
-    ADAPTERS,
     has_adapters,
     load_adapters,
     merged_weights,
     read_adapters,
     save_adapters,
 )
-from recast.policy.packable import agrees, is_packable, other_attention, text_config
+from recast.policy.packable import (
+    LARGEST_GAP,
+    is_packable,
+    other_attention,
+    packed_gap,
+    text_config,
+)
+from recast.policy.weights import load_model, no_bars, require_finite, require_same_shapes
 from recast.run.files import LOADING, reading, reason_of, staged_folder
 from recast.types import RecastError
+
+_LARGEST_WINDOW = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +68,10 @@ class Policy:
         Raises `RecastError` when this machine has no such device.
         """
         try:
-            place = torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as error:
+            number = torch.zeros(1, device=device)
+            number.item()  # `meta` holds shapes alone
+            place = number.device
+        except (RuntimeError, AssertionError, ImportError, ValueError, TypeError) as error:
             raise RecastError(
                 f"device is {device!r}: torch {torch.__version__} finds no such device here "
                 f"({reason_of(error, 80)}), give cpu"
@@ -87,6 +96,7 @@ def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int)
             model = _from_config(_qwen3(config, catalog, window))
         else:
             model, catalog = _with_sid_tokens(Path(config.path), catalog)
+            require_same_shapes(model, config.path)
     return as_policy(model, catalog, window, config.path or "the model")
 
 
@@ -96,9 +106,9 @@ def save_policy(policy: Policy, folder: str | Path, *, merge: bool = True) -> No
     Adapters are added to the weights they belong to, unless `merge` is False: then the folder holds
     them alone, as PEFT reads them. Raises `RecastError` when a weight is not finite.
     """
-    _require_finite(policy.model, "the policy")
+    require_finite(policy.model, "the policy")
     with staged_folder(folder) as stage:
-        with _no_bars():
+        with no_bars():
             if not has_adapters(policy.model):
                 policy.model.save_pretrained(stage)
             elif merge:
@@ -108,7 +118,8 @@ def save_policy(policy: Policy, folder: str | Path, *, merge: bool = True) -> No
                 save_adapters(policy.model, stage)
         # Foreign code that reads generation settings must not add sampling of its own.
         (stage / "generation_config.json").write_text('{"do_sample": false}\n')
-        (stage / "recast.json").write_text(json.dumps({"window": policy.window}) + "\n")
+        record = {"window": policy.window, "catalog": _digest(policy.catalog)}
+        (stage / "recast.json").write_text(json.dumps(record) + "\n")
         policy.catalog.save(stage / "catalog")
 
 
@@ -118,25 +129,41 @@ def load_policy(folder: str | Path) -> Policy:
     Raises `RecastError` when the folder holds none or its vocabulary does not fit its catalogue.
     """
     path = Path(folder)
-    if not (path / "recast.json").is_file():
+    if not os.path.isfile(path / "recast.json"):
         raise RecastError(f"{path} holds no policy (recast.json): make one with `recast sft`")
     with reading(path / "recast.json", "use the folder as it was saved"):
-        window = json.loads((path / "recast.json").read_text())["window"]
-        if type(window) is not int or window < 2:
-            raise ValueError(f"window {window!r} is no whole number of 2 or more")
-    if (path / ADAPTERS).is_file():
-        model = load_adapters(_load_model(Path(read_adapters(path))), path)
-        _require_finite(model, str(path))
+        record = read_object(path / "recast.json")
+        window = record["window"]
+        if type(window) is not int or not 2 <= window <= _LARGEST_WINDOW:
+            raise ValueError(f"window {window!r} is no whole number from 2 to {_LARGEST_WINDOW}")
+    catalog = load_catalog(path / "catalog")
+    if os.path.isfile(path / ADAPTERS):
+        model = load_adapters(load_model(Path(read_adapters(path))), path)
+        require_finite(model, str(path))
     else:
-        model = _load_model(path)
-    return as_policy(model, load_catalog(path / "catalog"), window, str(path))
+        model = load_model(path)
+    policy = as_policy(model, catalog, window, str(path))
+    if record.get("catalog", _digest(catalog)) != _digest(catalog):  # older folders note none
+        raise RecastError(
+            f"{path / 'catalog'} is not the catalogue that this policy was trained with: use the "
+            "folder as it was saved"
+        )
+    return policy
+
+
+def _digest(catalog: Catalog) -> str:
+    """Of the items, in their order, and of what each writes."""
+    digest = hashlib.sha256("\n".join(catalog.item_ids).encode())
+    digest.update(catalog.tokens.cpu().long().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
     """Set every dropout rate to 0, so that train mode, which checkpointing needs, is harmless.
 
     A rate is that of a `Dropout` or a number of a module whose name says so: many models call
-    dropout as a function.
+    dropout as a function. Some layers look it up in the model's settings, which are saved with it
+    and stay as they are; the packed attention heeds a mark instead.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -144,6 +171,7 @@ def disable_dropout(model: torch.nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if isinstance(value, float) and ("dropout" in name or "layerdrop" in name):
                 setattr(module, name, 0.0)
+        setattr(module, DROPS_NOTHING, True)
 
 
 def _qwen3(config: ModelConfig, catalog: Catalog, window: int) -> Qwen3Config:
@@ -168,76 +196,6 @@ def _from_config(config: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
 
 
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep transformers' progress bars out of the lines of a run."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
-
-
-def _load_model(path: Path) -> PreTrainedModel:
-    if not (path / "config.json").is_file():
-        raise RecastError(f"{path} holds no model (config.json): give a Hugging Face folder")
-    try:
-        with _no_bars():
-            config = AutoConfig.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
-            _require_decoder(config, path)
-            model, found = AutoModelForCausalLM.from_pretrained(
-                path,
-                config=config,
-                attn_implementation=ATTENTION,
-                local_files_only=True,
-                trust_remote_code=False,  # never asks on stdin whether to run a folder's code
-                dtype="auto",
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except RecastError:
-        raise
-    except LOADING as error:
-        if ATTENTION in str(error):
-            raise other_attention(str(path), "model") from error
-        raise RecastError(
-            f"{path} does not load ({reason_of(error, 200)}): "
-            "give a whole Hugging Face folder with safetensors"
-        ) from error
-    # transformers would fill these with random numbers and go on.
-    wrong = sorted(found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]})
-    if wrong:
-        raise RecastError(
-            f"{path}: {len(wrong)} of its weights are missing or do not fit its config.json, "
-            f"{wrong[0]} first: use the folder as it was saved"
-        )
-    _require_finite(model, str(path))
-    return model
-
-
-def _require_decoder(config: PreTrainedConfig, path: Path) -> None:
-    """Raise `RecastError` for a model that transformers has no causal language model for, and for
-    an encoder-decoder, whose prompt is not part of the row that the packed forward sends."""
-    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        kind = "an encoder-decoder" if config.is_encoder_decoder else "no causal language model"
-        raise RecastError(
-            f"{path} holds a {config.model_type} model, {kind}: choose a decoder-only one, such as "
-            "Qwen3 or Llama"
-        )
-
-
-def _require_finite(model: torch.nn.Module, name: str) -> None:
-    for key, weight in model.named_parameters():
-        if not bool(weight.isfinite().all()):
-            raise RecastError(
-                f"{name}: {key} holds NaN or infinity: the run diverged, use a lower lr"
-            )
-
-
 def _with_sid_tokens(path: Path, catalog: Catalog) -> tuple[PreTrainedModel, Catalog]:
     """The model with rows for the SID tokens behind its own vocabulary, and the catalogue that
     knows them; a policy of the same semantic IDs has both already."""
@@ -251,7 +209,7 @@ def _with_sid_tokens(path: Path, catalog: Catalog) -> tuple[PreTrainedModel, Cat
             f"{path} has a vocabulary of its own, and this catalogue writes tokens of another: "
             "give semantic IDs, or leave model.path out"
         )
-    model = _load_model(path)
+    model = load_model(path)
     rows = model.get_input_embeddings().weight.shape[0]
     settings = text_config(model)
     tokens = [getattr(settings, f"{name}_token_id", None) for name in ("bos", "eos")]
@@ -278,6 +236,32 @@ def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) 
             f"{name} has {rows} tokens, its catalogue needs {catalog.vocab_size}: use the policy "
             "with the catalogue it was trained on"
         )
+    _require_room(model, catalog, window, name)
+    model.eval()
+    head = model.get_output_embeddings()
+    capped = getattr(text_config(model), "final_logit_softcapping", None) is not None
+    try:
+        plain = type(head) is torch.nn.Linear and not capped
+        gap = packed_gap(model, catalog) if plain else torch.inf
+    except RecastError:
+        raise
+    except LOADING as error:
+        raise RecastError(
+            f"{name} is a {type(model).__name__} that does not run ({reason_of(error)}): "
+            "use the folder as it was saved"
+        ) from error
+    if gap > LARGEST_GAP:
+        how = "" if gap == torch.inf else f" (by {gap:.1g} of their norm)"
+        raise RecastError(
+            f"{name} is a {type(model).__name__}: sent packed, with its output layer apart, it "
+            f"gives other numbers than by itself{how}: scaled or capped logits, or an attention of "
+            "its own; choose a plain one, such as Qwen3 or Llama"
+        )
+    return Policy(model=model, catalog=catalog, window=window)
+
+
+def _require_room(model: PreTrainedModel, catalog: Catalog, window: int, name: str) -> None:
+    """Raise `RecastError` for a window that the positions of the model do not hold."""
     longest = 1 + window * catalog.max_length
     context = getattr(text_config(model), "max_position_embeddings", None)
     if context is not None and context < longest:
@@ -285,12 +269,10 @@ def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) 
             f"{name} has a context of {context} tokens, a window of {window} items needs "
             f"{longest}: choose a smaller window"
         )
-    model.eval()
-    capped = getattr(text_config(model), "final_logit_softcapping", None) is not None
-    if capped or not agrees(model, catalog):
+    steady = steady_positions(model)
+    if steady is not None and steady < longest:
         raise RecastError(
-            f"{name} is a {type(model).__name__}: sent packed, with its output layer apart, it "
-            "gives other numbers than by itself (scaled or capped logits, or an attention of its "
-            "own); choose a plain one, such as Qwen3 or Llama"
+            f"{name} has rotary embeddings that look at the longest prompt of a call from "
+            f"{steady} tokens on, a window of {window} items needs {longest}: choose a window of "
+            f"at most {(steady - 1) // catalog.max_length}"
         )
-    return Policy(model=model, catalog=catalog, window=window)

@@ -7,7 +7,9 @@ the adapters off the model is its own reference, and no second copy of it is nee
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,10 +21,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from recast.config import LoRAConfig
-from recast.run.files import LOADING, reading, reason_of
+from recast.policy.folder import ADAPTERS, read_object
+from recast.run.files import LOADING, reason_of
 from recast.types import RecastError, require
 
-ADAPTERS = "adapter_config.json"
+_BASE = "base.json"
+_LAYER = ".base_layer"  # PEFT's name for what an adapter sits on
+_SCALE = ("lora_alpha", "r")
+_FREE = {*_SCALE, "base_model_name_or_path", "target_modules", "peft_version", "revision"}
 
 
 def has_adapters(model: Any) -> bool:
@@ -99,22 +105,77 @@ def merged_weights(model: Any) -> dict[str, Tensor]:
 
 
 def save_adapters(model: Any, folder: Path) -> None:
-    """The adapters alone, as PEFT reads them."""
+    """The adapters alone, as PEFT reads them, and beside them what they were trained on."""
     with _quiet():
         model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's, with nothing filled in
+    scale = {name: getattr(model.peft_config["default"], name) for name in _SCALE}
+    base = {"weights": _digest(model.get_base_model()), **scale}
+    (folder / _BASE).write_text(json.dumps(base) + "\n")
+
+
+def _digest(model: torch.nn.Module) -> str:
+    """Of the weights below the adapters: the bits of every tensor added up, which is the same on
+    all devices and for a copy in float32."""
+    digest = hashlib.sha256()
+    for key, weight in sorted(model.named_parameters(), key=lambda x: x[0].replace(_LAYER, "")):
+        if ".lora_" not in key:
+            bits = weight.detach().float().contiguous().view(torch.int32)
+            total = int(bits.sum(dtype=torch.int64))
+            digest.update(f"{key.replace(_LAYER, '')} {[*weight.shape]} {total}".encode())
+    return digest.hexdigest()
 
 
 def read_adapters(folder: Path) -> str:
     """The folder of the model that the adapters in this one belong to."""
-    with reading(folder / ADAPTERS, "use the folder as it was saved"):
-        base = json.loads((folder / ADAPTERS).read_text())["base_model_name_or_path"]
-    if not (isinstance(base, str) and Path(base).is_dir()):
+    settings = read_object(folder / ADAPTERS)
+    _require_plain(settings, folder)
+    base = settings.get("base_model_name_or_path")
+    if not (isinstance(base, str) and os.path.isdir(base)):
         raise RecastError(
             f"{folder} holds adapters of {base!r}, which is no folder: set base_model_name_or_path "
             f"in its {ADAPTERS} to where the policy is that they were trained from"
         )
     return base
+
+
+def _require_plain(settings: dict[str, Any], folder: Path) -> None:
+    """Raise `RecastError` for settings that are none of ours: some of PEFT's load other modules,
+    change the weights below or scale the adapters otherwise."""
+    plain = _peft().LoraConfig(task_type="CAUSAL_LM").to_dict()
+    plain |= {"inference_mode": True, "peft_type": "LORA"}
+    for key, value in plain.items():
+        if key not in _FREE and settings.get(key, value) != value:
+            raise RecastError(
+                f"{folder / ADAPTERS} has {key} {settings[key]!r}, Recast saves {value!r}: use the "
+                "folder as it was saved"
+            )
+    for key in _SCALE:
+        value = settings.get(key)
+        if not (type(value) in (int, float) and 0 < float(value or 0) < 1e6):
+            raise RecastError(
+                f"{folder / ADAPTERS} has {key} {value!r}, which is no number above 0: use the "
+                "folder as it was saved"
+            )
+
+
+def _require_its_base(model: Any, folder: Path) -> None:
+    """Raise `RecastError` where the weights below, or the adapters' scale, are not those of the
+    training; folders of releases that did not note them are taken as they are."""
+    if not os.path.isfile(folder / _BASE):
+        return
+    noted, settings = read_object(folder / _BASE), read_object(folder / ADAPTERS)
+    for key in _SCALE:
+        if settings[key] != noted.get(key):
+            raise RecastError(
+                f"{folder / ADAPTERS} has {key} {settings[key]!r}, trained with "
+                f"{noted.get(key)!r}: set it back"
+            )
+    if _digest(model) != noted.get("weights"):
+        raise RecastError(
+            f"{folder} holds adapters of {settings['base_model_name_or_path']}, whose weights have "
+            "changed since: give the policy that they were trained from"
+        )
 
 
 def load_adapters(model: Any, folder: Path) -> Any:
@@ -124,6 +185,7 @@ def load_adapters(model: Any, folder: Path) -> Any:
         raise RecastError(
             f"{folder} has no adapter_model.safetensors: use the folder as it was saved"
         )
+    _require_its_base(model, folder)
     try:
         with _quiet(), safe_open(folder / "adapter_model.safetensors", "pt") as file:
             wrapped = peft.PeftModel.from_pretrained(model, folder)

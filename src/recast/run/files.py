@@ -26,7 +26,7 @@ if sys.platform != "win32":
 
 LOADING = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
-    *(AssertionError, ImportError, StrictDataclassError, SafetensorError),
+    *(AssertionError, MemoryError, ImportError, StrictDataclassError, SafetensorError),
 )
 """What transformers, tokenizers and safetensors raise for broken files and missing packages."""
 

@@ -25,7 +25,7 @@ from recast.integrations.trl.host import (
 )
 from recast.integrations.trl.rows import NO_LABEL, pack_rows
 from recast.policy.attention import Layout, packed_attention
-from recast.policy.body import body_of
+from recast.policy.body import body_of, require_steady
 from recast.policy.packable import is_packable
 from recast.policy.packed import pack
 from recast.types import RecastError, require
@@ -113,6 +113,7 @@ class PackedGRPOTrainer(StockTrainer):  # type: ignore[misc]  # TRL has no types
         ):
             packed = pack(prompts, lengths, labels.clamp(min=0), labels != NO_LABEL)
             read = packed.places.flatten(1) + packed.layout.prompt_width
+            require_steady(self._causal_lm(model), packed.positions)
             with self.accelerator.autocast(), _reading(body_of(self._causal_lm(model)), read):
                 found.append(
                     model(

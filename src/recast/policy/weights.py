@@ -1,0 +1,129 @@
+"""The model in a folder: its own weights, all of them, and none made up.
+
+Enters: a path. Leaves: a causal language model under the packed attention. No code of the folder
+runs and nothing is asked on stdin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+)
+from transformers.utils import logging as hf_logging
+
+from recast.policy.attention import ATTENTION
+from recast.policy.folder import require_model_folder, require_size
+from recast.policy.packable import other_attention, text_config
+from recast.run.files import LOADING, reason_of
+from recast.types import RecastError
+
+_TABLES = (".inv_freq", ".attn.bias", ".masked_bias", ".position_ids", ".attention.bias")
+"""Of old folders: what a model computes by itself, once stored beside its weights."""
+
+
+def load_model(path: Path) -> Any:
+    stored = require_model_folder(path)
+    try:
+        with no_bars():
+            config = AutoConfig.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
+            _require_decoder(config, path)
+            require_size(config, stored, path)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                attn_implementation=ATTENTION,
+                local_files_only=True,
+                trust_remote_code=False,  # never asks on stdin whether to run a folder's code
+                use_safetensors=True,
+                dtype="auto",
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except RecastError:
+        raise
+    except LOADING as error:
+        if ATTENTION in str(error):
+            raise other_attention(str(path), "model") from error
+        raise RecastError(
+            f"{path} does not load ({reason_of(error, 200)}): "
+            "give a whole Hugging Face folder with safetensors"
+        ) from error
+    # transformers would fill these with random numbers and go on.
+    wrong = sorted(found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]})
+    if wrong:
+        raise RecastError(
+            f"{path}: {len(wrong)} of its weights are missing or do not fit its config.json, "
+            f"{wrong[0]} first: use the folder as it was saved"
+        )
+    if more := sorted(x for x in found["unexpected_keys"] if not x.endswith(_TABLES)):
+        raise RecastError(
+            f"{path}: {len(more)} of its weights have no place in the model of its config.json, "
+            f"{more[0]} first: use the folder as it was saved"
+        )
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    ties = text_config(model).tie_word_embeddings and model._tied_weights_keys
+    if ties and head is not None and head.weight is not embedding.weight:
+        raise RecastError(
+            f"{path}: config.json has tie_word_embeddings True, but the output layer that is "
+            "stored is another one than the embeddings: set it to false"
+        )
+    require_finite(model, str(path))
+    return model
+
+
+def require_same_shapes(model: Any, name: str) -> None:
+    """Raise `RecastError` where the model's settings, which are saved with it, say other shapes
+    than its weights have now: it would not load again."""
+    with torch.device("meta"):
+        saved = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
+    shapes = {key: value.shape for key, value in saved.named_parameters()}
+    for key, weight in model.named_parameters():
+        if shapes.get(key) != weight.shape:
+            raise RecastError(
+                f"{name} is a {type(model).__name__}, whose {key} has {list(weight.shape)} numbers "
+                f"with the item tokens, config.json would say {list(shapes.get(key, []))}: choose "
+                "a plain model, such as Qwen3 or Llama"
+            )
+
+
+def require_finite(model: torch.nn.Module, name: str) -> None:
+    for key, weight in model.named_parameters():
+        if not weight.is_floating_point():
+            raise RecastError(f"{name}: {key} is {weight.dtype}: give floating-point weights")
+        if not bool(weight.isfinite().all()):
+            raise RecastError(
+                f"{name}: {key} holds NaN or infinity: the run diverged, use a lower lr"
+            )
+
+
+def _require_decoder(config: Any, path: Path) -> None:
+    """Raise `RecastError` for a model that transformers has no causal language model for, and for
+    an encoder-decoder, whose prompt is not part of the row that the packed forward sends."""
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = "an encoder-decoder" if config.is_encoder_decoder else "no causal language model"
+        raise RecastError(
+            f"{path} holds a {config.model_type} model, {kind}: choose a decoder-only one, such as "
+            "Qwen3 or Llama"
+        )
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep transformers' progress bars out of the lines of a run."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,186 @@
+"""Folders that hold something else than a whole model of plain weights: one line, before they are
+opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from recast.config import ModelConfig
+from recast.items.catalog import build_catalog
+from recast.policy.load import Policy, create_policy, load_policy, save_policy
+from recast.types import RecastError
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "policy"
+    save_policy(tiny.tiny_policy("llama", tiny.tiny_catalog()), folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A policy of Recast; without its recast.json it is any model."""
+    return Path(shutil.copytree(saved, tmp_path / "policy"))
+
+
+def _edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def _as_model(folder: Path) -> Policy:
+    (folder / "recast.json").unlink(missing_ok=True)
+    return create_policy(ModelConfig(path=str(folder)), tiny.tiny_catalog(), window=5, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 10**6}, "config.json has num_hidden_layers 1000000, more than the"),
+        ({"num_hidden_layers": 10**30}, "config.json has num_hidden_layers 1000000000000000"),
+        ({"num_attention_heads": 10**9}, "config.json has num_attention_heads 1000000000"),
+        ({"num_hidden_layers": 1}, r"9 of its weights have no place .* model.layers.1.input_layer"),
+        ({"num_hidden_layers": 3}, "9 of its weights are missing or do not fit"),
+        ({"hidden_size": 10**9}, r"config.json asks for [\d,]+ numbers, its weights hold [\d,]+:"),
+        ({"vocab_size": 10**12}, r"config.json asks for [\d,]+ numbers"),
+        ({"intermediate_size": 10**9}, r"config.json asks for [\d,]+ numbers"),
+        ({"intermediate_size": 47}, "6 of its weights are missing or do not fit"),
+        ({"vocab_size": -5}, "does not load"),
+        ({"hidden_size": "wide"}, "does not load"),
+        ({"hidden_act": "nope"}, "does not load"),
+        ({"model_type": "nope"}, "does not load"),
+        ({"dtype": "float7"}, "does not load"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings True, but the output layer"),
+        ({"rms_norm_eps": -1.0}, "gives other numbers than by itself"),
+        ({"transformers_weights": "../x.safetensors"}, "names weights of its own"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "is quantised .'gptq' in config.json"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "give those"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_a_config_that_is_not_that_of_the_weights(
+    folder: Path, changes: dict[str, Any], message: str
+) -> None:
+    _edit(folder / "config.json", **changes)
+    for load in (load_policy, _as_model):
+        with pytest.raises(RecastError, match=message) as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_settings_that_are_no_settings(folder: Path) -> None:
+    file = folder / "config.json"
+    for text, message in (
+        ("[]", "a list where settings stand by name"),
+        ("{", "Expecting property name"),
+        ('{"a":' * 100_000, "recursion"),
+    ):
+        file.write_text(text)
+        with pytest.raises(RecastError, match=rf"config.json is damaged \(.*{message}"):
+            load_policy(folder)
+    file.unlink()
+    with file.open("wb") as sparse:
+        sparse.truncate(2**33)
+    with pytest.raises(RecastError, match=r"8,589,934,592 bytes, settings have a few thousand"):
+        load_policy(folder)
+
+
+def test_no_pickle_is_read(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(
+        RecastError, match=r"has no model.safetensors, only pytorch_model.bin, a pickle, which may"
+    ):
+        _as_model(folder)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(RecastError, match=r"has no model.safetensors: save it again"):
+        _as_model(folder)
+
+
+def test_files_of_an_index_stand_beside_it(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder.parent / "out.safetensors")
+    index = folder / "model.safetensors.index.json"
+
+    def load(name: object) -> Policy:
+        index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, name)}))
+        return load_policy(folder)
+
+    for name in ("../out.safetensors", str(folder.parent / "out.safetensors"), "out.bin", 3):
+        with pytest.raises(RecastError, match="its files stand beside it, as safetensors"):
+            load(name)
+    with pytest.raises(RecastError, match=r"has no a.safetensors, which its index names"):
+        load("a.safetensors")
+    (folder.parent / "out.safetensors").rename(folder / "a.safetensors")
+    assert load("a.safetensors").model.config.model_type == "llama"
+    index.write_text("{}")
+    with pytest.raises(RecastError, match="no weight_map"):
+        load_policy(folder)
+
+
+def test_weights_that_are_cut_off_or_of_8_bits(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    weights, whole = load_file(file), file.read_bytes()
+    for length in (0, 7, 100, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(RecastError, match="does not load"):
+            load_policy(folder)
+    file.write_bytes((2**62).to_bytes(8, "little") + whole[8:])
+    with pytest.raises(RecastError, match="does not load"):
+        load_policy(folder)
+    save_file({key: x.to(torch.float8_e4m3fn) for key, x in weights.items()}, file)
+    with pytest.raises(RecastError, match=r"is quantised \(F8_E4M3\)"):
+        load_policy(folder)
+
+
+def test_pipes_and_links_that_lead_nowhere(folder: Path) -> None:
+    os.mkfifo(folder / "generation_config.json.tmp")
+    with pytest.raises(
+        RecastError, match=r"generation_config.json.tmp is no plain file: remove it"
+    ):
+        load_policy(folder)
+    (folder / "generation_config.json.tmp").unlink()
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to(folder / "config.json")
+    with pytest.raises(RecastError, match="holds no model"):
+        load_policy(folder)
+    for path in (folder / "recast.json", folder.parent / ("x" * 300), folder.parent / "a\0b"):
+        with pytest.raises(RecastError, match="holds no policy"):
+            load_policy(path)
+
+
+def test_adapters_beside_a_model_are_not_passed_over(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(RecastError, match=r"holds adapter_config.json: give the model with its"):
+        _as_model(folder)
+
+
+def test_a_broken_generation_config(folder: Path) -> None:
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(RecastError, match=r"generation_config.json is damaged"):
+        load_policy(folder)
+
+
+def test_the_catalogue_of_another_policy(folder: Path) -> None:
+    shutil.rmtree(folder / "catalog")
+    with pytest.raises(RecastError, match="holds no catalogue"):
+        load_policy(folder)
+    build_catalog(tiny.CODES.flip(0), tiny.SIZES).save(folder / "catalog")
+    with pytest.raises(RecastError, match="is not the catalogue that this policy was trained with"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("device", ["meta", "cpux", "cuda:99", "", "cpu:x", "lazy", "xla"])
+def test_no_such_device(saved: Path, device: str) -> None:
+    with pytest.raises(RecastError, match=r"device is '.*': torch .* give cpu"):
+        load_policy(saved).to(device)
