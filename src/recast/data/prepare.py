@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from recast.config import PrepareConfig
+from recast.config.check import refuse_ranks, take
 from recast.data.events import first_events, index_events, k_core, order_events, sorted_ids
 from recast.data.folder import load_data, save_data
 from recast.data.movielens import read_packaged, read_zip
@@ -26,6 +27,8 @@ def prepare(config: PrepareConfig) -> Interactions:
     The catalogue is every item of the items file and of the events; above k_core 1 it is what the
     filter left. Raises `RecastError` for bad input, before anything is written.
     """
+    take(config, PrepareConfig)
+    refuse_ranks()
     refuse_existing(config.output)
     raw, texts, files = _read(config)
     events, exclude_seen = raw, config.exclude_seen

@@ -60,16 +60,23 @@ class Policy:
 
         Raises `RecastError` when this machine has no such device.
         """
-        try:
-            place = torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as error:
-            raise RecastError(
-                f"device is {device!r}: torch {torch.__version__} finds no such device here "
-                f"({reason_of(error, 80)}), give cpu"
-            ) from error
+        place = find_device(device)
         model = self.model.to(place)
         model.tie_weights()  # some devices get their own copy of every shared weight
         return replace(self, model=model, catalog=self.catalog.to(place))
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; `RecastError` when this machine cannot compute on it."""
+    try:
+        number = torch.ones((), device=name)
+        number.item()  # `meta` holds no numbers
+    except (RuntimeError, AssertionError) as error:
+        raise RecastError(
+            f"device is {name!r}: torch {torch.__version__} finds no such device here "
+            f"({reason_of(error, 80)}), give cpu"
+        ) from error
+    return number.device
 
 
 def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int) -> Policy:
