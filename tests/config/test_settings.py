@@ -104,7 +104,5 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_verb_takes_its_own_config() -> None:
     for config in (None, {"output": "o"}, SFTConfig):
-        with pytest.raises(
-            RecastError, match=r"^config is .*: recast sft takes a recast.SFTConfig"
-        ):
+        with pytest.raises(RecastError, match=r"^config is .*: give a recast.SFTConfig"):
             take(config, SFTConfig)

@@ -41,7 +41,7 @@ def parse(name: str, config_type: type, summary: str, epilog: str, args: list[st
         validate_subclass_spec_in_any=False,
         instantiate_subclass_spec_in_any=False,
     )
-    set_loader("yaml", load_text)
+    set_loader("yaml", load_text, exceptions=(yaml.YAMLError,))
     parser = ArgumentParser(prog=f"recast {name}", description=summary, exit_on_error=False)
     parser.allow_abbrev = False
     parser.add_argument("--config", action="config", help="YAML file with any of these settings.")

@@ -137,20 +137,20 @@ def check_text(name: str, text: str) -> None:
 
 
 def _expand(name: str, path: str) -> str:
-    """A path with `~` filled in, as a shell would; its variables are the shell's alone."""
-    if path.startswith("~") and not os.path.lexists(path):
+    """A path with `~` filled in, as a shell would; its variables are the shell's alone. One that
+    goes up is made whole, so that a folder still to be made on its way is none."""
+    if path.startswith("~") and not os.path.lexists(path.partition(os.sep)[0]):
         path = os.path.expanduser(path)
         require(not path.startswith("~"), name, path, "there is no such user, write the path out")
     if re.search(r"\$\{?[A-Za-z_]", path) and not os.path.lexists(path):
         require(False, name, path, "only a shell fills in variables, write the path out")
-    return path
+    return os.path.realpath(path) if ".." in path.split(os.sep) else path
 
 
 def take(config: object, config_type: type) -> None:
     """Raise `RecastError` unless a verb of the Python API got its own config."""
-    name = config_type.__name__
-    verb = (config_type.__doc__ or "`this`").split("`")[1]
-    require(isinstance(config, config_type), "config", config, f"{verb} takes a recast.{name}")
+    fits = isinstance(config, config_type)
+    require(fits, "config", config, f"give a recast.{config_type.__name__}")
 
 
 def check_seed(seed: int) -> None:

@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor
 
 from recast.config import PrepareConfig
-from recast.run.files import reading, staged_folder
+from recast.run.files import kind_of, reading, staged_folder
 from recast.types import SPLITS, Interactions, RecastError
 
 _FILES = ("interactions.parquet", "users.parquet", "items.parquet", "data.json")
@@ -99,7 +99,8 @@ def load_facts(folder: str | Path) -> dict[str, Any]:
     for name in _FILES:
         if not (Path(folder) / name).is_file():
             raise RecastError(
-                f"{folder} is no data folder (no {name}): make one with `recast prepare`"
+                f"{folder}{kind_of(folder)} is no data folder (no {name}): make one with "
+                "`recast prepare`"
             )
     with reading(Path(folder) / "data.json", _REMEDY):
         facts = json.loads((Path(folder) / "data.json").read_text())

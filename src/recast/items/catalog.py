@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recast.items.trie import build_compressed_trie, build_trie
 from recast.items.writes import Catalog
-from recast.run.files import reading
+from recast.run.files import kind_of, reading
 from recast.types import RecastError, require
 
 _MOST = 2**31  # tokens are kept in 32 bits
@@ -131,7 +131,8 @@ def load_catalog(folder: str | Path) -> Catalog:
     folder = Path(folder)
     if not (folder / "sid.json").is_file():
         raise RecastError(
-            f"{folder} holds no catalogue (sid.json): make one with `recast tokenize`"
+            f"{folder}{kind_of(folder)} holds no catalogue (sid.json): make one with "
+            "`recast tokenize`"
         )
     with reading(folder, "use it as it was saved, or make it again with `recast tokenize`"):
         return _read_catalog(folder)

@@ -32,7 +32,7 @@ from recast.policy.lora import (
     save_adapters,
 )
 from recast.policy.packable import agrees, is_packable, other_attention, text_config
-from recast.run.files import LOADING, reading, reason_of, staged_folder
+from recast.run.files import LOADING, kind_of, reading, reason_of, staged_folder
 from recast.types import RecastError
 
 
@@ -126,7 +126,9 @@ def load_policy(folder: str | Path) -> Policy:
     """
     path = Path(folder)
     if not (path / "recast.json").is_file():
-        raise RecastError(f"{path} holds no policy (recast.json): make one with `recast sft`")
+        raise RecastError(
+            f"{path}{kind_of(path)} holds no policy (recast.json): make one with `recast sft`"
+        )
     with reading(path / "recast.json", "use the folder as it was saved"):
         window = json.loads((path / "recast.json").read_text())["window"]
         if type(window) is not int or window < 2:
