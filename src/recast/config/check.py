@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -137,14 +138,30 @@ def check_text(name: str, text: str) -> None:
 
 
 def _expand(name: str, path: str) -> str:
-    """A path with `~` filled in, as a shell would; its variables are the shell's alone. One that
-    goes up is made whole, so that a folder still to be made on its way is none."""
+    """A path with `~` filled in, as a shell would; its variables are the shell's alone. An
+    output that goes up from a folder that is not there is made whole: no such folder is made."""
     if path.startswith("~") and not os.path.lexists(path.partition(os.sep)[0]):
         path = os.path.expanduser(path)
         require(not path.startswith("~"), name, path, "there is no such user, write the path out")
     if re.search(r"\$\{?[A-Za-z_]", path) and not os.path.lexists(path):
         require(False, name, path, "only a shell fills in variables, write the path out")
-    return os.path.realpath(path) if ".." in path.split(os.sep) else path
+    try:
+        os.lstat(path)
+    except OSError as error:
+        require(error.errno != errno.ENAMETOOLONG, name, path, "it is too long, shorten it")
+    up = path.rpartition("..")
+    if name == "output" and up[1] and not os.path.isdir(up[0] + up[1]):
+        path = os.path.realpath(path)
+    return path
+
+
+def as_path(name: str, value: object) -> str:
+    """The text of a path that a function of the Python API got. Raises `RecastError` for what is
+    none."""
+    text = _plain(value)
+    require(isinstance(text, str), name, value, "give a path, as a text or a pathlib.Path")
+    check_text(name, text)
+    return _expand(name, text)
 
 
 def take(config: object, config_type: type) -> None:

@@ -19,6 +19,7 @@ import yaml
 from torch import Tensor
 
 from recast.config import PrepareConfig
+from recast.config.check import as_path
 from recast.run.files import kind_of, reading, staged_folder
 from recast.types import SPLITS, Interactions, RecastError
 
@@ -47,6 +48,7 @@ def load_data(folder: str | Path) -> Interactions:
 
     Raises `RecastError` when the folder is not whole or its files do not fit each other.
     """
+    folder = as_path("data", folder)
     facts = load_facts(folder)
     with reading(folder, _REMEDY):
         return _interactions(Path(folder), facts)
@@ -96,6 +98,7 @@ def load_items(folder: str | Path) -> pl.DataFrame:
 
 def load_facts(folder: str | Path) -> dict[str, Any]:
     """`data.json`; raises `RecastError` unless the folder is whole."""
+    folder = as_path("data", folder)
     for name in _FILES:
         if not (Path(folder) / name).is_file():
             raise RecastError(

@@ -30,7 +30,8 @@ from recast.evaluation.places import (
 )
 from recast.items.catalog import Catalog
 from recast.policy.baselines import Scorer, popularity
-from recast.policy.load import Policy, find_device, load_policy
+from recast.policy.device import find_device
+from recast.policy.load import Policy, load_policy
 from recast.policy.ranker import load_ranker
 from recast.policy.tasks import Task, load_task
 from recast.policy.threads import choose_threads

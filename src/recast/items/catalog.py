@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from recast.config.check import as_path
 from recast.items.trie import build_compressed_trie, build_trie
 from recast.items.writes import Catalog
 from recast.run.files import kind_of, reading
@@ -128,7 +129,7 @@ def load_catalog(folder: str | Path) -> Catalog:
 
     Raises `RecastError` when the folder holds none or it is damaged.
     """
-    folder = Path(folder)
+    folder = Path(as_path("catalog", folder))
     if not (folder / "sid.json").is_file():
         raise RecastError(
             f"{folder}{kind_of(folder)} holds no catalogue (sid.json): make one with "

@@ -21,8 +21,10 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from recast.config import ModelConfig, Precision
+from recast.config.check import as_path
 from recast.items.catalog import Catalog, load_catalog
 from recast.policy.attention import ATTENTION
+from recast.policy.device import find_device
 from recast.policy.lora import (
     ADAPTERS,
     has_adapters,
@@ -64,19 +66,6 @@ class Policy:
         model = self.model.to(place)
         model.tie_weights()  # some devices get their own copy of every shared weight
         return replace(self, model=model, catalog=self.catalog.to(place))
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; `RecastError` when this machine cannot compute on it."""
-    try:
-        number = torch.ones((), device=name)
-        number.item()  # `meta` holds no numbers
-    except (RuntimeError, AssertionError) as error:
-        raise RecastError(
-            f"device is {name!r}: torch {torch.__version__} finds no such device here "
-            f"({reason_of(error, 80)}), give cpu"
-        ) from error
-    return number.device
 
 
 def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int) -> Policy:
@@ -124,7 +113,7 @@ def load_policy(folder: str | Path) -> Policy:
 
     Raises `RecastError` when the folder holds none or its vocabulary does not fit its catalogue.
     """
-    path = Path(folder)
+    path = Path(as_path("policy", folder))
     if not (path / "recast.json").is_file():
         raise RecastError(
             f"{path}{kind_of(path)} holds no policy (recast.json): make one with `recast sft`"

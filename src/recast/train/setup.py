@@ -19,11 +19,11 @@ from recast.items.catalog import load_catalog
 from recast.methods.assembly import equip, resolve, sampler_of
 from recast.methods.parts import needs, spell
 from recast.methods.table import Method
+from recast.policy.device import find_device
 from recast.policy.load import (
     Policy,
     create_policy,
     disable_dropout,
-    find_device,
     load_policy,
 )
 from recast.policy.logprobs import branch_logprobs
