@@ -190,7 +190,8 @@ def configure(name: str, args: list[str]) -> Any:
         if unknown := set(args) - {"-h", "--help"}:
             fail(f"recast {name} takes no settings: leave out {' '.join(sorted(unknown))}")
         return None
-    epilog = methods_help() if name == "rl" else ""
+    asks = bool({"-h", "--help"} & set(args))  # the table of methods takes two seconds to import
+    epilog = methods_help() if asks and name == "rl" else ""
     return arguments.parse(name, getattr(configs, verb.config), verb.summary, epilog, args)
 
 
