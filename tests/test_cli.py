@@ -201,7 +201,7 @@ def test_bad_flags(args: list[str], line: str, capsys: pytest.CaptureFixture[str
             "{} has the unknown key 'hidden_size': did you mean model.hidden_size?",
         ),
         ("model:\n  hidden_size: abc\n", "{}: model.hidden_size is 'abc': give a whole number"),
-        ("data: 5\n", "{}: data is '5': give a text (in YAML: in quotes)"),
+        ("data: 5\n", "{}: data is 5: give a text (in YAML: in quotes)"),
         ("seed: 1\ndata: [d\n", "{}, line 3: "),
         ("hello\n", "{} holds no settings: write lines of the form `seed: 1`"),
         ("", "{} holds no settings: write lines of the form `seed: 1`"),
@@ -334,7 +334,9 @@ def test_items_and_text_reach_the_config() -> None:
         ("text: title", "unknown key 'text'"),
         ("lr: .inf", "lr is inf: give a positive rate"),
         ("seed: 2147483648", "seed is 2147483648: give a whole number from 0 to 2147483647"),
-        ("window: 2020-13-45", "month must be in 1..12: write valid YAML"),
+        ("window: 2020-13-45", "window is '2020-13-45': give a whole number"),
+        ("seed: 010", "seed is '010': give a whole number"),
+        ("window: 1:30", "window is '1:30': give a whole number"),
     ],
 )
 def test_settings_that_a_file_cannot_have(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -61,6 +63,11 @@ def copy_of(folder: Path, to: Path) -> Path:
         ),
         ("--threads=0", "threads is 0: give 1 or more"),
         ("--valid_rows=0", "valid_rows is 0: give 1 or more"),
+        (
+            "--device=meta",
+            f"device is 'meta': torch {torch.__version__} finds no such device here "
+            "(Tensor.item() cannot be called on meta tensors), give cpu",
+        ),
     ],
 )
 def test_settings_of_rl(walk: Path, tmp_path: Path, fail: Fail, more: str, line: str) -> None:
@@ -274,20 +281,40 @@ def test_too_short_histories(tmp_path: Path, fail: Fail) -> None:
     )
 
 
-def test_sft_that_diverges(walk: Path, tmp_path: Path, fail: Fail) -> None:
-    line = fail(*sft_args(walk, tmp_path / "run", "--lr=1e30"))
-    assert line == (
-        "sft/loss is nan at step 6 of SFT: the run has diverged, start it again with a lower lr"
+def test_a_model_larger_than_the_memory(walk: Path, tmp_path: Path, fail: Fail) -> None:
+    shape = ["--model.hidden_size=65536", "--model.num_layers=1024"]
+    line = fail(*sft_args(walk, tmp_path / "run", *shape))
+    assert re.fullmatch(
+        r"model has 30,\d+,\d+,\d+ parameters, which take \d+\.\d GB in training, and "
+        r"\d+\.\d GB are free: choose a smaller model.hidden_size or model.num_layers",
+        line,
     )
+
+
+def test_sft_that_diverges(walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The decay makes every weight 99 times larger in each step; what was measured is kept."""
+    more = ["--lr=1", "--weight_decay=100", "--epochs=9"]
+    line, code = failure(capsys, *map(str, sft_args(walk, tmp_path / "run", *more)))
+    assert code == 2
+    assert re.fullmatch(
+        r"\S+ is nan at step \d+ of SFT: the run has diverged, start it again with a lower lr", line
+    )
+    assert metric_lines(tmp_path / "run")
+    assert not (tmp_path / "run" / "policy").exists()
 
 
 @pytest.mark.parametrize("method", STAGES)
 def test_rl_that_diverges(
-    walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+    walk: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
 ) -> None:
     """What the run measured before is kept, a policy is not."""
     run = tmp_path / "run"
-    more = ["--lr=1e30", "--warmup_steps=0", f"--method={method}"]
+    monkeypatch.setitem(METHODS, method, replace(METHODS[method], lr=1e30))
+    more = ["--warmup_steps=0", f"--method={method}"]
     line, code = failure(capsys, *map(str, rl_args(walk, run, *more)))
     assert code == 2
     assert line.endswith(

@@ -8,7 +8,7 @@ the version or how a method is called.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,6 +56,19 @@ class Cell:
     @property
     def folder(self) -> Path:
         return Path(os.path.abspath(self.config.output))  # not resolved: it may be a link
+
+
+def listed(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells; `RecastError` for what is none."""
+    remedy = "give a list of recast.Cell, each with a name of its own and a config"
+    fits = not isinstance(cells, str) and isinstance(cells, Iterable) and not hasattr(cells, "ndim")
+    require(fits, "cells", cells, remedy)
+    found = list(cells)
+    for cell in found:
+        require(isinstance(cell, Cell) and isinstance(cell.name, str), "cells", cells, remedy)
+        is_run = cell.run is None or callable(cell.run)
+        require(is_run, f"run of cell {cell.name!r}", cell.run, "give a function of config and log")
+    return found
 
 
 class Verb(NamedTuple):

@@ -13,12 +13,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
 import recast
 
 BAD_INPUT, BUG, INTERRUPTED = 2, 1, 130
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+_LONGEST = 4000
+"""Characters of an error."""
 
 
 class Verb(NamedTuple):
@@ -77,6 +81,8 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run one verb. Raises `SystemExit` with the codes above, never another exception."""
+    if argv is None:
+        _settle()
     args = list(sys.argv[1:] if argv is None else argv)
     # Each stage has its own progress; the loaders' bars would only break its lines.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -86,11 +92,40 @@ def main(argv: list[str] | None = None) -> None:
     debug = "--debug" in args
     try:
         run([arg for arg in args if arg != "--debug"])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read us left (`| head`)
+        _drop_output()
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exception(error)
         line, code = explain(error)
         fail(line, code)
+
+
+def _settle() -> None:
+    """Make the process independent of its caller: closed streams, signals, warnings as errors."""
+    import signal
+    import warnings
+
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file to be opened would get what is printed
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores one
+            signal.signal(number, signal.default_int_handler)
+    for name in [name for name in os.environ if name.startswith("JSONARGPARSE_")]:
+        del os.environ[name]  # it would read settings from others, and end on a wrong value
+    if any("error" in option for option in sys.warnoptions):
+        warnings.simplefilter("ignore")  # what a library warns of is no error of a run
+
+
+def _drop_output() -> None:
+    """What is still to be written goes nowhere; else Python would fail on it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def run(args: list[str]) -> None:
@@ -101,7 +136,12 @@ def run(args: list[str]) -> None:
     if args[0] == "--version":
         print(f"recast {recast.__version__}")
         return
+    try:
+        os.getcwd()
+    except OSError:
+        fail("the working directory is gone: change to one that exists")
     name = args[0]
+    _refuse_ranks()
     config = configure(name, args[1:])
     verb = VERBS[name]
     if config is None:
@@ -115,6 +155,20 @@ def run(args: list[str]) -> None:
         result = "\n".join(f"{key}  {value}" for key, value in result.items())
     print(result)
     print(f"recast {name}: done in {time.monotonic() - began:.0f} s, written to {config.output}")
+
+
+def _refuse_ranks() -> None:
+    """One line of the first process, where a launcher has started several."""
+    from recast.config.check import refuse_ranks
+    from recast.types import RecastError
+
+    try:
+        refuse_ranks()
+    except RecastError:
+        if os.environ.get("RANK", "0") == "0":
+            raise
+        time.sleep(1)  # else the launcher would end the first one before its line
+        raise SystemExit(BAD_INPUT) from None
 
 
 def _resolve(path: str) -> Callable[..., Any]:
@@ -136,7 +190,8 @@ def configure(name: str, args: list[str]) -> Any:
         if unknown := set(args) - {"-h", "--help"}:
             fail(f"recast {name} takes no settings: leave out {' '.join(sorted(unknown))}")
         return None
-    epilog = methods_help() if name == "rl" else ""
+    asks = bool({"-h", "--help"} & set(args))  # the table of methods takes two seconds to import
+    epilog = methods_help() if asks and name == "rl" else ""
     return arguments.parse(name, getattr(configs, verb.config), verb.summary, epilog, args)
 
 
@@ -177,10 +232,15 @@ def explain(error: BaseException) -> tuple[str, int]:
             errno.ENOENT: "check the path",
             errno.EACCES: "choose a path you may use",
             errno.EROFS: "choose a path you may write to",
+            errno.EMFILE: "allow more of them, with ulimit -n",
+            errno.EFBIG: "allow larger ones, with ulimit -f",
         }
         remedy = remedies.get(error.errno or 0, "check the path and the disk")
         what = f"{error.filename}: {error.strerror}" if error.filename else text
         return f"{what}: {remedy}", BAD_INPUT
+    if isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
+        sizes = "take a smaller model, window, group or batch, or a larger machine"
+        return f"the memory is not enough ({text[:200] or 'MemoryError'}): {sizes}", BAD_INPUT
     return (
         f"{type(error).__name__}: {text}: this is a bug of recast; "
         "run the same command with --debug and report the trace"
@@ -189,9 +249,19 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 def fail(line: str, code: int = BAD_INPUT) -> NoReturn:
     """Print one line on stderr and leave."""
-    print(f"recast: error: {' '.join(line.split())}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk, a pipe that nobody reads
+        _drop_output()
+    line = "".join(c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in line)
+    line = " ".join(line.split())
+    line = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+    with suppress(OSError):
+        print(f"recast: error: {line}", file=sys.stderr, flush=True)
     raise SystemExit(code)
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:  # as in __main__.py
+        del sys.path[0]
     main()

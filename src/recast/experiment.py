@@ -23,8 +23,9 @@ from typing import Any
 import torch
 
 import recast
-from recast.cell import Cell, default_of, inputs_of, settings_of, verb_of
+from recast.cell import Cell, default_of, inputs_of, listed, settings_of, verb_of
 from recast.config import EvaluateConfig, RLConfig
+from recast.config.check import as_path
 from recast.run.files import alone_in, reading, refuse_existing, staged_file
 from recast.run.fingerprint import digest, plain
 from recast.run.log import RunLog
@@ -62,7 +63,9 @@ def run_cells(
     finished cell that has other settings, read other files or is damaged, for an output that no
     cell began, and while another process runs an experiment in `folder`.
     """
-    root, cells = Path(os.path.abspath(folder)), list(cells)
+    root, cells = Path(os.path.abspath(as_path("folder", folder))), listed(cells)
+    is_plain = settings is None or isinstance(settings, dict)
+    require(is_plain, "settings", settings, "give a dict of plain data")
     used = _check(root, cells)
     with alone_in(root):
         runs = _Runs(root, cells, used)

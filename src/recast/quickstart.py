@@ -21,6 +21,7 @@ from recast.config import (
     SFTConfig,
     TokenizeConfig,
 )
+from recast.config.check import refuse_ranks, take
 from recast.data.folder import load_data
 from recast.evaluation.compare import compare
 from recast.evaluation.metrics import PRIMARY, read_ranks, row_metrics, write_evaluation
@@ -64,6 +65,8 @@ def quickstart(config: QuickstartConfig) -> str:
 
     Test rows are ranked once, by finished models; everything is chosen on validation rows.
     """
+    take(config, QuickstartConfig)
+    refuse_ranks()
     out = Path(config.output)
     metrics = run_cells(out, cells_of(config), asdict(config))
     results: dict[str, Results] = {

@@ -42,7 +42,20 @@ class RecastError(ValueError):
 def require(condition: bool, name: str, value: object, remedy: str) -> None:
     """Raise `RecastError` naming the setting, its value and what to do, unless `condition`."""
     if not condition:
-        raise RecastError(f"{name} is {value!r}: {remedy}")
+        raise RecastError(f"{name} is {in_short(value)}: {remedy}")
+
+
+def in_short(value: object, length: int = 200) -> str:
+    """A value as Python writes it, cut to so many characters.
+
+    >>> in_short("x" * 100, 12)
+    "'xxxxxxxx..."
+    """
+    try:
+        text = repr(value)
+    except Exception as error:  # a number of too many digits, or a type of the caller's
+        text = f"a {type(value).__name__} that Python cannot write ({type(error).__name__})"
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -35,6 +35,26 @@ assert PrepareConfig(output="o", items="i.csv", text="title").text == ["title"]
 config = SFTConfig(data="d", catalog="c", output="o", model={"hidden_size": np.int64(32)})
 assert config.model == ModelConfig(hidden_size=32)
 """,
+    "what is no path, config or cell, to every public function": """
+import recast
+import polars as pl
+wrong = [None, b"x", 3, True, [], {}, object(), pl.DataFrame({"a": [1]}), torch.tensor(1)]
+wrong += ["", "a\\0b", "x" * 300, chr(0xDCFF), lambda x: x]
+functions = [getattr(recast, name) for name in recast.__all__ if name[0].islower()]
+assert len(functions) == 11, functions
+calls = [(f, (value,)) for f in functions if f is not recast.run_cells for value in wrong]
+calls += [(recast.run_cells, (value, [])) for value in wrong]
+calls += [(recast.run_cells, ("cells", value)) for value in wrong[:4] + wrong[6:]]
+calls += [(recast.run_cells, ("cells", [value])) for value in wrong]
+for function, args in calls:
+    try:
+        function(*args)
+    except recast.RecastError as error:
+        assert ": " in str(error)
+    else:
+        raise AssertionError((function, args))
+assert not Path("cells").exists()
+""",
     "a misspelt one": """
 try:
     SFTConfig(data="d", catalog="c", output="o", model={"hidden_sizes": 32})

@@ -157,13 +157,13 @@ def test_rl_frac_belongs_to_global_time(tmp_path: Path) -> None:
     # Of the 16 training events, from position floor(14.4) on.
     assert load_facts(tmp_path / "out")["cuts"]["rl"] == 14
     with pytest.raises(RecastError) as caught:
-        PrepareConfig(output="", split="leave_one_out", rl_frac=0.1)
+        PrepareConfig(output="o", split="leave_one_out", rl_frac=0.1)
     assert str(caught.value) == (
         "rl_frac is 0.1: split leave_one_out keeps one event per user for RL, leave it out"
     )
     for value in (0.0, 1.0):
         with pytest.raises(RecastError, match=rf"rl_frac is {value}: give a part between 0 and 1"):
-            PrepareConfig(output="", rl_frac=value)
+            PrepareConfig(output="o", rl_frac=value)
 
 
 def test_the_order_of_the_rows_in_the_file_has_no_influence(tmp_path: Path) -> None:

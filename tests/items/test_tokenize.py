@@ -129,7 +129,7 @@ def test_bad_input_leaves_nothing_behind(data: str, encoder: Path, tmp_path: Pat
     (tmp_path / "out" / "run").write_text("mine")
     with pytest.raises(RecastError, match="already holds something"):
         tokenize(TokenizeConfig(data=data, encoder=str(encoder), output=out))
-    with pytest.raises(RecastError, match=r"run/below cannot be written .*: free some space or"):
+    with pytest.raises(RecastError, match=r"run/below cannot be written .*: choose another output"):
         tokenize(TokenizeConfig(data=data, output=out + "/run/below", collaborative_weight=1))
 
 

@@ -245,7 +245,7 @@ def test_adapters_alone_go_on_as_a_policy(walk: Path, tmp_path: Path) -> None:
         (("--lora.rank=0",), "lora.rank is 0: give 1 or more"),
         (("--lora.rank=2", "--lora.layers=nothing"), "lora.layers is 'nothing' (Target modules"),
         (("--lora.rank=2", "--lora.layers=lm_head,q_proj"), "take no adapter, leave them out"),
-        (("--lora.rank=2", "--lora.layers="), "lora.layers is '': name layers or leave it out"),
+        (("--lora.rank=2", "--lora.layers="), "lora.layers is '': give a name or leave it out"),
         (("--lora.rank=2", "--lora.layers=q_proj,nope"), "lora.layers is 'nope': the model has no"),
         (("--lora.rnk=2",), "--lora.rnk is no flag of recast rl: did you mean --lora.rank?"),
     ],

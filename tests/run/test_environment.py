@@ -1,28 +1,41 @@
+"""Where a run happened: git may be absent, broken or asleep."""
+
 from __future__ import annotations
 
-import os
+import time
 from pathlib import Path
 
 import pytest
 
-from recast.run.environment import environment
+from recast.run import environment as module
 
 
-@pytest.mark.parametrize("script", ["exec sleep 60", "exit 3", "printf '\\377'; exit 1"])
-def test_a_git_that_hangs_or_fails_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+@pytest.mark.parametrize(
+    "script",
+    [
+        "exec sleep 60",
+        "sleep 60 & sleep 60",
+        r"printf '\377\376 not a commit'",
+        "echo deadbeef",
+        "exit 1",
+    ],
+)
+def test_a_git_that_does_not_tell(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     git = tmp_path / "git"
     git.write_text(f"#!/bin/sh\n{script}\n")
     git.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr("recast.run.environment.GIT_S", 0.3)
-    assert environment()["git_commit"] is None
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(module, "GIT_S", 0.2)
+    began = time.monotonic()
+    assert module._git_commit.__wrapped__() is None
+    assert time.monotonic() - began < 5
 
 
-def test_the_commit_of_what_git_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    git = tmp_path / "git"
-    git.write_text("#!/bin/sh\necho abc-dirty\n")
-    git.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert environment()["git_commit"] == "abc-dirty"
+def test_no_git_and_one_that_is_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert module._git_commit.__wrapped__() is None
+    (tmp_path / "git").write_text("not a program")
+    (tmp_path / "git").chmod(0o755)
+    assert module._git_commit.__wrapped__() is None

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from recast.run.files import (
     alone_in,
+    kind_of,
     read_json,
     reading,
     refuse_existing,
@@ -189,9 +190,69 @@ def test_a_full_disk_is_one_line(
 @pytest.mark.parametrize("staged", [staged_folder, staged_file])
 def test_a_parent_that_is_a_file(tmp_path: Path, staged: Staged) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(RecastError, match=r"cannot be written \((Not a directory|File exists)\)"):
+    with pytest.raises(
+        RecastError, match=r"cannot be written \((Not a directory|File exists|.* is no folder)\)"
+    ):
         staged(tmp_path / "file" / "out").__enter__()
     assert (tmp_path / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("full", "already holds something: remove it or choose another output"),
+        ("file", "already holds something: remove it or choose another output"),
+        ("dangling", "is a link that leads nowhere: remove it or choose another output"),
+        ("loop", "is a link that leads nowhere: remove it or choose another output"),
+        ("loop/out", "cannot be written (Symlink loop from '{}'): choose another output"),
+        ("file/a/b", "cannot be written ({0}/file is no folder): choose another output"),
+        ("n" * 245, "cannot be written (File name too long): choose another output"),
+        ("new/" + "n" * 256, "cannot be written (File name too long): choose another output"),
+        (".", "already holds something: remove it or choose another output"),
+        ("/proc", "already holds something: remove it or choose another output"),
+    ],
+)
+def test_an_output_that_cannot_be(tmp_path: Path, name: str, reason: str) -> None:
+    """Said before the work; a name also needs room for that of its stage."""
+    (tmp_path / "full" / "mine").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    path = tmp_path / name
+    with pytest.raises(RecastError) as refused:
+        refuse_existing(path)
+    known = path if "loop" in name else tmp_path
+    assert str(refused.value) == f"{path} {reason.format(known)}"
+
+
+def test_the_working_directory_is_no_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renamed to its place it would leave the shell in a folder that is gone."""
+    monkeypatch.chdir(tmp_path)
+    for name in (".", tmp_path):
+        with pytest.raises(RecastError, match="cannot be replaced: name a folder inside it"):
+            refuse_existing(name)
+
+
+def test_an_empty_folder_behind_a_link_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with staged_folder(tmp_path / "link") as stage:
+        (stage / "x").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert [entry.name for entry in (tmp_path / "real").iterdir()] == ["x"]
+
+
+def test_the_wrong_folder_is_told(tmp_path: Path) -> None:
+    assert kind_of(tmp_path) == kind_of(tmp_path / "none") == ""
+    (tmp_path / "data.json").touch()
+    assert kind_of(tmp_path) == " (it is a data folder of `recast prepare`)"
+    assert kind_of(tmp_path / "data.json") == " (it is a file)"
+    (tmp_path / "run" / "policy").mkdir(parents=True)
+    (tmp_path / "run" / "policy" / "recast.json").touch()
+    whose = tmp_path / "run" / "policy"
+    assert kind_of(tmp_path / "run") == f" (it is a run, whose policy is {whose})"
 
 
 @pytest.mark.parametrize("staged", [staged_folder, staged_file])

@@ -16,12 +16,14 @@ from dataclasses import is_dataclass
 from itertools import takewhile
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 
-from recast.types import RecastError
+from recast.config.check import CODE, check_text, fits_type, in_words, options_of
+from recast.config.settings_file import load_text, read_settings
+from recast.types import RecastError, in_short
 
 
 def parse(name: str, config_type: type, summary: str, epilog: str, args: list[str]) -> Any:
@@ -29,23 +31,32 @@ def parse(name: str, config_type: type, summary: str, epilog: str, args: list[st
 
     Raises `RecastError` naming the flag or key, the value and the remedy.
     """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    hints = _settings(config_type)
+    wants_help = bool({"-h", "--help"} & set(args))
+    if not wants_help:
+        _check_flags(name, args, hints)
+    set_parsing_settings(
+        docstring_parse_attribute_docstrings=True,
+        # A `class_path` in a value is data like any other, never a class to make.
+        validate_subclass_spec_in_any=False,
+        instantiate_subclass_spec_in_any=False,
+    )
+    set_loader("yaml", load_text, exceptions=(yaml.YAMLError,))
     parser = ArgumentParser(prog=f"recast {name}", description=summary, exit_on_error=False)
     parser.allow_abbrev = False
     parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
     parser.add_class_arguments(config_type, None)
-    if {"-h", "--help"} & set(args):
+    if wants_help:
         print(parser.format_help() + epilog, end="")
         raise SystemExit(0)
-    hints = _settings(config_type)
-    files = _check_flags(name, args, hints)
-    for file in files:
-        _check_file(file, hints)
+    args, files = _read_files(args, hints)
     try:
-        values = parser.parse_args(_join_lists(args, hints))
+        values = parser.parse_args(_join_lists(args, hints), env=False)
         # as_dict: a namespace hides keys that are also names of its methods, such as `items`.
         settings = parser.instantiate(values).as_dict()
-    except argparse.ArgumentError as error:
+    except RecastError:
+        raise
+    except (argparse.ArgumentError, yaml.YAMLError, ValueError) as error:
         raise RecastError(_translate(str(error), name, args, files, hints)) from error
     assert set(settings) - {"config"} <= set(hints), settings
     return config_type(**{key: settings[key] for key in settings if key in hints})
@@ -66,36 +77,68 @@ def nearest(name: str, known: Iterable[str], dashes: str = "") -> str:
     return f"did you mean {dashes}{close[0]}?" if close else ""
 
 
-def _check_flags(name: str, args: list[str], hints: dict[str, Any]) -> list[str]:
-    """Refuse unknown flags, with the nearest known one; return the files given to `--config`."""
-    files = []
+def _check_flags(name: str, args: list[str], hints: dict[str, Any]) -> None:
+    """Refuse unknown flags, with the nearest known one, and a file in place of nested settings."""
     known = [*hints, "config", "print_config", "help", "debug"]
     for position, arg in enumerate(args):
         flag, equals, value = arg.partition("=")
         if not flag.startswith("--"):
             continue
-        is_entry = get_origin(hints.get(flag[2:].partition(".")[0])) is dict
-        if flag[2:].removesuffix("+") not in known and not is_entry:
-            remedy = nearest(flag[2:], known, "--") or f"see `recast {name} --help`"
-            raise RecastError(f"{flag} is no flag of recast {name}: {remedy}")
-        if flag == "--config" and (equals or position + 1 < len(args)):
-            files.append(value if equals else args[position + 1])
-    return files
+        key = flag[2:]
+        is_entry = get_origin(hints.get(key.partition(".")[0])) is dict
+        if key.removesuffix("+") not in known and not is_entry:
+            remedy = nearest(key, known, "--") or f"see `recast {name} --help`"
+            raise RecastError(f"{in_short(flag)[1:-1]} is no flag of recast {name}: {remedy}")
+        value = value if equals else next(iter(args[position + 1 :]), "--")
+        hint = hints.get(key)
+        if is_dataclass(hint) and not value.startswith("{"):
+            parts = " and ".join([k for k in hints if k.startswith(f"{key}.")][:2])
+            raise RecastError(
+                f"{flag} is {in_short(value)}: give its own settings, such as {parts}"
+            )
+        is_number = {int, float, bool} & set(options_of(hint))
+        if is_number and (equals or not value.startswith("--")) and not _reads_as(value, hint):
+            raise RecastError(f"{flag} is {in_short(value)}: give {in_words(hint)}")
+        if is_entry or get_origin(hint) is dict:
+            _check_yaml(flag, value)
+        if flag == "--config" and not value:
+            raise RecastError("--config is '': name a YAML file")
 
 
-def _check_file(file: str, hints: dict[str, Any]) -> None:
-    """Refuse a YAML file that does not parse, holds no keys or holds an unknown one."""
+def _check_yaml(flag: str, value: str) -> None:
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise RecastError(f"{file} is not a text file: give a YAML file") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecastError(f"{file}, line {line}: {error.problem}: write valid YAML") from error
-    except (yaml.YAMLError, ValueError) as error:  # a control character, an impossible date
-        raise RecastError(f"{file}: {error}: write valid YAML") from error
-    if not isinstance(content, dict):
-        raise RecastError(f"{file} holds no settings: write lines of the form `seed: 1`")
+        load_text(value)
+    except yaml.YAMLError as error:
+        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise RecastError(f"{flag} is {in_short(value)}: {reason}: write valid YAML") from error
+
+
+def _reads_as(text: str, hint: Any) -> bool:
+    """Whether a text, read as a file's would be, is of the type."""
+    try:
+        return fits_type(load_text(text), hint)
+    except yaml.YAMLError:
+        return False
+
+
+def _read_files(args: list[str], hints: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The arguments with the text of every `--config FILE` in its place, and the files."""
+    flags = {arg.partition("=")[0] for arg in args}
+    told, files, rest = list[str](), list[str](), list(args)
+    while rest:
+        arg = rest.pop(0)
+        flag, equals, value = arg.partition("=")
+        if flag == "--config" and (equals or rest):
+            files.append(value if equals else rest.pop(0))
+            content = _read_file(files[-1], hints, flags)
+            arg = f"--config={yaml.safe_dump(content, default_flow_style=True, width=10**9)}"
+        told.append(arg)
+    return told, files
+
+
+def _read_file(file: str, hints: dict[str, Any], flags: set[str]) -> dict[str, Any]:
+    """What a YAML file sets. Refuses unknown keys, and code that no flag names."""
+    content = read_settings(file)
 
     def check(mapping: dict[Any, Any], prefix: str) -> None:
         for key, value in mapping.items():
@@ -106,17 +149,32 @@ def _check_file(file: str, hints: dict[str, Any]) -> None:
                 ]
                 remedy = nearest(path, siblings) or nearest(path, hints)
                 remedy = remedy or f"choose from {', '.join(siblings)}"
-                raise RecastError(f"{file} has the unknown key {path!r}: {remedy}")
+                raise RecastError(f"{file} has the unknown key {in_short(path)}: {remedy}")
             hint = hints[path]
             nested = is_dataclass(hint)
             if value is None and NoneType not in get_args(hint):
-                raise RecastError(f"{file}: {path} is null: give {_wanted(hint)}")
+                raise RecastError(f"{file}: {path} is null: give {in_words(hint)}")
             if nested and not isinstance(value, dict):
-                raise RecastError(f"{file}: {path} is {value!r}: give {_wanted(hint)}")
+                raise RecastError(f"{file}: {path} is {in_short(value)}: give {in_words(hint)}")
             if nested:
                 check(value, f"{path}.")
+                continue
+            if isinstance(value, str):
+                check_text(f"{file}: {path}", value)
+            if not fits_type(value, hint) and not (isinstance(value, str) and hint == list[str]):
+                raise RecastError(f"{file}: {path} is {in_short(value)}: give {in_words(hint)}")
 
     check(content, "")
+    for key in CODE:
+        value = content.get(key)
+        if isinstance(value, str) and ":" in value and not Path(value).is_dir():
+            if f"--{key}" not in flags:
+                raise RecastError(
+                    f"{file}: {key} is {in_short(value)}: a file names no code to run, add "
+                    f"--{key} {in_short(value)} to the command if you trust it"
+                )
+            del content[key]
+    return content
 
 
 def _join_lists(args: list[str], hints: dict[str, Any]) -> list[str]:
@@ -143,38 +201,15 @@ def _translate(
     text: str, name: str, args: list[str], files: list[str], hints: dict[str, Any]
 ) -> str:
     """A message of jsonargparse as a line of ours: key, value, remedy."""
-    wrong_type = re.search(r'key "([\w.]+)":.*?(?:Got|Given) value: (.*)$', text, re.DOTALL)
+    wrong_type = re.search(r'key "([\w.]+)":.*(?:Got|Given) value: (.*)$', text, re.DOTALL)
     if wrong_type and wrong_type[1] in hints:
         key, value = wrong_type.groups()
         given = any(arg.partition("=")[0] == f"--{key}" for arg in args)
         where = f"--{key}" if given or not files else f"{files[-1]}: {key}"
-        return f"{where} is {value.strip()!r}: give {_wanted(hints[key])}"
+        return f"{where} is {in_short(value.strip())}: give {in_words(hints[key])}"
     if missing := re.search(r"arguments are required: (.*)$", text):
         flags = " and ".join(f"--{key.strip()}" for key in missing[1].split(","))
         return f"recast {name} needs {flags}: give it as a flag or in --config FILE.yaml"
     if stray := re.search(r"unrecognized arguments: (.*)$", text):
         return f"{stray[1]!r} belongs to no flag of recast {name}: see `recast {name} --help`"
     return f"{text}: see `recast {name} --help`"
-
-
-def _wanted(hint: Any) -> str:
-    """A type in words, `float | None` as "a number or null"."""
-    words = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text (in YAML: in quotes)",
-        bool: "true or false",
-        NoneType: "null",
-    }
-    if hint in words:
-        return words[hint]
-    if get_origin(hint) is Literal:
-        return " or ".join(map(str, get_args(hint)))
-    if get_origin(hint) is list:
-        (inner,) = get_args(hint)
-        if get_origin(inner) is Literal:
-            return f"a list of any of {', '.join(get_args(inner))}"
-        return "a list, such as [1, 10]" if inner is int else "a list, such as [title]"
-    if get_origin(hint) is dict:
-        return "names with values, such as {w: 2}"
-    return " or ".join(map(_wanted, get_args(hint))) or "its own settings, one by one"

@@ -1,20 +1,48 @@
-"""Checks that configs share; each raises `RecastError` with the name and the value."""
+"""Checks that configs share; each raises `RecastError` with the name, the value and the remedy."""
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import re
 from dataclasses import fields, is_dataclass
 from os import PathLike, fspath
-from typing import Any, cast, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from recast.types import require
+from recast.types import RecastError, in_short, require
+
+_GROUPS = {"ModelConfig": "model.", "LoRAConfig": "lora."}
+"""Nested settings and what their names begin with."""
+
+_PATHS = (
+    *("output", "data", "catalog", "policy", "interactions", "items", "texts"),
+    *("encoder", "path", "ranker", "guide", "embeddings"),
+)
+"""Settings that name a file or a folder, or may."""
+
+CODE = ("sampler", "reward", "signal", "loss", "ranker", "guide")
+"""Settings that may name code, as `module:function`."""
+
+MOST_STEPS = 1_000_000
+"""Steps, prompts and the like: a hundred times the longest published run."""
+
+MOST_ROWS = 100_000_000
+"""Rows drawn for a whole run, 8 bytes each."""
+
+MOST_ROLLOUTS = 2**20
+"""Rollouts of a step, lists counted by their items: some GB of keys and values even for the
+smallest model."""
 
 
-def make_plain(config: object) -> None:
+def check_settings(config: object) -> None:
     """What Python callers mean as what a settings file holds: a `Path` as text, a number of numpy
-    or torch as Python's, one text where a list is meant, a dict for nested settings.
+    or torch as Python's, one text where a list is meant, a dict for nested settings; `~` as the
+    home folder.
 
-    Raises `RecastError` for a nested setting that does not exist.
+    Raises `RecastError` for a nested setting that does not exist, a value of another type and a
+    text that no file could be named by.
     """
     for name, hint in get_type_hints(type(config)).items():
         value = _plain(getattr(config, name))
@@ -25,7 +53,20 @@ def make_plain(config: object) -> None:
             for key in value:
                 require(key in known, name, value, f"choose from {', '.join(known)}")
             value = cast(type, hint)(**value)
+        if isinstance(value, float) and value.is_integer() and int in options_of(hint):
+            value = value if float in options_of(hint) else int(value)
+        full = full_name(config, name)
+        require(fits_type(value, hint), full, value, f"give {in_words(hint)}")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                check_text(full, text)
+        if name in _PATHS and isinstance(value, str):
+            value = _expand(full, value)
         object.__setattr__(config, name, value)
+
+
+def full_name(config: object, name: str) -> str:
+    return _GROUPS.get(type(config).__name__, "") + name
 
 
 def _plain(value: Any) -> Any:
@@ -40,19 +81,129 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def options_of(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def fits_type(value: Any, hint: Any) -> bool:
+    """Whether the value is of the type; a whole number is a number, a truth value is none."""
+    options, origin = options_of(hint), get_origin(hint)
+    if len(options) > 1:
+        return any(fits_type(value, option) for option in options)
+    if hint in (int, float):
+        is_number = isinstance(value, int if hint is int else int | float)
+        return is_number and not isinstance(value, bool)
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if origin is list:
+        return isinstance(value, list) and all(
+            fits_type(entry, get_args(hint)[0]) for entry in value
+        )
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    return isinstance(value, hint)
+
+
+def in_words(hint: Any) -> str:
+    """A type in words, `float | None` as "a number or null"."""
+    words = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text (in YAML: in quotes)",
+        bool: "true or false",
+        NoneType: "null",
+    }
+    if hint in words:
+        return words[hint]
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    if get_origin(hint) is list:
+        (inner,) = get_args(hint)
+        if get_origin(inner) is Literal:
+            return f"a list of any of {', '.join(get_args(inner))}"
+        return "a list, such as [1, 10]" if inner is int else "a list, such as [title]"
+    if get_origin(hint) is dict:
+        return "names with values, such as {w: 2}"
+    return " or ".join(map(in_words, get_args(hint))) or "its own settings, one by one"
+
+
+def check_text(name: str, text: str) -> None:
+    """An empty text is most often a variable that was never set."""
+    require(text.strip() != "", name, text, "give a name or leave it out")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        require(False, name, text, "it is no UTF-8, rename it")
+    require("\0" not in text, name, text, "leave out the NUL character")
+
+
+def _expand(name: str, path: str) -> str:
+    """A path with `~` filled in, as a shell would; its variables are the shell's alone. An
+    output that goes up from a folder that is not there is made whole: no such folder is made."""
+    if path.startswith("~") and not os.path.lexists(path.partition(os.sep)[0]):
+        path = os.path.expanduser(path)
+        require(not path.startswith("~"), name, path, "there is no such user, write the path out")
+    if re.search(r"\$\{?[A-Za-z_]", path) and not os.path.lexists(path):
+        require(False, name, path, "only a shell fills in variables, write the path out")
+    try:
+        os.lstat(path)
+    except OSError as error:
+        require(error.errno != errno.ENAMETOOLONG, name, path, "it is too long, shorten it")
+    up = path.rpartition("..")
+    if name == "output" and up[1] and not os.path.isdir(up[0] + up[1]):
+        path = os.path.realpath(path)
+    return path
+
+
+def as_path(name: str, value: object) -> str:
+    """The text of a path that a function of the Python API got. Raises `RecastError` for what is
+    none."""
+    text = _plain(value)
+    require(isinstance(text, str), name, value, "give a path, as a text or a pathlib.Path")
+    check_text(name, text)
+    return _expand(name, text)
+
+
+def take(config: object, config_type: type) -> None:
+    """Raise `RecastError` unless a verb of the Python API got its own config."""
+    fits = isinstance(config, config_type)
+    require(fits, "config", config, f"give a recast.{config_type.__name__}")
+
+
 def check_seed(seed: int) -> None:
     require(0 <= seed < 2**31, "seed", seed, "give a whole number from 0 to 2147483647")
 
 
-def no_empty(config: object, *names: str) -> None:
-    """An empty text is most often a variable that was never set."""
+def within(config: object, least: float, most: float, *names: str) -> None:
+    """Refuse a number outside, None excepted: a size far above all that is sensible would only
+    spend memory and time before it failed."""
     for name in names:
         value = getattr(config, name)
-        require(value != "", name, value, "give a name or leave it out")
+        if value is not None:
+            full = full_name(config, name)
+            require(value >= least, full, value, f"give {least} or more")
+            require(value <= most, full, value, f"give {most} or less")
 
 
-def at_least(config: object, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        fits = value is None or least <= value < math.inf
-        require(fits, name, value, f"give {least} or more")
+def check_rate(config: object, name: str) -> None:
+    """A learning rate: AdamW moves every weight by about as much in each step, and above 1 nothing
+    is left of a model."""
+    rate = getattr(config, name)
+    if rate is not None:
+        require(0 < rate < math.inf, name, rate, "give a positive rate")
+        require(rate <= 1, name, rate, "give 1 or less")
+
+
+def check_threads(config: object) -> None:
+    """More threads than cores only wait for each other."""
+    within(config, 1, 8 * (os.cpu_count() or 1), "threads")
+
+
+def refuse_ranks() -> None:
+    """Raise `RecastError` where a launcher such as torchrun has started several processes."""
+    count = os.environ.get("WORLD_SIZE", "1").strip()
+    if count.isascii() and count.isdigit() and int(count) > 1:
+        raise RecastError(
+            f"WORLD_SIZE is {in_short(int(count))}: recast runs in one process, start it without "
+            "torchrun"
+        )

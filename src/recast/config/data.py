@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from recast.config.check import at_least, check_seed, make_plain, no_empty
+from recast.config.check import MOST_STEPS, check_seed, check_settings, within
 from recast.types import require
 
 
@@ -46,10 +46,10 @@ class PrepareConfig:
     """Seed of the order of events that share user and time."""
 
     def __post_init__(self) -> None:
-        make_plain(self)
+        check_settings(self)
         check_seed(self.seed)
-        no_empty(self, "interactions", "user", "item", "time", "items", "items_id")
         require(self.k_core >= 1, "k_core", self.k_core, "give 1 (keep everything) or more")
+        within(self, 1, MOST_STEPS, "k_core")
         if self.rl_frac is not None:
             by_time = self.split == "global_time"
             remedy = "split leave_one_out keeps one event per user for RL, leave it out"
@@ -84,16 +84,13 @@ class TokenizeConfig:
     """Seed of k-means."""
 
     def __post_init__(self) -> None:
-        make_plain(self)
+        check_settings(self)
         share = self.collaborative_weight
         require(0 <= share <= 1, "collaborative_weight", share, "give a share from 0 to 1")
         check_seed(self.seed)
-        no_empty(self, "data", "output", "encoder")
-        at_least(self, 1, "collaborative_dim", "num_levels")
-        for name, most in (("collaborative_dim", 1024), ("num_levels", 32)):
-            value = getattr(self, name)
-            require(value is None or value <= most, name, value, f"give {most} or less")
-        at_least(self, 2, "codebook_size")
+        within(self, 1, 1024, "collaborative_dim")
+        within(self, 1, 32, "num_levels")
+        within(self, 2, 10_000_000, "codebook_size")  # with num_levels 1 the number of items
         shares = self.num_levels != 1 or self.resolve != "nearest_free"
         remedy = "with num_levels 1 every item has its own code, leave it out"
         require(shares or not self.balance, "balance", self.balance, remedy)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from recast.config.check import at_least, check_seed, make_plain, no_empty
+from recast.config.check import (
+    MOST_STEPS,
+    check_seed,
+    check_settings,
+    check_threads,
+    within,
+)
 from recast.types import require
 
 Level = Literal["item", "sid", "popular_item"]
@@ -46,12 +52,14 @@ class EvaluateConfig:
     """Torch threads; unset: measured."""
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        no_empty(self, "guide")
+        check_settings(self)
         check_seed(self.seed)
-        at_least(self, 1, "invalid_rows", "threads")
-        fits = all(type(k) is int and k >= 1 for k in self.at)
-        require(fits, "at", self.at, "give whole numbers of 1 or more")
+        check_threads(self)
+        within(self, 1, 10 * MOST_STEPS, "invalid_rows")
+        within(self, 1, MOST_STEPS, "beam_width")
+        require(all(k >= 1 for k in self.at), "at", self.at, "give whole numbers of 1 or more")
+        fits = all(k <= MOST_STEPS for k in self.at)
+        require(fits, "at", self.at, f"give whole numbers of {MOST_STEPS} or less")
         require(
             bool(self.levels),
             "levels",
@@ -106,11 +114,12 @@ class StratifyConfig:
     """Torch threads; unset: measured."""
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        no_empty(self, "ranker")
+        check_settings(self)
         check_seed(self.seed)
-        at_least(self, 2, "rows", "group_size", "prompts_per_step")
-        at_least(self, 1, "num_negatives", "threads")
+        check_threads(self)
+        within(self, 2, 10 * MOST_STEPS, "rows")
+        within(self, 2, 4096, "group_size", "prompts_per_step")
+        within(self, 1, 4096, "num_negatives")
         require(0 < self.tau <= 1, "tau", self.tau, "give a share above 0, up to 1")
         require(0 <= self.rho <= 1, "rho", self.rho, "give a share from 0 to 1")
 
@@ -137,7 +146,6 @@ class GroundConfig:
     """Seed of the order of equal items and of the resampling of users."""
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        no_empty(self, "encoder")
+        check_settings(self)
         check_seed(self.seed)
         require(0 <= self.gamma <= 100, "gamma", self.gamma, "give a power from 0 to 100")

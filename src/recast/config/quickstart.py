@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recast.config.check import at_least, check_seed, make_plain
+from recast.config.check import MOST_STEPS, check_seed, check_settings, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class QuickstartConfig:
     """Steps of every RL run."""
 
     def __post_init__(self) -> None:
-        make_plain(self)
+        check_settings(self)
         check_seed(self.seed)
-        at_least(self, 1, "epochs", "steps")
+        within(self, 1, 10_000, "epochs")
+        within(self, 1, MOST_STEPS, "steps")

@@ -6,7 +6,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from recast.config.check import at_least, check_seed, make_plain, no_empty
+from recast.config.check import (
+    MOST_ROLLOUTS,
+    MOST_ROWS,
+    MOST_STEPS,
+    check_rate,
+    check_seed,
+    check_settings,
+    check_threads,
+    within,
+)
 from recast.types import LogprobSpace, require
 
 Precision = Literal["float32", "bfloat16"]
@@ -37,13 +46,16 @@ class ModelConfig:
     """Use the token embeddings as the output layer too."""
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        at_least(self, 1, "hidden_size", "num_layers", "num_heads", "num_kv_heads")
-        at_least(self, 1, "intermediate_size", "head_dim")
-        at_least(self, 0, "initializer_range")
+        check_settings(self)
+        # Each twice that of the largest published model, or more.
+        within(self, 1, 65536, "hidden_size")
+        within(self, 1, 1024, "num_layers", "num_heads", "num_kv_heads", "head_dim")
+        within(self, 1, 2**20, "intermediate_size")
+        within(self, 0, 10, "initializer_range")
         heads, shared = self.num_heads, self.num_kv_heads
-        require(heads % shared == 0, "num_kv_heads", shared, f"give a divisor of num_heads {heads}")
-        require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "give an even number")
+        remedy = f"give a divisor of num_heads {heads}"
+        require(heads % shared == 0, "model.num_kv_heads", shared, remedy)
+        require(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "give an even number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +74,11 @@ class LoRAConfig:
     PEFT reads them, which need the policy they started from."""
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        require(self.rank is None or self.rank >= 1, "lora.rank", self.rank, "give 1 or more")
-        require(self.layers != "", "lora.layers", self.layers, "name layers or leave it out")
+        check_settings(self)
+        within(self, 1, 65536, "rank")
         fits = self.alpha is None or 0 < self.alpha < math.inf
         require(fits, "lora.alpha", self.alpha, "give a positive scale")
+        within(self, 0, MOST_STEPS, "alpha")
         if self.rank is None:
             for name in ("alpha", "layers", "merge"):
                 value = getattr(self, name)
@@ -117,13 +129,16 @@ class SFTConfig:
     """Torch threads; unset: measured."""
 
     def __post_init__(self) -> None:
-        make_plain(self)
+        check_settings(self)
         check_seed(self.seed)
-        at_least(self, 0, "weight_decay")
-        at_least(self, 1, "epochs", "batch_windows", "patience", "valid_rows", "threads")
-        at_least(self, 1, "pass_tokens")
-        at_least(self, 2, "window")
-        require(0 < self.lr < math.inf, "lr", self.lr, "give a positive rate")
+        check_threads(self)
+        check_rate(self, "lr")
+        within(self, 0, 100, "weight_decay")
+        within(self, 1, 10_000, "epochs", "patience")
+        within(self, 1, 65536, "batch_windows")
+        within(self, 1, 10 * MOST_STEPS, "valid_rows")
+        within(self, 1, 2**24, "pass_tokens")
+        within(self, 2, 65536, "window")
         share = self.backwards_frac
         require(0 <= share <= 1, "backwards_frac", share, "give a share from 0 to 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "give a rate from 0 up to 1")
@@ -218,14 +233,31 @@ class RLConfig:
     """Torch threads; unset: measured."""
 
     def __post_init__(self) -> None:
-        make_plain(self)
+        check_settings(self)
         check_seed(self.seed)
-        no_empty(self, "sampler", "reward", "signal", "loss", "ranker", "embeddings")
-        at_least(self, 0, "warmup_steps", "kl_coef", "nll_coef")
-        at_least(self, 1, "prompts_per_step", "steps", "updates_per_rollout", "threads")
-        at_least(self, 1, "micro_batch_tokens", "pass_tokens", "eval_every", "valid_rows")
-        at_least(self, 1, "group_size", "list_length", "max_rollout_batches")
-        fits = self.lr is None or 0 < self.lr < math.inf
-        require(fits, "lr", self.lr, "give a positive rate")
+        check_threads(self)
+        check_rate(self, "lr")
+        within(self, 0, MOST_STEPS, "warmup_steps")
+        within(self, 0, 1000, "kl_coef", "nll_coef")
+        within(self, 1, MOST_STEPS, "steps", "eval_every")
+        within(self, 1, 10 * MOST_STEPS, "valid_rows")
+        within(self, 1, 65536, "prompts_per_step")
+        within(self, 1, 1000, "updates_per_rollout", "max_rollout_batches")
+        within(self, 1, 2**24, "micro_batch_tokens", "pass_tokens")
+        within(self, 1, 4096, "group_size", "list_length")
+        self._check_products()
         norm = self.max_grad_norm
         require(norm > 0, "max_grad_norm", norm, "give a positive norm, .inf for none")
+        fits = norm <= MOST_STEPS or norm == math.inf
+        require(fits, "max_grad_norm", norm, f"give {MOST_STEPS} or less, .inf for none")
+
+    def _check_products(self) -> None:
+        """Sizes that are sensible alone may not be so together."""
+        prompts = self.prompts_per_step
+        rollouts = prompts * self.group_size * (self.list_length or 1)
+        most = max(MOST_ROLLOUTS // (prompts * (self.list_length or 1)), 1)
+        remedy = f"with prompts_per_step {prompts} give {most} or less"
+        require(rollouts <= MOST_ROLLOUTS, "group_size", self.group_size, remedy)
+        most = MOST_ROWS // prompts
+        remedy = f"with prompts_per_step {prompts} give {most} or less"
+        require(self.steps <= most, "steps", self.steps, remedy)

@@ -21,9 +21,10 @@ import yaml
 from torch import Tensor
 
 from recast.config import PrepareConfig
+from recast.config.check import as_path
 from recast.data.events import pairs
 from recast.data.split import SPLIT_NAMES
-from recast.run.files import reading, staged_folder
+from recast.run.files import kind_of, reading, staged_folder
 from recast.types import SPLITS, Interactions, RecastError
 
 _FILES = ("interactions.parquet", "users.parquet", "items.parquet", "data.json")
@@ -56,6 +57,7 @@ def load_data(folder: str | Path) -> Interactions:
 
     Raises `RecastError` when the folder is not whole or its files do not fit each other.
     """
+    folder = as_path("data", folder)
     facts = load_facts(folder)
     with reading(folder, _REMEDY):
         for name in facts.get("files", {}):
@@ -132,10 +134,12 @@ def load_items(folder: str | Path) -> pl.DataFrame:
 
 def load_facts(folder: str | Path) -> dict[str, Any]:
     """`data.json`; raises `RecastError` unless the folder is whole."""
+    folder = as_path("data", folder)
     for name in _FILES:
         if not (Path(folder) / name).is_file():
             raise RecastError(
-                f"{folder} is no data folder (no {name}): make one with `recast prepare`"
+                f"{folder}{kind_of(folder)} is no data folder (no {name}): make one with "
+                "`recast prepare`"
             )
     with reading(Path(folder) / "data.json", _REMEDY):
         if (size := (Path(folder) / "data.json").stat().st_size) > _LARGEST_FACTS:

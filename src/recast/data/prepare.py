@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from recast.config import PrepareConfig
+from recast.config.check import refuse_ranks, take
 from recast.data.events import (
     count_ties,
     first_events,
@@ -34,6 +35,8 @@ def prepare(config: PrepareConfig) -> Interactions:
     The catalogue is every item of the items file and of the events; above k_core 1 it is what the
     filter left. Raises `RecastError` for bad input, before anything is written.
     """
+    take(config, PrepareConfig)
+    refuse_ranks()
     refuse_existing(config.output)
     raw, texts, files, notes = _read(config)
     users = sorted_ids(raw["user"])

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from recast.config import GroundConfig
+from recast.config.check import refuse_ranks, take
 from recast.data.folder import load_data
 from recast.evaluation.metrics import write_evaluation
 from recast.evaluation.rank import rank_scores, rows_to_rank
@@ -70,6 +71,8 @@ def ground_texts(config: GroundConfig) -> Metrics:
     data and catalogue do not belong together, and when the catalogue has no text embeddings or
     they come from another encoder.
     """
+    take(config, GroundConfig)
+    refuse_ranks()
     refuse_existing(config.output)
     interactions, catalog = load_data(config.data), load_catalog(config.catalog)
     check_catalog(config.data, catalog)

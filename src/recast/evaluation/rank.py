@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from recast.config import EvaluateConfig
+from recast.config.check import refuse_ranks, take
 from recast.data.history import seen
 from recast.draws import uniforms
 from recast.evaluation.facts import Facts, training_of
@@ -29,6 +30,7 @@ from recast.evaluation.places import (
 )
 from recast.items.catalog import Catalog
 from recast.policy.baselines import Scorer, popularity
+from recast.policy.device import find_device
 from recast.policy.load import Policy, load_policy
 from recast.policy.ranker import load_ranker
 from recast.policy.tasks import Task, load_task
@@ -178,7 +180,10 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
     settings. Raises `RecastError` when data and policy do not belong together or the split has no
     row.
     """
+    take(config, EvaluateConfig)
+    refuse_ranks()
     refuse_existing(config.output)
+    find_device(config.device)
     policy = load_policy(config.policy).to(config.device)
     task = load_task(config.data, policy.catalog, policy.window)
     rows = rows_to_rank(task.rows(config.split), config.data, config.split)

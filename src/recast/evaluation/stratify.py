@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recast.config import StratifyConfig
+from recast.config.check import refuse_ranks, take
 from recast.draws import uniforms
 from recast.evaluation.rank import sample_rows
 from recast.evaluation.resample import DRAWS, user_intervals
@@ -55,6 +56,8 @@ def stratify_policy(config: StratifyConfig) -> str:
     Raises `RecastError` when data, policy and ranker do not belong together or there are fewer than
     two rows.
     """
+    take(config, StratifyConfig)
+    refuse_ranks()
     refuse_existing(config.output)
     policy = load_policy(config.policy)
     task = load_task(config.data, policy.catalog, policy.window)

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from recast.config.check import as_path
 from recast.items.trie import build_compressed_trie, build_trie
 from recast.items.writes import Catalog
-from recast.run.files import read_json, reading, reason_of
+from recast.run.files import kind_of, read_json, reading, reason_of
 from recast.types import RecastError, require
 
 _MOST = 2**31  # tokens are kept in 32 bits
@@ -169,10 +170,11 @@ def load_catalog(folder: str | Path) -> Catalog:
 
     Raises `RecastError` when the folder holds none or it is damaged.
     """
-    folder = Path(folder)
+    folder = Path(as_path("catalog", folder))
     if not (folder / "sid.json").is_file():
         raise RecastError(
-            f"{folder} holds no catalogue (sid.json): make one with `recast tokenize`"
+            f"{folder}{kind_of(folder)} holds no catalogue (sid.json): make one with "
+            "`recast tokenize`"
         )
     with reading(folder, "use it as it was saved, or make it again with `recast tokenize`"):
         try:

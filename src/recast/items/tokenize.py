@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recast.config import TokenizeConfig
+from recast.config.check import refuse_ranks, take
 from recast.data.folder import load_data, load_items
 from recast.items.card import sid_card
 from recast.items.catalog import Catalog, build_catalog
@@ -36,6 +37,8 @@ def tokenize(config: TokenizeConfig) -> Catalog:
     an item's index is its code: nothing is embedded and there are no vectors to keep.
     Raises `RecastError` for what its steps refuse, before anything is written.
     """
+    take(config, TokenizeConfig)
+    refuse_ranks()
     refuse_existing(config.output)
     items = load_items(config.data)
     texts = items["text"].to_list()

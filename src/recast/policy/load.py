@@ -18,9 +18,11 @@ from transformers import (
 )
 
 from recast.config import ModelConfig, Precision
+from recast.config.check import as_path
 from recast.items.catalog import Catalog, load_catalog
 from recast.policy.attention import ATTENTION, DROPS_NOTHING
 from recast.policy.body import steady_positions
+from recast.policy.device import find_device
 from recast.policy.folder import ADAPTERS, read_object
 from recast.policy.lora import (
     has_adapters,
@@ -37,7 +39,7 @@ from recast.policy.packable import (
     text_config,
 )
 from recast.policy.weights import load_model, no_bars, require_finite, require_same_shapes
-from recast.run.files import LOADING, reading, reason_of, staged_folder
+from recast.run.files import LOADING, kind_of, reading, reason_of, staged_folder
 from recast.types import RecastError
 
 _LARGEST_WINDOW = 2**20
@@ -67,15 +69,7 @@ class Policy:
 
         Raises `RecastError` when this machine has no such device.
         """
-        try:
-            number = torch.zeros(1, device=device)
-            number.item()  # `meta` holds shapes alone
-            place = number.device
-        except (RuntimeError, AssertionError, ImportError, ValueError, TypeError) as error:
-            raise RecastError(
-                f"device is {device!r}: torch {torch.__version__} finds no such device here "
-                f"({reason_of(error, 80)}), give cpu"
-            ) from error
+        place = find_device(device)
         model = self.model.to(place)
         model.tie_weights()  # some devices get their own copy of every shared weight
         return replace(self, model=model, catalog=self.catalog.to(place))
@@ -128,9 +122,11 @@ def load_policy(folder: str | Path) -> Policy:
 
     Raises `RecastError` when the folder holds none or its vocabulary does not fit its catalogue.
     """
-    path = Path(folder)
+    path = Path(as_path("policy", folder))
     if not os.path.isfile(path / "recast.json"):
-        raise RecastError(f"{path} holds no policy (recast.json): make one with `recast sft`")
+        raise RecastError(
+            f"{path}{kind_of(path)} holds no policy (recast.json): make one with `recast sft`"
+        )
     with reading(path / "recast.json", "use the folder as it was saved"):
         record = read_object(path / "recast.json")
         window = record["window"]

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from recast.config import ModelConfig
+from recast.items.catalog import Catalog
 from recast.policy.body import hidden_states
 from recast.policy.load import Policy
 from recast.policy.logprobs import MOST_LOGITS
 from recast.policy.packable import text_config
+from recast.types import RecastError
 
 MOST_TOKENS = 65536
 """More per pass saves nothing: from a few thousand tokens on the time grows with them."""
@@ -73,6 +76,35 @@ def plan_memory(
     if max(tokens, longest) * per_token > free:
         parts.append("more than is free: shorten the window or the group, or use a smaller model")
     return MemoryPlan(micro_batch_tokens=tokens, checkpointing=checkpointing, text="; ".join(parts))
+
+
+def require_memory(config: ModelConfig, catalog: Catalog) -> None:
+    """Refuse a shape that does not fit into the free memory, before it is made: weights, gradients,
+    AdamW's two moments and the best weights so far, 4 bytes each."""
+    count = count_parameters(config, catalog.vocab_size)
+    free = free_bytes(torch.device("cpu"))
+    if free is not None and 5 * 4 * count > free:
+        raise RecastError(
+            f"model has {count:,} parameters, which take {size(5 * 4 * count)} in training, and "
+            f"{size(free)} are free: choose a smaller model.hidden_size or model.num_layers"
+        )
+
+
+def count_parameters(config: ModelConfig, vocab_size: int) -> int:
+    """Parameters of a Qwen3 of this shape.
+
+    A block of width 4 with one head of 2 and 3 inside has 4 * 4 * 2 + 3 * 4 * 3 and 2 * 4 + 2 * 2
+    in its norms, 80; 10 tokens add 40, the last norm 4:
+
+    >>> shape = {"hidden_size": 4, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1}
+    >>> count_parameters(ModelConfig(**shape, head_dim=2, intermediate_size=3), 10)
+    124
+    """
+    width, heads = config.hidden_size, 2 * (config.num_heads + config.num_kv_heads)
+    block = width * (heads * config.head_dim + 3 * config.intermediate_size)
+    block += 2 * width + 2 * config.head_dim
+    tables = 1 if config.tie_embeddings else 2
+    return tables * vocab_size * width + config.num_layers * block + width
 
 
 def bytes_per_token(policy: Policy) -> int:

@@ -6,16 +6,19 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-GIT_S = 10.0
-"""Seconds that git gets for an answer; on a slow network folder it takes one."""
+GIT_S = 1.0
+"""Seconds that git may take: the commit is worth no more."""
 
 
 def environment(data_hash: str | None = None) -> dict[str, Any]:
@@ -66,28 +69,37 @@ def memory_gib() -> float | None:
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 
 
+@cache
 def _git_commit() -> str | None:
-    """Commit of the checkout that tracks this very file, with `-dirty` for local changes."""
+    """Commit of the checkout that tracks this very file, with `-dirty` for local changes; None
+    where git does not tell in time."""
+    here = Path(__file__)
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
+        return None
+    said = _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return said if re.fullmatch("[0-9a-f]{40,64}(-dirty)?", said or "") else None
+
+
+def _git(folder: Path, *args: str) -> str | None:
+    """What git prints; None where there is none, it fails or it hangs."""
     git = shutil.which("git")
     if git is None:
         return None
-    here = [git, "-C", str(Path(__file__).parent)]
     try:
-        tracked = _words([*here, "ls-files", "--error-unmatch", Path(__file__).name])
-        asked = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return _words([*here, *asked]) if tracked else None
-    except (OSError, subprocess.TimeoutExpired):  # a run does not wait for its record
+        process = subprocess.Popen(
+            [git, "-C", str(folder), *args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError:
         return None
-
-
-def _words(command: list[str]) -> str | None:
-    """What a command says within `GIT_S`; None where it fails or says nothing."""
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        timeout=GIT_S,
-        check=False,
-    )
-    return None if done.returncode else done.stdout.decode(errors="replace").strip() or None
+    with process:
+        try:
+            printed = process.communicate(timeout=GIT_S)[0]
+        except subprocess.TimeoutExpired:
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+            return None
+    return None if process.returncode else printed.decode(errors="replace").strip()

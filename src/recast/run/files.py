@@ -5,7 +5,6 @@ And reading it back: what was damaged since is an error that names the file.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -35,23 +34,53 @@ _MOST_JSON = 2**28
 
 
 def refuse_existing(folder: str | Path) -> Path:
-    """The path, if nothing is there yet and something could be: a run is never written over another
-    one, nor done for a place that takes no folder."""
+    """The path, if a folder can be made there and nothing is there yet; a run is never written over
+    another one. Raises `RecastError` before any work is done for it."""
     path = Path(folder)
-    if "\0" in str(path):
-        raise _unwritable(path, "a zero byte in its name")
-    if path.exists():
-        if not path.is_dir() or any(path.iterdir()):
-            raise RecastError(f"{path} already holds something: remove it or choose another output")
-        return path
-    if path.is_symlink():
-        raise _unwritable(path, "a link that leads nowhere")
-    parent = next(above for above in path.absolute().parents if above.exists())
-    if not parent.is_dir():
-        raise _unwritable(path, os.strerror(errno.ENOTDIR))
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise _unwritable(path, os.strerror(errno.EACCES))
+    remedy = "choose another output"
+    try:
+        if path.is_symlink() and not path.exists():
+            raise RecastError(f"{path} is a link that leads nowhere: remove it or {remedy}")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RecastError(f"{path} already holds something: remove it or {remedy}")
+        whole = path.resolve()
+        above = next(parent for parent in whole.parents if parent.exists())
+        for name in (*whole.relative_to(above).parts, _stage_name(whole)):
+            with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                os.lstat(above / name)  # too long a name
+    except (OSError, RuntimeError) as error:
+        raise RecastError(f"{path} cannot be written ({reason_of(error)}): {remedy}") from error
+    # It is renamed to its place when it is whole, which these cannot be.
+    if whole == Path.cwd() or os.path.ismount(whole):
+        raise RecastError(f"{path} cannot be replaced: name a folder inside it")
+    if not above.is_dir():
+        raise RecastError(f"{path} cannot be written ({above} is no folder): {remedy}")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise RecastError(f"{path} cannot be written (nobody may write to {above}): {remedy}")
     return path
+
+
+def _stage_name(path: Path) -> str:
+    return f".{path.name}.{os.getpid()}.partial"
+
+
+def kind_of(folder: str | Path) -> str:
+    """What a folder that is not the right one is, for its refusal: " (it is ...)" or nothing."""
+    path = Path(folder)
+    kinds = {
+        "recast.json": "a policy",
+        "data.json": "a data folder of `recast prepare`",
+        "sid.json": "a catalogue of `recast tokenize`",
+        "eval.json": "an evaluation",
+        "policy/recast.json": f"a run, whose policy is {path / 'policy'}",
+    }
+    with suppress(OSError, ValueError):
+        if path.is_file():
+            return " (it is a file)"
+        for name, words in kinds.items():
+            if (path / name).is_file():
+                return f" (it is {words})"
+    return ""
 
 
 @contextmanager
@@ -102,8 +131,8 @@ def staged_folder(folder: str | Path) -> Iterator[Path]:
 
     Raises `RecastError` when the block cannot write (a full disk, no permission).
     """
-    path = refuse_existing(folder).absolute()
-    stage = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    path = refuse_existing(folder).resolve()
+    stage = path.with_name(_stage_name(path))
     with _writing(path):
         try:
             stage.mkdir(parents=True)
@@ -123,7 +152,7 @@ def staged_file(file: str | Path) -> Iterator[Path]:
     """
     path = Path(file)
     # Absolute: polars would take a leading ~ for the home folder, Python does not.
-    stage = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
+    stage = path.absolute().with_name(_stage_name(path))
     with _writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

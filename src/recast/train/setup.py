@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from recast.config import Precision, RLConfig, SFTConfig
+from recast.config.check import refuse_ranks, take
 from recast.data.folder import load_data
 from recast.evaluation.rank import sample_rows
 from recast.groups import select
@@ -18,10 +19,16 @@ from recast.items.catalog import load_catalog
 from recast.methods.assembly import equip, resolve, sampler_of
 from recast.methods.parts import needs, spell
 from recast.methods.table import Method
-from recast.policy.load import Policy, create_policy, disable_dropout, load_policy
+from recast.policy.device import find_device
+from recast.policy.load import (
+    Policy,
+    create_policy,
+    disable_dropout,
+    load_policy,
+)
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.lora import add_adapters, has_adapters
-from recast.policy.memory import MemoryPlan, plan_memory
+from recast.policy.memory import MemoryPlan, plan_memory, require_memory
 from recast.policy.passes import MOST_PASS_TOKENS, measure_pass_tokens
 from recast.policy.tasks import HistoryTask, Task, check_catalog, load_task
 from recast.policy.threads import choose_threads
@@ -62,7 +69,10 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
 
     Raises `RecastError` for whatever does not fit together, before there is a folder.
     """
+    take(config, RLConfig)
+    refuse_ranks()
     refuse_existing(config.output)
+    find_device(config.device)
     method = resolve(config, method)
     policy = load_policy(config.policy).to(config.device)
     task = load_task(config.data, policy.catalog, policy.window)
@@ -134,9 +144,14 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
 
     Raises `RecastError` for whatever does not fit together, before there is a folder.
     """
+    take(config, SFTConfig)
+    refuse_ranks()
     refuse_existing(config.output)
+    find_device(config.device)
     catalog = load_catalog(config.catalog)
     check_catalog(config.data, catalog)
+    if config.model.path is None:
+        require_memory(config.model, catalog)
     policy = create_policy(config.model, catalog, config.window, config.seed).to(config.device)
     policy.model.float()  # a small step is lost on weights of 8 bits
     torch.manual_seed(config.seed)  # dropout is the only draw that is not counter-based
