@@ -174,6 +174,8 @@ class RolloutGroups:
     weights: Float[Tensor, "B G"] | None = None
     """Importance weights w: sum_i w_i f(y_i) is an unbiased estimate of the policy's mean of f.
     None for draws of equal weight and for a search."""
+    injected: Bool[Tensor, "B G"] | None = None
+    """Rows that are no draws, in whose place `add_gt` put the target; None where it did not run."""
 
     @property
     def exists(self) -> Bool[Tensor, "B G"]:

@@ -126,6 +126,9 @@ def _refuse_misfits(method: Method, config: RLConfig, name: str) -> None:
             f"add_gt is True: method {name!r} has no last rollout to overwrite, {what} "
             "leaves no room for the target; leave it out"
         )
+    free = config.sampler_args.get("constrained") is False and method.space == "trie"
+    need = f"method {name!r} is over the allowed children, which free beams leave; leave it out"
+    require(not free, "sampler_args.constrained", False, need)
     least = method.min_group_size
     need = f"method {name!r} needs {least} rollouts or more per prompt"
     require(config.group_size >= least, "group_size", config.group_size, need)

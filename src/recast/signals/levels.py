@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.groups import is_first
+from recast.groups import is_new
 from recast.signals.recast import repair
 from recast.types import RolloutGroups, Signal, require
 
@@ -59,7 +59,7 @@ def recast_levels(
     positive = logprobs.masked_fill(~hits, -inf).argmax(1)
     path = tokens[torch.arange(num_prompts, device=tokens.device), positive]
     common = (tokens == path[:, None]).int().cumprod(-1).sum(-1)
-    misses = exists & (rewards <= 0) & is_first(repaired.predictions.flatten(2))
+    misses = exists & (rewards <= 0) & is_new(repaired)
     misses &= hits.any(1, keepdim=True)
     level = torch.arange(num_levels, device=tokens.device)[:, None]
     siblings = misses[:, None] & (common[:, None] == level)

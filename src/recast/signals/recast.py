@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.groups import choose_target, has_hit, is_first, overwrite
+from recast.groups import choose_target, has_hit, is_new, overwrite
 from recast.rewards.scores import structural_score
 from recast.signals.grpo import require_eps, standardise
 from recast.types import RolloutGroups, Signal, require
@@ -125,7 +125,7 @@ def _contrast(
 ) -> Signal:
     require(0 < w < inf, "w", w, "give a number above 0")
     scores = structural_score(groups.predictions, groups.prompts.target_sids)
-    eligible = groups.exists & is_first(groups.predictions.flatten(2))
+    eligible = groups.exists & is_new(groups)
     positive, negative, has_pair = boundary_pair(rewards, scores, eligible)
     columns = torch.arange(rewards.shape[1], device=rewards.device)
     sign = (columns == positive[:, None]).to(rewards) - (columns == negative[:, None]).to(rewards)

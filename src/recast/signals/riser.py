@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.groups import append_target, has_hit, is_first
+from recast.groups import append_target, has_hit, is_new
 from recast.signals.grpo import require_eps, standardise
 from recast.signals.simpo import simpo_pair, simpo_slope
 from recast.types import RolloutGroups, Signal, require
@@ -72,7 +72,7 @@ def riser(
     last = torch.arange(wide.items.shape[1], device=rewards.device) == groups.items.shape[1]
     is_target = added[:, None] & last
     hit = has_hit(groups, rewards)[:, None]
-    distinct = wide.exists & ~is_target & is_first(wide.predictions.flatten(2))
+    distinct = wide.exists & ~is_target & is_new(wide)
     # A reward may overlook the target, and no rollout is contrasted with itself.
     negatives = distinct & (wide.tokens != wide.tokens[:, -1:]).any(-1)
     paired = added[:, None] & negatives.any(1, keepdim=True)
