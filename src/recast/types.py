@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -43,6 +44,16 @@ def require(condition: bool, name: str, value: object, remedy: str) -> None:
     """Raise `RecastError` naming the setting, its value and what to do, unless `condition`."""
     if not condition:
         raise RecastError(f"{name} is {value!r}: {remedy}")
+
+
+def require_range(
+    name: str, value: object, least: float, most: float, *, above: bool = False
+) -> None:
+    """Raise `RecastError` unless it is a number from `least`, or `above` it, to `most`."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    inside = is_number and least <= value <= most and not (above and value == least)  # type: ignore[operator]
+    start = f"above {least:g}, up" if above else f"from {least:g}"
+    require(inside, name, value, f"give a number {start} to {most:g}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -132,5 +132,5 @@ def test_rows_that_are_no_lists_are_refused(length: int) -> None:
 
 
 def test_eps_below_zero_is_refused() -> None:
-    with pytest.raises(RecastError, match=r"eps is -1\.0: give a small number of 0 or more"):
+    with pytest.raises(RecastError, match=r"eps is -1\.0: give a number from 0 to 1"):
         rank_grpo(_groups([[True] * 2]), torch.zeros(1, 2), list_length=1, eps=-1.0)
