@@ -205,6 +205,6 @@ def test_what_does_not_fit_is_refused(config: StratifyConfig, tmp_path: Path) ->
     refused("ranker is 'nowhere'", ranker="nowhere")
     refused("rows is 1: give 2 or more", rows=1)
     refused("prompts_per_step is 1: give 2 or more", prompts_per_step=1)
-    refused("tau is 0: give a number above 0", tau=0)
-    refused("rho is 2: give a number from 0 to 1", rho=2)
+    refused("tau is 0: give a share above 0", tau=0)
+    refused("rho is 2: give a share from 0 to 1", rho=2)
     assert list(tmp_path.iterdir()) == []

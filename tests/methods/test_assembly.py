@@ -24,6 +24,7 @@ from dataclasses import replace
 
 import torch
 
+from recast.rollout.beam import beam
 from recast.signals.grpo import grpo
 
 
@@ -91,6 +92,11 @@ def flat(groups):
 
 def rubbish(policy, prompts, group_size, draw):
     return "rollouts" if draw.seed == 0 else 1 / 0
+
+
+def malformed(policy, prompts, group_size, draw):
+    groups = beam(policy, prompts, group_size, draw, constrained=False)
+    return replace(groups, predictions=groups.tokens[:, :, None])
 
 
 def graphless(logprobs, advantages):
@@ -259,6 +265,10 @@ def test_a_result_that_goes_wrong_later_names_its_step_and_its_prompt(
         ("--loss=bad_parts:graphless", "the loss gave a tensor without a gradient: compute it"),
         ("--loss=bad_parts:scalar", "the loss gave the shape []: return "),
         ("--sampler=bad_parts:rubbish", "sampler rubbish gave a str: return RolloutGroups of its"),
+        (
+            "--sampler=bad_parts:malformed --group_size=40",
+            "sampler malformed gave predictions that are no semantic IDs, a token of every level",
+        ),
         (
             "--sampler=bad_parts:rubbish --seed=1",
             "sampler rubbish failed (ZeroDivisionError: division by zero): mend it",
