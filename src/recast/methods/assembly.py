@@ -18,6 +18,7 @@ from recast.config import RLConfig
 from recast.groups import reorder, select
 from recast.items.embed import load_embeddings
 from recast.items.fan_out import fan_out
+from recast.methods.contract import signal_fault
 from recast.methods.parts import (
     KINDS,
     Part,
@@ -35,7 +36,7 @@ from recast.methods.probe import probe_groups, probe_loss, probe_resources
 from recast.methods.table import Method, find_method
 from recast.policy.load import Policy
 from recast.policy.ranker import load_ranker
-from recast.types import RecastError, RolloutGroups, Signal, require
+from recast.types import RecastError, RolloutGroups, require
 
 _SWAPS = ("reward", "signal", "loss")
 STEP_RESOURCES = ("natural_frac",)
@@ -185,8 +186,9 @@ def _refuse_idle_signal(method: Method, signal: Part, groups: RolloutGroups, nam
     """Without rollouts a signal can weigh the targets' likelihood, or nothing is learned."""
     nothing = reorder(groups, torch.empty(len(groups.prompts), 0, dtype=torch.long))
     try:
-        made = signal(nothing, torch.zeros(nothing.items.shape))
-        learns = not isinstance(made, Signal) or bool((made.nll_weight != 0).any())
+        made = _try(method.signal, signal, nothing, torch.zeros(nothing.items.shape))
+        # What is wrong with a user's signal the first step says.
+        learns = signal_fault(made, nothing) is not None or bool((made.nll_weight != 0).any())
     except (IndexError, RuntimeError):  # it looks for a rollout
         learns = False
     remedy = f"method {name!r} makes no rollouts that it could learn from, give it samplers"
