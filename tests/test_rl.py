@@ -343,3 +343,42 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("method", ["recast_adaptive", "dapo"])
+def test_a_target_that_is_put_in_changes_what_is_learned_and_not_what_is_measured(
+    walk: Path, tmp_path: Path, method: str
+) -> None:
+    """Every logged share is recounted from what was drawn; the first step is that of a run without.
+
+    `dapo` has its batch full at once: with the target in every group that is not all hits is mixed.
+    """
+    changes = {"method": method, "max_rollout_batches": 1}
+    with_gt, without = tmp_path / "with", tmp_path / "without"
+    train_rl(rl_config(walk, with_gt, add_gt=True, **changes))
+    train_rl(rl_config(walk, without, **changes))
+    table = rollouts_of(with_gt)
+    groups = table.group_by("step", "row_id", maintain_order=True).agg(
+        hits=(pl.col("reward") > 0).sum(), injected=pl.col("injected"), n=pl.len()
+    )
+    assert groups["injected"].to_list() == [[False] * 5 + [True]] * len(groups)
+    shares = []
+    for line in metric_lines(with_gt)[1:]:
+        hits = groups.filter(pl.col("step") == line["step"])["hits"]
+        shares.append(float(((hits > 0) & (hits < 6)).mean() or 0))
+        assert line["group/all_zero_frac"] == pytest.approx((hits == 0).mean())
+        assert line["group/natural_frac"] == pytest.approx(shares[-1])
+        rewards = table.filter(pl.col("step") == line["step"])["reward"]
+        assert line["reward/mean"] == pytest.approx(rewards.mean())
+        assert line["group/trainable_frac"] >= line["group/natural_frac"]
+    assert max(shares) < 1
+    if method == "recast_adaptive":
+        weights = [line["signal/anchor_weight"] for line in metric_lines(with_gt)[1:]]
+        assert weights == pytest.approx(
+            [1, 1 - 0.1 * shares[0], 1 - 0.09 * shares[0] - 0.1 * shares[1]]
+        )
+    if method != "dapo":  # which writes only the groups that its signal was given
+        first, other = (run.filter(pl.col("step") == 1) for run in (table, rollouts_of(without)))
+        columns = ["row_id", "rank", "item", "logprob", "reward"]
+        assert first.select(columns).equals(other.select(columns))
+        assert not other["injected"].any()

@@ -53,6 +53,7 @@ def reorder(groups: RolloutGroups, index: Int[Tensor, "B N"]) -> RolloutGroups:
         rollout_logprobs=groups.rollout_logprobs.gather(1, token),
         loss_mask=groups.loss_mask.gather(1, token),
         weights=None if groups.weights is None else groups.weights.gather(1, index),
+        injected=None if groups.injected is None else groups.injected.gather(1, index),
     )
 
 
@@ -70,6 +71,14 @@ def is_first(rows: Int[Tensor, "*batch N L"]) -> Bool[Tensor, "*batch N"]:
     """
     same = (rows.unsqueeze(-2) == rows.unsqueeze(-3)).all(-1)
     return ~same.tril(diagonal=-1).any(-1)
+
+
+def is_new(groups: RolloutGroups) -> Bool[Tensor, "B G"]:
+    """True for a rollout that repeats none before it: by what it names, or, where that is no
+    item's, by what it writes."""
+    outside = (groups.items < 0)[..., None]
+    tokens = groups.tokens.masked_fill(~outside, -1)
+    return is_first(torch.cat([groups.predictions.flatten(2), tokens], dim=-1))
 
 
 def has_hit(groups: RolloutGroups, rewards: Float[Tensor, "B G"]) -> Bool[Tensor, " B"]:
@@ -161,5 +170,6 @@ def append_target(
         ),
         loss_mask=join(groups.loss_mask, token & target.mask[:, None]),
         weights=None,
+        injected=None if groups.injected is None else F.pad(groups.injected, (0, 1)),
     )
     return longer, join(rewards, row), added

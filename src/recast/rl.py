@@ -10,9 +10,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxtyping import Float
-from torch import Tensor
-
 from recast.config import RLConfig
 from recast.data.folder import data_hash
 from recast.evaluation.rank import validate
@@ -20,6 +17,7 @@ from recast.methods.guard import blame, guard_inputs, guard_signal, versions
 from recast.methods.parts import supply
 from recast.methods.table import Method
 from recast.policy.load import save_policy
+from recast.rollout.fill import Rewarded
 from recast.run.log import RunLog
 from recast.train.actor import update
 from recast.train.learnability import group_metrics
@@ -47,7 +45,7 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
         with run.stage(setup.name, total=config.steps) as stage:
             while state.step < config.steps:
                 done = train_step(setup, state)
-                run.rollouts(state.step, done.groups, done.rewards, done.signal)
+                run.rollouts(state.step, *done.drawn, done.signal, done.given)
                 metrics = done.metrics
                 if state.step % config.eval_every == 0 or state.step == config.steps:
                     state.valid = validate(policy, task, setup.valid_rows)
@@ -61,8 +59,10 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
 class Step:
     """What one step did."""
 
-    groups: RolloutGroups
-    rewards: Float[Tensor, "B G"]
+    drawn: Rewarded
+    """Of the groups that went into the update."""
+    given: RolloutGroups
+    """The same as the signal got them."""
     signal: Signal
     metrics: Metrics
 
@@ -74,7 +74,9 @@ def train_step(setup: RLSetup, state: LoopState) -> Step:
     computing = setup.policy.computing_in(setup.precision)
     rows, further = setup.batches[state.step], setup.surplus[state.further :]
     with computing:
-        (groups, rewards), drawn = search.batch(state.step, rows, further)
+        batch, everything = search.batch(state.step, rows, further)
+    groups, rewards = batch.given
+    drawn = [one.drawn for one in everything]
     signal_of = supply(method.signal, {"natural_frac": state.natural_frac})
     before = versions(groups, rewards)
     with blame("signal", method.signal):
@@ -93,4 +95,4 @@ def train_step(setup: RLSetup, state: LoopState) -> Step:
     state.num_rollouts += sum(int(groups.exists.sum()) for groups, _ in drawn)
     state.optimizer_steps += actor.updates_per_rollout * ("actor/grad_norm" in metrics)
     state.cpu_s += time.process_time() - started
-    return Step(groups=groups, rewards=rewards, signal=signal, metrics=metrics)
+    return Step(drawn=batch.drawn, given=groups, signal=signal, metrics=metrics)

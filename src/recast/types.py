@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -56,6 +57,16 @@ def in_short(value: object, length: int = 200) -> str:
     except Exception as error:  # a number of too many digits, or a type of the caller's
         text = f"a {type(value).__name__} that Python cannot write ({type(error).__name__})"
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def require_range(
+    name: str, value: object, least: float, most: float, *, above: bool = False
+) -> None:
+    """Raise `RecastError` unless it is a number from `least`, or `above` it, to `most`."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    inside = is_number and least <= value <= most and not (above and value == least)  # type: ignore[operator]
+    start = f"above {least:g}, up" if above else f"from {least:g}"
+    require(inside, name, value, f"give a number {start} to {most:g}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,6 +198,8 @@ class RolloutGroups:
     weights: Float[Tensor, "B G"] | None = None
     """Importance weights w: sum_i w_i f(y_i) is an unbiased estimate of the policy's mean of f.
     None for draws of equal weight and for a search."""
+    injected: Bool[Tensor, "B G"] | None = None
+    """Rows that are no draws, in whose place `add_gt` put the target; None where it did not run."""
 
     @property
     def exists(self) -> Bool[Tensor, "B G"]:

@@ -244,3 +244,19 @@ def test_what_python_callers_must_not_give(
 ) -> None:
     with pytest.raises(RecastError, match=message):
         build_catalog(codes, sizes, **more)
+
+
+def test_a_sequence_with_a_token_of_another_level_names_nothing(catalog: Catalog) -> None:
+    """Levels 2 to 5 and 6 to 13; `<a_0><b_2>` is no item's, a SID all the same."""
+    tokens = torch.tensor([[2, 11], [2, 8], [2, 5], [6, 11], [0, 0], [1, 7], [5, 14], [-1, -1]])
+    wanted = [[2, 11], [2, 8], *[[-1, -1]] * 6]
+    assert catalog.sids_of(tokens).tolist() == wanted
+    assert catalog.sids_of(tokens[None])[0].tolist() == wanted
+
+
+def test_of_a_shared_sid_one_that_is_not_seen_answers(catalog: Catalog) -> None:
+    """Items 0 and 3 share theirs; of row 1 both are seen."""
+    tokens = catalog.tokens_of(torch.tensor([[0, 1], [3, 2], [3, 1], [0, 3]]))
+    seen = torch.tensor([[0, 1, -1], [0, 3, -1], [3, -1, -1], [-1, -1, -1]])
+    assert catalog.items_of(tokens, seen)[[0, 2, 3]].tolist() == [[3, 1], [0, 1], [0, 0]]
+    assert catalog.items_of(tokens).tolist() == [[0, 1], [0, 2], [0, 1], [0, 0]]

@@ -6,19 +6,25 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from small_walk import failure, rl_args
 
+from recast.config import RLConfig
 from recast.data.folder import load_data
+from recast.methods.assembly import resolve
 from recast.methods.table import METHODS
+from recast.signals import SIGNALS
+from recast.types import RecastError
 
 PARTS = """
 from dataclasses import replace
 
 import torch
 
+from recast.rollout.beam import beam
 from recast.signals.grpo import grpo
 
 
@@ -88,6 +94,11 @@ def rubbish(policy, prompts, group_size, draw):
     return "rollouts" if draw.seed == 0 else 1 / 0
 
 
+def malformed(policy, prompts, group_size, draw):
+    groups = beam(policy, prompts, group_size, draw, constrained=False)
+    return replace(groups, predictions=groups.tokens[:, :, None])
+
+
 def graphless(logprobs, advantages):
     return torch.zeros_like(advantages)
 
@@ -116,6 +127,17 @@ REFUSED = {
     "--signal_args.v=2": "signal_args has 'v', which is no parameter of recast: choose from w",
     "--signal_args.w=-1": "w is -1: ",
     "--signal_args.w=.nan": "w is nan: ",
+    "--signal_args.w=1e300": "w is 1e+300: give a number above 0, up to 1e+06",
+    "--method=rere --signal_args.eps=7": "eps is 7: give a number from 0 to 1",
+    "--method=dpo --loss_args.beta=.inf": "beta is inf: give a number above 0, up to 1e+06",
+    "--method=gflowgr --loss_args.floor=2": "floor is 2: give a number above 0, up to 1",
+    "--method=ecpo --loss_args.delta=.nan": "delta is nan: give a number from 0 to 1e+06",
+    "--method=adagrpo --ranker=math:sqrt --signal_args.num_negatives=1000000000": (
+        "num_negatives is 1000000000: give a number from 1 to 10000"
+    ),
+    "--method=vstar --sampler=beam --sampler_args.constrained=false": (
+        "sampler_args.constrained is False: method 'vstar' is over the allowed children"
+    ),
     "--signal_args.w=big": "signal_args.w is 'big': give a float, such as 1.0",
     "--loss_args.clip_low=2": "clip_low is 2: ",
     "--method=rere --reward_args.form=other": "form is 'other': ",
@@ -162,6 +184,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(
     [
         ("--method=riser --sampler_args.oversample=0", "oversample is 0: "),
         ("--sampler=dynamic --sampler_args.oversample=.nan", "oversample is nan: "),
+        ("--sampler=dynamic --sampler_args.oversample=1e9", "oversample is 1000000000.0: give a"),
+        ("--sampler_args.temperature=1e-300", "temperature is 1e-300: give a number from 0.01"),
     ],
 )
 def test_a_sampler_s_parameter_is_refused_before_the_run_has_a_folder(
@@ -242,6 +266,10 @@ def test_a_result_that_goes_wrong_later_names_its_step_and_its_prompt(
         ("--loss=bad_parts:scalar", "the loss gave the shape []: return "),
         ("--sampler=bad_parts:rubbish", "sampler rubbish gave a str: return RolloutGroups of its"),
         (
+            "--sampler=bad_parts:malformed --group_size=40",
+            "sampler malformed gave predictions that are no semantic IDs, a token of every level",
+        ),
+        (
             "--sampler=bad_parts:rubbish --seed=1",
             "sampler rubbish failed (ZeroDivisionError: division by zero): mend it",
         ),
@@ -258,3 +286,11 @@ def test_a_part_that_cannot_work(
 
 def test_each_method_s_own_samplers_serve_it() -> None:
     assert all("gumbel" not in m.samplers or m.space == "trie" for m in METHODS.values())
+
+
+@pytest.mark.parametrize("signal", ["grpo", "recast", "recast_levels"])
+def test_a_signal_that_needs_rollouts_is_refused_where_there_are_none(signal: str) -> None:
+    method = replace(METHODS["sft_continued"], signal=SIGNALS[signal])
+    config = RLConfig(data="d", policy="p", output="o")
+    with pytest.raises(RecastError, match=f"signal is '{signal}': .* makes no rollouts"):
+        resolve(config, method)

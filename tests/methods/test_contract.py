@@ -14,7 +14,7 @@ import torch
 from small_walk import failure, rl_args
 
 from recast.groups import reorder, select
-from recast.methods.contract import OURS, sampler_fault, signal_fault
+from recast.methods.contract import OURS, reward_fault, sampler_fault, signal_fault
 from recast.methods.guard import guard_signal
 from recast.methods.probe import probe_groups
 from recast.rewards.hit import first_hit
@@ -196,3 +196,17 @@ def test_a_sampler_of_other_prompts_is_refused_in_one_call_and_in_several(
         "sampler swapped gave groups of other prompts: return those it was given"
     )
     assert code == 2
+
+
+def test_rewards_and_advantages_whose_squares_overflow_are_refused() -> None:
+    groups = probe_groups(4)
+    rewards = groups.exists.float()
+    assert reward_fault(1e12 * rewards, groups) is None
+    fault = reward_fault(-1e38 * rewards, groups)
+    assert fault is not None
+    assert fault.what == "rewards of 1e+38 in size: scale them to 1e+12 at most"
+    made = grpo(groups, rewards)
+    wild = replace(made, advantages=torch.full_like(made.advantages, 1e16))
+    fault = signal_fault(wild, groups)
+    assert fault is not None
+    assert fault.what == "advantages of 1e+16 in size: scale them to 1e+15 at most"

@@ -223,3 +223,18 @@ def test_collaborative_asks_about_every_prompt_and_passes_no_gradient_on() -> No
     scale = torch.ones((), requires_grad=True)
     found = collaborative(groups, ranker=lambda prompts, items: items.float() * scale)
     assert not found.requires_grad
+
+
+def test_a_target_that_was_put_in_ranks_last_however_probable() -> None:
+    """The release ranks by place: two rows, the target the more probable one; then three, where
+    the last rollout that exists is the target. S = 1 + 1 / log2(3) = 1.63, then 2.13."""
+    groups = tiny.make_groups([[[1, 1], [9, 9]]], [[[9, 9]]])
+    groups = replace(groups, rollout_logprobs=torch.tensor([[[-2.0, -2.0], [-1.0, -1.0]]]))
+    plain = ranking(groups)[0].tolist()
+    assert plain == pytest.approx([-0.38685, 1], abs=1e-5)
+    injected = replace(groups, injected=torch.tensor([[False, True]]))
+    assert ranking(injected)[0].tolist() == pytest.approx([-0.61315, 1], abs=1e-5)
+    three = tiny.make_groups([[[1, 1], [0, 0], [9, 9]]], [[[9, 9]]], exists=[[True, False, True]])
+    three = replace(three, injected=torch.tensor([[False, False, True]]))
+    assert ranking(three)[0].tolist() == pytest.approx([-0.61315, 0, 1], abs=1e-5)
+    assert ranking(three, form="paper")[0].tolist() == pytest.approx([-1, 0, 1], abs=1e-5)

@@ -9,7 +9,7 @@ import naive
 import tiny
 import torch
 
-from recast.groups import reorder
+from recast.groups import append_target, reorder
 from recast.rollout.add_gt import add_gt
 from recast.rollout.sample import sample
 
@@ -76,3 +76,17 @@ def test_one_rollout_is_all_target_and_the_log_probabilities_are_those_of_the_po
             torch.testing.assert_close(
                 found.rollout_logprobs[row, -1], wanted_row, atol=1e-5, rtol=0
             )
+
+
+def test_the_row_that_was_put_in_is_marked_and_stays_so() -> None:
+    groups = tiny.make_groups(ROLLOUTS, [[[9, 9]], [[0, 0]]], target_items=[[8], [-1]])
+    assert groups.injected is None
+    found = add_gt(groups)
+    assert found.injected is not None
+    assert found.injected.tolist() == [[False, False, True], [False] * 3]
+    turned = reorder(found, torch.tensor([[2, 0], [1, 2]]))
+    assert turned.injected is not None
+    assert turned.injected.tolist() == [[True, False], [False, False]]
+    wide, _, _ = append_target(found, torch.zeros(2, 3))
+    assert wide.injected is not None
+    assert wide.injected.tolist() == [[False, False, True, False], [False] * 4]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recast.groups import is_mixed
-from recast.rollout.fill import Drawn, fill_batch
+from recast.rollout.fill import Drawn, Rewarded, fill_batch
 from recast.types import Prompts, RolloutGroups
 
 SIZE = 3
@@ -34,7 +34,8 @@ def _run(
 ) -> tuple[Drawn, list[Drawn]]:
     def draw(rows: Tensor) -> Drawn:
         hit = torch.tensor([[float(int(row) in mixed), 0.0] for row in rows])
-        return _groups(rows, weights), hit
+        both = Rewarded(_groups(rows, weights), hit)
+        return Drawn(both, both)
 
     return fill_batch(draw, iter([torch.tensor(b) for b in batches]), _build, max_batches)
 
@@ -50,7 +51,7 @@ def test_a_group_is_mixed_when_its_existing_rewards_differ() -> None:
 
 
 def test_one_batch_is_enough_when_all_its_groups_are_mixed() -> None:
-    (groups, rewards), drawn = _run([[4, 5, 6], [7, 8, 9]], {4, 5, 6, 7}, 10)
+    ((groups, rewards), _), drawn = _run([[4, 5, 6], [7, 8, 9]], {4, 5, 6, 7}, 10)
     assert len(drawn) == 1
     assert groups.prompts.row_ids.tolist() == [4, 5, 6]
     assert rewards.tolist() == [[1, 0]] * 3
@@ -58,7 +59,7 @@ def test_one_batch_is_enough_when_all_its_groups_are_mixed() -> None:
 
 def test_it_draws_until_the_batch_is_full_and_keeps_the_order() -> None:
     batches = [[4, 5, 6], [7, 8, 9], [10, 11, 12], [13, 14, 15]]
-    (groups, rewards), drawn = _run(batches, {5, 9, 11, 12, 13}, 10, weights=True)
+    ((groups, rewards), _), drawn = _run(batches, {5, 9, 11, 12, 13}, 10, weights=True)
     assert len(drawn) == 3
     rows = groups.prompts.row_ids
     assert rows.tolist() == [5, 9, 11]  # 12 is one too many
@@ -70,13 +71,34 @@ def test_it_draws_until_the_batch_is_full_and_keeps_the_order() -> None:
 
 @pytest.mark.parametrize(("max_batches", "wanted"), [(2, [5, 9]), (1, [5])])
 def test_it_stops_at_the_limit_with_a_short_batch(max_batches: int, wanted: list[int]) -> None:
-    (groups, _), drawn = _run([[4, 5, 6], [7, 8, 9], [10, 11, 12]], {5, 9, 11}, max_batches)
+    ((groups, _), _), drawn = _run([[4, 5, 6], [7, 8, 9], [10, 11, 12]], {5, 9, 11}, max_batches)
     assert len(drawn) == max_batches
     assert groups.prompts.row_ids.tolist() == wanted
 
 
 def test_without_any_mixed_group_the_first_batch_stays() -> None:
-    (groups, rewards), drawn = _run([[4, 5, 6], [7, 8, 9]], set(), 10)
+    ((groups, rewards), _), drawn = _run([[4, 5, 6], [7, 8, 9]], set(), 10)
     assert len(drawn) == 2
     assert groups.prompts.row_ids.tolist() == [4, 5, 6]
     assert not rewards.any()
+
+
+def test_with_a_target_put_in_the_signals_groups_decide_and_the_drawn_ones_go_along() -> None:
+    """As drawn only row 5 is mixed; as given rows 5 and 6 are."""
+
+    def draw(rows: Tensor) -> Drawn:
+        groups = _groups(rows)
+        drawn = torch.tensor([[float(int(row) == 5), 0.0] for row in rows])
+        given = torch.tensor([[float(int(row) == 5), float(int(row) == 6)] for row in rows])
+        last = torch.tensor([[False, True]]).expand(len(rows), 2)
+        return Drawn(Rewarded(groups, drawn), Rewarded(replace(groups, injected=last), given))
+
+    batches = iter([torch.tensor([4, 5, 6]), torch.tensor([7, 8, 9])])
+    batch, every = fill_batch(draw, batches, _build, 2)
+    assert len(every) == 2
+    assert batch.given.rewards.tolist() == [[1, 0], [0, 1]]
+    assert batch.drawn.rewards.tolist() == [[1, 0], [0, 0]]
+    assert batch.given.groups.injected is not None
+    assert batch.drawn.groups.injected is None
+    assert batch.given.groups.prompts is batch.drawn.groups.prompts
+    assert batch.given.groups.prompts.row_ids.tolist() == [5, 6]

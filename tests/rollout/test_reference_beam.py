@@ -8,12 +8,13 @@ import tiny
 import torch
 from torch import Tensor
 
-from recast.groups import select
+from recast.groups import is_new, select
 from recast.items.catalog import Catalog
 from recast.policy.logprobs import branch_logprobs
+from recast.rewards.partial import partial_hit
 from recast.rollout.beam import beam_search
 from recast.rollout.decoder import Decoder
-from recast.types import Draw, Prompts, RecastError
+from recast.types import Draw, LogprobSpace, Prompts, RecastError
 
 GROUP = 6
 
@@ -169,3 +170,59 @@ def test_a_target_outside_the_catalogue_has_no_trie_probability() -> None:
     prompts.targets[0, 0, 0] = catalog.vocab_size - 1
     with pytest.raises(RecastError, match="not in the catalogue"):
         beam_search(policy, prompts, 2, Draw(logprob_space="trie"))
+
+
+@pytest.mark.parametrize("space", ["full", "level"])
+def test_unconstrained_beams_leave_out_what_is_seen_and_the_next_take_its_place(
+    space: LogprobSpace,
+) -> None:
+    """As wide as all there is, so that leaving out is deleting from the whole list."""
+    catalog = tiny.random_catalog(4, (3, 3), seed=1)
+    policy = tiny.tiny_policy("qwen3", catalog)
+    width = catalog.vocab_size**2 if space == "full" else 9
+    free, draw = Decoder(constrained=False), Draw(logprob_space=space)
+    nothing = tiny.make_prompts(catalog, [[0, 1], [3]], [[2], [2]])
+    seen = tiny.make_prompts(catalog, [[0, 1], [3]], [[2], [2]], [[0, 1], [3, -1]])
+    every = beam_search(policy, nothing, width, draw, free)
+    found = beam_search(policy, seen, width, draw, free)
+    for row, gone in enumerate(({0, 1}, {3})):
+        stays = torch.tensor([item not in gone for item in every.items[row].tolist()])
+        count = int(stays.sum())
+        assert count == width - len(gone)
+        assert torch.equal(found.tokens[row, :count], every.tokens[row, stays])
+        assert found.exists[row].sum() == count  # a shortage shows as rollouts that do not exist
+    few = beam_search(policy, seen, 4, draw, free)
+    assert few.exists.all()
+    assert (
+        not (few.items[..., None] == seen.seen[:, None])
+        .logical_and(few.items[..., None] >= 0)
+        .any()
+    )
+
+
+def test_unconstrained_beams_over_texts_leave_out_what_is_seen() -> None:
+    catalog = tiny.text_catalog()
+    policy = tiny.tiny_policy("qwen3", catalog)
+    nothing = tiny.make_prompts(catalog, [[0, 1]], [[2]])
+    seen = tiny.make_prompts(catalog, [[0, 1]], [[2]], [[0, 3, 6]])
+    every, found = (
+        beam_search(policy, prompts, 400, decoder=Decoder(constrained=False))
+        for prompts in (nothing, seen)
+    )
+    assert {0, 3, 6} & set(every.items[0].tolist())
+    assert not {0, 3, 6} & set(found.items[0].tolist())
+
+
+def test_beams_that_write_no_sid_name_nothing_and_score_nothing() -> None:
+    catalog = tiny.tiny_catalog()
+    policy = tiny.tiny_policy("qwen3", catalog)
+    prompts = tiny.make_prompts(catalog, [[4, 5]], [[0]])
+    groups = beam_search(policy, prompts, 1500, decoder=Decoder(constrained=False))
+    bounds = torch.tensor([catalog.level_tokens(level) for level in range(3)])
+    is_sid = ((groups.tokens >= bounds[:, 0]) & (groups.tokens < bounds[:, 1])).all(-1)[0]
+    assert 0 < is_sid.sum() < 1500
+    assert ((groups.predictions[0] >= 0).all(-1)[:, 0] == is_sid).all()
+    begun = (groups.tokens[0, :, 0] == prompts.targets[0, 0, 0]) & ~is_sid
+    assert begun.any()
+    assert (partial_hit(groups)[0, ~is_sid] == 0).all()
+    assert is_new(groups).all()  # they write different things

@@ -126,5 +126,5 @@ def test_an_oversample_out_of_range_is_refused() -> None:
     policy = tiny.tiny_policy("qwen3", catalog)
     prompts = tiny.make_prompts(catalog, [[1]], [[2]])
     for value in (0.9, float("inf"), float("nan")):
-        with pytest.raises(RecastError, match=f"oversample is {value}: give a factor of 1 or more"):
+        with pytest.raises(RecastError, match=f"oversample is {value}: give a number from 1 to 16"):
             dynamic(policy, prompts, 2, oversample=value)

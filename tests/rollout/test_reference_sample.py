@@ -78,7 +78,9 @@ def test_a_temperature_that_is_none_is_refused() -> None:
     policy, prompts = tiny.tiny_policy("qwen3", catalog), tiny.make_prompts(catalog, [[0]], [[7]])
     for search in (sample, dynamic):
         for temperature in (0.0, -1.0, float("nan"), float("inf")):
-            with pytest.raises(RecastError, match=r"temperature is .*: give a number above 0"):
+            with pytest.raises(
+                RecastError, match=r"temperature is .*: give a number from 0.01 to 100"
+            ):
                 search(policy, prompts, 2, temperature=temperature)
 
 

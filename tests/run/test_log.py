@@ -118,7 +118,7 @@ def test_a_run_that_fails_later_keeps_what_it_has(tmp_path: Path) -> None:
     def fail_late() -> None:
         with RunLog(folder, CONFIG, silent=True) as run:
             run.metrics(1, {"actor/kl": 0.1}, stage="rl")
-            run.rollouts(1, groups, rewards, signal)
+            run.rollouts(1, groups, rewards, signal, groups)
             raise RecastError("late")
 
     with pytest.raises(RecastError, match="late"):
@@ -228,7 +228,7 @@ def test_silent_says_nothing_and_a_child_speaks_on_its_parents_screen(
 
 def test_the_table_of_rollouts() -> None:
     groups, rewards, signal = groups_and_signal()
-    table = rollout_table(5, groups, rewards, signal)
+    table = rollout_table(5, groups, rewards, signal, groups)
     assert table.to_dict(as_series=False) == {
         "step": [5, 5, 5, 5],
         "row_id": [7, 7, 9, 9],
@@ -240,6 +240,7 @@ def test_the_table_of_rollouts() -> None:
         "advantage": [1.0, -1.0, -1.0, 1.0],
         "keep": [True, True, True, True],
         "repaired": [False, False, False, True],
+        "injected": [False] * 4,
     }
 
 
@@ -247,7 +248,7 @@ def test_rollouts_come_in_files_of_25_steps(tmp_path: Path) -> None:
     groups, rewards, signal = groups_and_signal()
     with RunLog(tmp_path / "run", CONFIG, silent=True) as run:
         for step in range(1, 28):
-            run.rollouts(step, groups, rewards, signal)
+            run.rollouts(step, groups, rewards, signal, groups)
     folder = tmp_path / "run" / "rollouts"
     assert sorted(file.name for file in folder.iterdir()) == [
         "step-000025.parquet",
@@ -262,7 +263,7 @@ def test_a_step_without_rollouts_writes_no_file(tmp_path: Path) -> None:
     groups, rewards, signal = groups_and_signal()
     empty = reorder(groups, torch.empty(2, 0, dtype=torch.long))
     with RunLog(tmp_path / "run", CONFIG, silent=True) as run:
-        run.rollouts(1, empty, rewards[:, :0], signal)
+        run.rollouts(1, empty, rewards[:, :0], signal, empty)
     assert not (tmp_path / "run" / "rollouts").exists()
 
 

@@ -367,11 +367,11 @@ def test_one_prompt_has_no_negatives() -> None:
 @pytest.mark.parametrize(
     ("signal", "line"),
     [
-        (partial(adagrpo, tau=0.0), "tau is 0.0: give a share above 0, up to 1"),
+        (partial(adagrpo, tau=0.0), "tau is 0.0: give a number above 0, up to 1"),
         (partial(adagrpo, tau=1.1), "tau is 1.1"),
-        (partial(adagrpo, rho=-0.1), "rho is -0.1: give a share from 0 to 1"),
+        (partial(adagrpo, rho=-0.1), "rho is -0.1: give a number from 0 to 1"),
         (partial(adagrpo, rho=float("nan")), "rho is nan"),
-        (partial(adagrpo, num_negatives=0), "num_negatives is 0: give 1 or more"),
+        (partial(adagrpo, num_negatives=0), "num_negatives is 0: give a number from 1"),
         (partial(adagrpo, grpo_weight=-1.0), "grpo_weight is -1.0"),
     ],
 )

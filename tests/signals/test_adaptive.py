@@ -66,5 +66,5 @@ def test_a_share_that_is_none_is_refused(value: float) -> None:
     groups = tiny.make_groups([[[1, 2]]], TARGET)
     with pytest.raises(RecastError, match=f"natural_frac is {value}: give a number from 0 to 1"):
         recast_adaptive(groups, first_hit(groups), natural_frac=value)
-    with pytest.raises(RecastError, match="eps is -1: give a small number"):
+    with pytest.raises(RecastError, match="eps is -1: give a number from 0 to 1"):
         recast_adaptive(groups, first_hit(groups), natural_frac=0.5, eps=-1)

@@ -135,9 +135,9 @@ def test_a_random_gate_opens_at_its_rate_and_for_the_same_rows_again() -> None:
 @pytest.mark.parametrize(
     ("signal", "line"),
     [
-        (partial(random_gate, rate=1.5), "rate is 1.5: give a share from 0 to 1"),
+        (partial(random_gate, rate=1.5), "rate is 1.5: give a number from 0 to 1"),
         (partial(random_gate, rate=-0.1), "rate is -0.1"),
-        (partial(random_gate, grpo_weight=-1.0), "grpo_weight is -1.0: give 0 or more"),
+        (partial(random_gate, grpo_weight=-1.0), "grpo_weight is -1.0: give a number from 0"),
         (partial(fixed_mix, grpo_weight=float("nan")), "grpo_weight is nan"),
         (partial(fixed_mix, grpo_weight=float("inf")), "grpo_weight is inf"),
         (partial(fixed_mix, eps=-1.0), "eps is -1.0"),

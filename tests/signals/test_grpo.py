@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from recast.methods.table import METHODS, find_method
 from recast.rewards.hit import first_hit, set_ratio
-from recast.signals.grpo import grpo, standardise
+from recast.signals.grpo import centre, grpo, standardise
 from recast.signals.likelihood import likelihood
 from recast.types import RecastError
 
@@ -122,7 +122,7 @@ def test_papers_defaults(name: str) -> None:
 @pytest.mark.parametrize("eps", [-1e-6, float("nan"), float("inf")])
 def test_an_eps_out_of_range_is_refused(eps: float) -> None:
     groups = tiny.make_groups([[[1, 2], [3, 4]]], [[[1, 2]]])
-    with pytest.raises(RecastError, match=f"eps is {eps}: give a small number of 0 or more"):
+    with pytest.raises(RecastError, match=f"eps is {eps}: give a number from 0 to 1"):
         grpo(groups, torch.zeros(1, 2), eps=eps)
 
 
@@ -132,3 +132,23 @@ def test_eps_zero_leaves_a_constant_group_at_exactly_zero() -> None:
     half = 0.5**0.5
     assert found[0].tolist() == [0, 0]
     assert found[1].tolist() == pytest.approx([half, -half])
+
+
+def test_large_and_tiny_rewards_are_standardised_as_any_others() -> None:
+    """Squares of 1e38 overflow float32, those of 1e-30 vanish in it."""
+    exists = torch.ones(1, 4, dtype=torch.bool)
+    for size in (1e38, -1e38, 1e-30):
+        rewards = torch.tensor([[size, 0.0, 0.0, 0.0]])
+        found = standardise(rewards, exists, 0.0)
+        sign = 1 if size > 0 else -1
+        assert found[0].tolist() == pytest.approx([1.5 * sign, *[-0.5 * sign] * 3])
+        assert found.dtype == torch.float32
+        assert centre(rewards, exists)[0].tolist() == pytest.approx([0.75 * size, *[-size / 4] * 3])
+    assert centre(torch.full((1, 4), 3e38), exists).tolist() == [[0] * 4]
+
+
+def test_what_does_not_exist_and_groups_of_none_change_nothing() -> None:
+    rewards = torch.tensor([[1.0, 0.0, float("nan")]])
+    exists = torch.tensor([[True, True, False]])
+    assert centre(rewards, exists).tolist() == [[0.5, -0.5, 0]]
+    assert standardise(torch.zeros(2, 0), torch.zeros(2, 0) > 0, 1e-6).shape == (2, 0)

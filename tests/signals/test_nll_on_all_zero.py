@@ -68,5 +68,5 @@ def test_any_of_several_targets_is_a_hit_and_a_prompt_without_one_weighs_nothing
 
 def test_an_eps_below_zero_is_refused() -> None:
     groups = tiny.make_groups([[[1, 2]]], TARGET)
-    with pytest.raises(RecastError, match="eps is -1: give a small number"):
+    with pytest.raises(RecastError, match="eps is -1: give a number from 0 to 1"):
         nll_on_all_zero(groups, first_hit(groups), eps=-1)

@@ -132,5 +132,12 @@ def test_rows_that_are_no_lists_are_refused(length: int) -> None:
 
 
 def test_eps_below_zero_is_refused() -> None:
-    with pytest.raises(RecastError, match=r"eps is -1\.0: give a small number of 0 or more"):
+    with pytest.raises(RecastError, match=r"eps is -1\.0: give a number from 0 to 1"):
         rank_grpo(_groups([[True] * 2]), torch.zeros(1, 2), list_length=1, eps=-1.0)
+
+
+def test_a_list_without_an_item_is_none_of_the_mean() -> None:
+    """DCG 1 of the first list; of the second no item was left."""
+    groups = _groups([[True, True, False, False]])
+    found = rank_grpo(groups, torch.tensor([[1.0, 0, 0, 0]]), list_length=2)
+    assert found.metrics["reward/list_dcg"] == 1

@@ -290,7 +290,7 @@ def test_repair_only_gives_a_group_of_hits_exactly_zero_and_keeps_it() -> None:
     groups = tiny.make_groups([[[1, 2, 3], [1, 2, 3]]], TARGET)
     signal = repair_only(groups, set_ratio(groups))
     assert _kept(signal) == {0: 0.0, 1: 0.0}
-    with pytest.raises(RecastError, match="eps is -1: give a small number"):
+    with pytest.raises(RecastError, match="eps is -1: give a number from 0 to 1"):
         repair_only(groups, set_ratio(groups), eps=-1)
 
 

@@ -152,7 +152,7 @@ def test_the_share_hangs_on_no_scale() -> None:
 
 @pytest.mark.parametrize("lam", [0.0, -1.0, inf, nan])
 def test_a_lambda_out_of_range_is_refused(lam: float) -> None:
-    with pytest.raises(RecastError, match=f"lam is {lam}: give a positive number"):
+    with pytest.raises(RecastError, match=f"lam is {lam}: give a number above 0"):
         reward_weighted(
             _groups([[0]]), torch.zeros(1, 2), ranker=partial(_rank, torch.ones(1)), lam=lam
         )

@@ -257,10 +257,10 @@ def test_no_gradient_leaves_the_signal() -> None:
     ("settings", "message"),
     [
         ({"beta": 0.0}, r"beta is 0\.0: give a number above 0"),
-        ({"gamma": -0.1}, r"gamma is -0\.1: give a margin of 0 or more"),
+        ({"gamma": -0.1}, r"gamma is -0\.1: give a number from 0"),
         ({"forced_weight": 1.5}, r"forced_weight is 1\.5"),
         ({"forced_weight": float("nan")}, "forced_weight is nan"),
-        ({"pair_weight": -1.0}, r"pair_weight is -1\.0: give 0 or more"),
+        ({"pair_weight": -1.0}, r"pair_weight is -1\.0: give a number from 0"),
         ({"eps": float("inf")}, "eps is inf"),
     ],
 )

@@ -173,9 +173,9 @@ def test_the_objectives_are_standardised_before_they_meet() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"floor": 0.0}, r"floor is 0\.0: give a number between 0 and 1"),
+        ({"floor": 0.0}, r"floor is 0\.0: give a number above 0, up to 0.5"),
         ({"floor": 1.0}, r"floor is 1\.0"),
-        ({"reward_weight": -1.0}, r"reward_weight is -1\.0: give 0 or more"),
+        ({"reward_weight": -1.0}, r"reward_weight is -1\.0: give a number from 0"),
         ({"structure_weight": float("nan")}, "structure_weight is nan"),
         ({"eps": -1.0}, r"eps is -1\.0"),
         ({"list_length": 4}, "list_length is 4"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -56,3 +58,33 @@ def test_without_rollouts_there_is_nothing_to_say() -> None:
     metrics = group_metrics([(empty, first_hit(empty))], grpo(empty, first_hit(empty)))
     assert metrics["group/all_zero_frac"] == 1
     assert metrics["group/distinct_frac"] == metrics["reward/mean"] == 0
+
+
+def test_targets_that_pad_a_row_have_no_log_probability() -> None:
+    """Three prompts of 2, 1 and 1 targets: 4 real ones, of two tokens each."""
+    targets = [[[9, 9], [8, 8]], [[9, 9], [0, 0]], [[9, 9], [0, 0]]]
+    groups = tiny.make_groups([[[1, 1]]] * 3, targets, target_items=[[5, 6], [5, -1], [5, -1]])
+    scores = torch.tensor([[[-1.0, -2], [-3, -4]], [[-2, -2], [-9, -9]], [[-1, -1], [-9, -9]]])
+    groups = replace(groups, target_logprobs=scores)
+    metrics = group_metrics([(groups, first_hit(groups))], grpo(groups, first_hit(groups)))
+    assert metrics["group/target_logprob"] == pytest.approx((-3 - 7 - 4 - 2) / 4)
+    none = replace(groups, prompts=replace(groups.prompts, target_mask=torch.zeros(3, 2, 2) > 0))
+    metrics = group_metrics([(none, first_hit(none))], grpo(none, first_hit(none)))
+    assert "group/target_logprob" not in metrics
+
+
+def test_a_rollout_that_does_not_exist_hits_nothing_whatever_it_names() -> None:
+    groups = tiny.make_groups([[HIT, A]], [[[9, 9, 9]]], exists=[[False, True]])
+    groups = replace(groups, predictions=groups.tokens[:, :, None])
+    metrics = group_metrics([(groups, torch.zeros(1, 2))], grpo(groups, torch.zeros(1, 2)))
+    assert metrics["group/all_zero_frac"] == 1
+
+
+def test_rollouts_outside_the_catalogue_are_told_apart_by_what_they_write() -> None:
+    """Two that name nothing, one of them twice; an item twice, once behind other tokens."""
+    tokens = [[7, 7, 7], [7, 7, 8], [7, 7, 7], [1, 2, 3], [1, 2, 4]]
+    groups = tiny.make_groups([tokens], [[[9, 9, 9]]], items=[[-1, -1, -1, 4, 4]])
+    names = torch.tensor([[[-1] * 3] * 3 + [[1, 2, 3]] * 2])[:, :, None]
+    groups = replace(groups, predictions=names)
+    metrics = group_metrics([(groups, torch.zeros(1, 5))], grpo(groups, torch.zeros(1, 5)))
+    assert metrics["group/distinct_frac"] == pytest.approx(3 / 5)

@@ -153,6 +153,8 @@ def invalid_frac(policy: Policy, task: Task, rows: Int[Tensor, " N"], beam_width
     invalid = total = 0
     for index in _batches(policy, task, rows, beam_width):
         prompts = task.prompts(rows[index])
+        # What a row has seen belongs to the catalogue too: none of it makes room for other beams.
+        prompts = replace(prompts, seen=prompts.seen[:, :0])
         groups = beam_search(policy, prompts, beam_width, decoder=Decoder(constrained=False))
         invalid += int((groups.exists & (groups.items < 0)).sum())
         total += int(groups.exists.sum())

@@ -166,18 +166,35 @@ class Catalog:
         """Leaf of the trie that each token sequence spells, -1 where it spells none."""
         return self.path_of(tokens)[..., -1]
 
-    def items_of(self, tokens: Int[Tensor, "*n L"]) -> Int[Tensor, "*n"]:
+    def items_of(
+        self, tokens: Int[Tensor, "*n L"], seen: Int[Tensor, "B S"] | None = None
+    ) -> Int[Tensor, "*n"]:
         """Item of each token sequence, -1 where there is none; of several items that write the same
-        the one with the lowest index."""
+        the one with the lowest index, one of its row's `seen` (-1 = none) only where all are."""
         leaf = self.leaf_of(tokens)
-        first = self.trie.children[-1][leaf.clamp(min=0)].long()
-        return self.trie.items[first].long().masked_fill(leaf < 0, -1)
+        at, after = (self.trie.children[-1][leaf.clamp(min=0) + i].long() for i in (0, 1))
+        items = self.trie.items[at].long()
+        while seen is not None and self.trie.num_leaves < self.num_items:
+            is_seen = (items.flatten(1)[..., None] == seen[:, None]).any(-1).view(items.shape)
+            passed = is_seen & (at + 1 < after)
+            if not bool(passed.any()):
+                break
+            at = at + passed.long()
+            items = self.trie.items[at].long()
+        return items.masked_fill(leaf < 0, -1)
 
     def sids_of(self, tokens: Int[Tensor, "*n L"]) -> Int[Tensor, "*n D"]:
         """What each token sequence names: of semantic IDs its tokens, of texts the token at every
-        place where items differ; -1 behind its last decision and where it leaves the catalogue."""
+        place where items differ; -1 behind its last decision and where it leaves the catalogue.
+
+        A sequence in which a token is none of its level is no semantic ID and names nothing, as
+        OpenOneRec's parser finds none in it; one that no item has names what it spells.
+        """
         if self.codebook_sizes:
-            return tokens
+            bounds = [self.level_tokens(level) for level in range(self.max_length)]
+            first, end = torch.tensor(bounds, device=tokens.device).T
+            is_sid = ((tokens >= first) & (tokens < end)).all(-1)
+            return tokens.masked_fill(~is_sid[..., None], -1)
         path = self.path_of(tokens)
         ends = self.ends_of(path)
         decided = [self._at(tokens, ends[..., level]) for level in range(self.num_levels)]

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recast.losses.ppo_clip import clipped, ratio, require_clip
-from recast.types import require
+from recast.types import require_range
 
 
 def ecpo(
@@ -35,7 +35,7 @@ def ecpo(
     tensor([1.3000, 1.1111])
     """
     require_clip(clip_low, clip_high)
-    require(delta >= 0, "delta", delta, "give 0 or more")
+    require_range("delta", delta, 0, 1e6)
     cap = math.log(1 + clip_high + delta)
     old = torch.maximum(logprobs.detach() - cap, old_logprobs)
     moved = ratio(logprobs - old)

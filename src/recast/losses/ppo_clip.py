@@ -8,11 +8,13 @@ Differs from the paper: its text writes a plain policy gradient; this is the rel
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recast.types import require
+from recast.types import require, require_range
 
 
 def ppo_clip(
@@ -31,7 +33,7 @@ def ppo_clip(
     tensor([-1.2800,  3.0000])
     """
     require_clip(clip_low, clip_high)
-    require(dual_clip > 1, "dual_clip", dual_clip, "give a number above 1")
+    require_range("dual_clip", dual_clip, 1, inf, above=True)
     moved = ratio(logprobs - old_logprobs)
     loss = clipped(moved, moved.clamp(1 - clip_low, 1 + clip_high), advantages)
     return torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
@@ -60,5 +62,6 @@ def clipped(
 
 def require_clip(clip_low: float, clip_high: float) -> None:
     """Refuse a trust region that is none."""
-    require(0 <= clip_low < 1, "clip_low", clip_low, "give a number from 0 to below 1")
-    require(clip_high >= 0, "clip_high", clip_high, "give 0 or more")
+    require_range("clip_low", clip_low, 0, 1)
+    require(clip_low < 1, "clip_low", clip_low, "give a number below 1")
+    require_range("clip_high", clip_high, 0, inf)

@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 
 from recast.losses.dpo import sides
 from recast.losses.rollouts import rollout_sum
-from recast.types import require
+from recast.types import require_range
 
 
 def s_dpo(
@@ -36,7 +36,7 @@ def s_dpo(
     >>> s_dpo(lp, torch.zeros_like(lp), torch.tensor([[[1.0], [0.0], [0.0], [0.0]]]), mask)
     tensor([1.3372])
     """
-    require(beta > 0, "beta", beta, "give a number above 0")
+    require_range("beta", beta, 0, 1e6, above=True)
     gain = beta * rollout_sum(logprobs - ref_logprobs, loss_mask)
     positive, negative = sides(advantages, loss_mask)
     chosen = gain.gather(1, positive.int().argmax(1, keepdim=True))

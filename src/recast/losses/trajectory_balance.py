@@ -14,13 +14,11 @@ kept above `floor`, which is ours, for log 0 has no balance.
 
 from __future__ import annotations
 
-import math
-
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from recast.losses.rollouts import rollout_mean, rollout_sum
-from recast.types import require
+from recast.types import require_range
 
 
 def trajectory_balance(
@@ -35,12 +33,12 @@ def trajectory_balance(
 
     >>> import torch
     >>> lp, mask = torch.tensor([[[0.2, 0.5]]]).log(), torch.ones(1, 1, 2) > 0
-    >>> trajectory_balance(lp, torch.full((1, 1, 2), 0.4), mask, log_z=math.log(2))
+    >>> trajectory_balance(lp, torch.full((1, 1, 2), 0.4), mask, log_z=0.693147)
     tensor([0.4805])
     """
-    require(floor > 0, "floor", floor, "give a number above 0: the log of a reward of 0")
-    fixed = log_z is None or (isinstance(log_z, int | float) and math.isfinite(log_z))
-    require(fixed, "log_z", log_z, "give a finite number, or leave it out to estimate it")
+    require_range("floor", floor, 0, 1, above=True)
+    if log_z is not None:
+        require_range("log_z", log_z, -1e6, 1e6)
     kept = loss_mask.any(-1)
     rewards = rollout_mean(advantages, loss_mask).clamp(min=floor)
     flow = rollout_sum(logprobs, loss_mask) - rewards.log()

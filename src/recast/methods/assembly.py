@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from recast.config import RLConfig
-from recast.groups import select
+from recast.groups import reorder, select
 from recast.items.embed import load_embeddings
 from recast.items.fan_out import fan_out
+from recast.methods.contract import signal_fault
 from recast.methods.parts import (
     KINDS,
     Part,
@@ -35,7 +36,7 @@ from recast.methods.probe import probe_groups, probe_loss, probe_resources
 from recast.methods.table import Method, find_method
 from recast.policy.load import Policy
 from recast.policy.ranker import load_ranker
-from recast.types import RecastError, require
+from recast.types import RecastError, RolloutGroups, require
 
 _SWAPS = ("reward", "signal", "loss")
 STEP_RESOURCES = ("natural_frac",)
@@ -126,6 +127,9 @@ def _refuse_misfits(method: Method, config: RLConfig, name: str) -> None:
             f"add_gt is True: method {name!r} has no last rollout to overwrite, {what} "
             "leaves no room for the target; leave it out"
         )
+    free = config.sampler_args.get("constrained") is False and method.space == "trie"
+    need = f"method {name!r} is over the allowed children, which free beams leave; leave it out"
+    require(not free, "sampler_args.constrained", False, need)
     least = method.min_group_size
     need = f"method {name!r} needs {least} rollouts or more per prompt"
     require(config.group_size >= least, "group_size", config.group_size, need)
@@ -156,7 +160,10 @@ def _probe(method: Method, config: RLConfig, name: str) -> None:
     fits = isinstance(rewards, Tensor) and rewards.shape == groups.items.shape
     if not (fits and rewards.is_floating_point()):
         rewards = torch.zeros(groups.items.shape)  # the first step says what is wrong with them
-    _try(method.signal, supply(method.signal, made_up), groups, rewards)
+    signal = supply(method.signal, made_up)
+    _try(method.signal, signal, groups, rewards)
+    if method.sampler is None:
+        _refuse_idle_signal(method, signal, groups, name)
     _try(method.loss, probe_loss, method.loss)
 
 
@@ -173,6 +180,19 @@ def _refuse_idle(method: Method, config: RLConfig, parts: tuple[Part, ...], name
         value = getattr(config, resource)
         if value is not None and resource not in asked:
             raise RecastError(f"{resource} is {value!r}: method {name!r} uses none, leave it out")
+
+
+def _refuse_idle_signal(method: Method, signal: Part, groups: RolloutGroups, name: str) -> None:
+    """Without rollouts a signal can weigh the targets' likelihood, or nothing is learned."""
+    nothing = reorder(groups, torch.empty(len(groups.prompts), 0, dtype=torch.long))
+    try:
+        made = _try(method.signal, signal, nothing, torch.zeros(nothing.items.shape))
+        # What is wrong with a user's signal the first step says.
+        learns = signal_fault(made, nothing) is not None or bool((made.nll_weight != 0).any())
+    except (IndexError, RuntimeError):  # it looks for a rollout
+        learns = False
+    remedy = f"method {name!r} makes no rollouts that it could learn from, give it samplers"
+    require(learns or method.nll_coef > 0, "signal", name_of(method.signal), remedy)
 
 
 def _try(part: Part, call: Part, *inputs: Any) -> Any:

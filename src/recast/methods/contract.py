@@ -29,6 +29,9 @@ OURS = (
 )
 """Metrics of the loop, which a signal may not replace."""
 
+_LARGEST_REWARD, _LARGEST_WEIGHT = 1e12, 1e15
+"""What a signal makes of the one is below the other, and sums of its square fit into float32."""
+
 _METRIC = re.compile(r"[a-z][a-z0-9_]*(/[a-z0-9_@]+)+")
 
 
@@ -71,8 +74,10 @@ def sampler_fault(
 def reward_fault(returned: Any, groups: RolloutGroups) -> Fault | None:
     """Finite numbers [B, G], 0 where there is no rollout."""
     ghosts = "rewards on rollouts that do not exist (loss_mask all False): give them 0"
-    return _tensor_fault("rewards", returned, [tuple(groups.items.shape)]) or _forbidden(
-        ghosts, (returned != 0) & ~groups.exists
+    return (
+        _tensor_fault("rewards", returned, [tuple(groups.items.shape)])
+        or _size_fault("rewards", returned, _LARGEST_REWARD)
+        or _forbidden(ghosts, (returned != 0) & ~groups.exists)
     )
 
 
@@ -99,6 +104,8 @@ def signal_fault(
         _tensor_fault("advantages", returned.advantages, [(batch, size, length), (batch, size, 1)])
         or _tensor_fault("keep", returned.keep, [(batch, size)], torch.bool)
         or _tensor_fault("nll_weight", returned.nll_weight, [(batch,)])
+        or _size_fault("advantages", returned.advantages, _LARGEST_WEIGHT)
+        or _size_fault("nll_weight", returned.nll_weight, _LARGEST_WEIGHT)
         or _forbidden("nll_weight below 0: give 0 or more", returned.nll_weight[:, None] < 0)
         or _forbidden(ghosts, returned.keep & ~returned.groups.exists)
         or _metrics_fault(returned.metrics)
@@ -211,6 +218,14 @@ def _tensor_fault(
         return None
     row = int((~finite).nonzero()[0])
     return Fault(f"{name} that are not finite: {_some(value[row])}", row)
+
+
+def _size_fault(name: str, value: Tensor, limit: float) -> Fault | None:
+    size = value.abs()
+    if not bool((size > limit).any()):
+        return None
+    what = f"{name} of {float(size.max()):g} in size: scale them to {limit:g} at most"
+    return _forbidden(what, size > limit)
 
 
 def _shape_fault(

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from recast.methods.contract import Fault, reward_fault, sampler_fault, signal_fault
@@ -44,7 +45,13 @@ def guard_groups(
         raise RecastError(f"sampler {name_of(sampler)} gave {fault.what}")
     catalog = policy.catalog
     names = catalog.sids_of(catalog.tokens_of(groups.items))
-    wrong = (groups.items >= 0) & (groups.predictions[:, :, 0] != names).any(-1)
+    named = groups.predictions
+    if catalog.codebook_sizes and not torch.equal(catalog.sids_of(named), named):
+        raise RecastError(
+            f"sampler {name_of(sampler)} gave predictions that are no semantic IDs, a token of "
+            "every level: fill them by policy.catalog.sids_of(tokens)"
+        )
+    wrong = (groups.items >= 0) & (named[:, :, 0] != names).any(-1)
     if bool(wrong.any()):
         row, rollout = wrong.nonzero()[0].tolist()
         raise RecastError(

@@ -7,7 +7,8 @@
     paper:  S = sum of w over the misses, so the penalties add up to -1; no gate
 
 Ranks go by the rollouts' own log-probability, so they do not depend on the order of the rows;
-of equals the earlier row ranks first. A rollout that does not exist has no rank and no weight.
+of equals the earlier row ranks first. A target that `add_gt` put in ranks last, however probable,
+as in the released code. A rollout that does not exist has no rank and no weight.
 
 Differs from the paper: by default the released code's form, which made the published results.
 """
@@ -36,6 +37,8 @@ def ranking(groups: RolloutGroups, *, form: str = "code") -> Float[Tensor, "B G"
     """
     require(form in FORMS, "form", form, f"choose one of {', '.join(FORMS)}")
     logprobs = torch.where(groups.loss_mask, groups.rollout_logprobs, 0.0).sum(-1)
+    if groups.injected is not None:
+        logprobs = logprobs.masked_fill(groups.injected, torch.finfo(logprobs.dtype).min)
     return rank_reward(first_hit(groups) > 0, logprobs, groups.exists, gated=form == "code")
 
 

@@ -7,6 +7,8 @@ choice. The target keeps its place at the end, so these groups are not most prob
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from recast.groups import choose_target, overwrite
@@ -17,9 +19,10 @@ def add_gt(groups: RolloutGroups) -> RolloutGroups:
     """The groups with their last rollout overwritten; a prompt without a target stays as it is.
 
     Log-probabilities are the recorded ones of the target. The groups have no weights any more: the
-    target was not drawn.
+    target was not drawn, and `injected` marks its row.
     """
     target = choose_target(groups, "add_gt")
     group_size = groups.items.shape[1]
     last = torch.arange(group_size, device=target.exists.device) == group_size - 1
-    return overwrite(groups, last & target.exists[:, None], target)
+    injected = last & target.exists[:, None]
+    return replace(overwrite(groups, injected, target), injected=injected)

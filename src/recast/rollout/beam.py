@@ -36,8 +36,9 @@ def beam_search(
 
     Equal to transformers' beam search under the same constraint when the space is `full` and every
     choice is one token, as of semantic IDs. With
-    `Decoder(constrained=False)` every token of the space may follow every other; sequences outside
-    the catalogue get item -1. The search draws nothing: seed and step are for the signals that do.
+    `Decoder(constrained=False)` every token of the space may follow every other, but for one that
+    would write a seen item: the next best takes its place. Sequences outside the catalogue get item
+    -1. The search draws nothing: seed and step are for the signals that do.
 
     With a guide beams are kept and ordered by D3's mixture. `rollout_logprobs` are the policy's own
     all the same, so the rows of a group no longer come most probable first.

@@ -11,7 +11,7 @@ The released code knows one target; of several, the copies of all are kept first
 
 from __future__ import annotations
 
-from math import floor, inf
+from math import floor
 
 import torch
 from jaxtyping import Bool, Int
@@ -20,7 +20,10 @@ from torch import Tensor
 from recast.groups import most_probable_first, reorder
 from recast.policy.load import Policy
 from recast.rollout.sample import draw_items
-from recast.types import Draw, Prompts, RolloutGroups, require
+from recast.types import Draw, Prompts, RolloutGroups, require_range
+
+MOST_OVERSAMPLE = 16
+"""Draws are compared with each other, so cost and memory grow with its square."""
 
 
 def dynamic(
@@ -35,10 +38,10 @@ def dynamic(
     """G of floor(`oversample` G) constrained draws; 1.5 is the released code's factor.
 
     The first G draws are those of `sample` at the same `temperature`. The group is chosen, so it is
-    no sample of the policy: it has no weights. Raises `RecastError` for an `oversample` below 1 and
-    a temperature that is not positive.
+    no sample of the policy: it has no weights. Raises `RecastError` for an `oversample` or a
+    temperature out of range.
     """
-    require(1 <= oversample < inf, "oversample", oversample, "give a factor of 1 or more")
+    require_range("oversample", oversample, 1, MOST_OVERSAMPLE)
     drawn = draw_items(policy, prompts, floor(oversample * group_size), draw, temperature)
     same = (drawn.tokens[:, :, None] == prompts.targets[:, None]).all(-1)
     is_target = (same & (prompts.target_items >= 0)[:, None]).any(-1)

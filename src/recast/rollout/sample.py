@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,7 +10,7 @@ from recast.groups import most_probable_first
 from recast.policy.load import Policy
 from recast.policy.logprobs import over_children
 from recast.rollout.tree import TreeDecoder
-from recast.types import Draw, Prompts, RolloutGroups, require
+from recast.types import Draw, Prompts, RolloutGroups, require_range
 
 
 def sample(
@@ -28,7 +26,8 @@ def sample(
     A token is always *drawn* from the policy renormalised over the allowed children at
     `temperature`. Its *recorded* log-probability is the policy's own, at temperature 1, in
     `draw.logprob_space`: what the update compares with. Draws depend on (seed, step, row) alone.
-    Raises `RecastError` for a temperature that is not positive.
+    Raises `RecastError` for a temperature below 0.01, in effect the most probable item alone, and
+    above 100, any item.
     """
     return most_probable_first(draw_items(policy, prompts, group_size, draw, temperature))
 
@@ -38,7 +37,7 @@ def draw_items(
     policy: Policy, prompts: Prompts, group_size: int, draw: Draw, temperature: float = 1.0
 ) -> RolloutGroups:
     """The draws of `sample` in the order drawn; fewer draws are the first of more."""
-    require(0 < temperature < inf, "temperature", temperature, "give a number above 0")
+    require_range("temperature", temperature, 0.01, 100)
     tree = TreeDecoder(policy, prompts, draw.logprob_space)
     shape = (len(prompts), group_size)
     branches = torch.arange(group_size, device=prompts.tokens.device).expand(shape)

@@ -78,7 +78,7 @@ class TreeDecoder:
             start, end = (0, width) if is_whole else catalog.level_tokens(self.level)
             tokens = torch.arange(start, end, device=self.nodes.device)
             tokens = tokens.expand(*self.nodes.shape, -1)
-            nodes, allowed = torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool)
+            nodes, allowed = torch.zeros_like(tokens), self._unseen(tokens)
         ended = None
         if self._has_ends:
             ended = self._has_ended()[..., None]
@@ -89,6 +89,21 @@ class TreeDecoder:
         if ended is not None:
             scores = scores.masked_fill(ended & allowed, 0.0)
         return Choices(tokens=tokens, nodes=nodes, allowed=allowed, logprobs=scores)
+
+    def _unseen(self, tokens: Int[Tensor, "B N V"]) -> Bool[Tensor, "B N V"]:
+        """Without the trie: False for a token, of those in a row, that would write a seen item."""
+        catalog, trie, level = self.policy.catalog, self.policy.catalog.trie, self.level
+        allowed = torch.ones_like(tokens, dtype=torch.bool)
+        if not self.excluded.shape[1]:
+            return allowed
+        leaf = self.excluded.clamp(max=trie.num_leaves - 1)
+        items = trie.items[trie.children[-1][leaf].long()].long()
+        seen = catalog.tokens_of(items)
+        ends = (catalog.lengths[items] == level + 1) & (self.excluded < trie.num_leaves)
+        begun = (self.tokens[:, :, None, :level] == seen[:, None, :, :level]).all(-1)
+        row, branch, place = (begun & ends[:, None]).nonzero(as_tuple=True)
+        allowed[row, branch, seen[row, place, level] - int(tokens[0, 0, 0])] = False
+        return allowed
 
     @property
     def _has_ends(self) -> bool:
@@ -195,7 +210,7 @@ class TreeDecoder:
         return RolloutGroups(
             prompts=self.prompts,
             tokens=tokens,
-            items=catalog.items_of(tokens).masked_fill(~alive, -1),
+            items=catalog.items_of(tokens, self.prompts.seen).masked_fill(~alive, -1),
             predictions=catalog.sids_of(tokens).masked_fill(dead, -1)[:, :, None],
             rollout_logprobs=F.pad(logprobs, (0, 0, 0, missing)).masked_fill(dead, 0.0),
             target_logprobs=self.target_logprobs,

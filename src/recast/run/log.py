@@ -158,7 +158,9 @@ class RunLog:
             self._board.add_scalar(name, value, step)
         all_zero = metrics.get("group/all_zero_frac", 0.0)
         repaired = metrics.get("group/repaired_frac", 0.0) > 0
-        if all_zero > 0.8 and not repaired and not self._hinted:
+        # With `add_gt` more groups teach than hit by themselves.
+        helped = metrics.get("group/trainable_frac", 0.0) > 1 - all_zero
+        if all_zero > 0.8 and not repaired and not helped and not self._hinted:
             self._hinted = True
             self.say(
                 f"hint: {all_zero:.0%} of the groups hold no hit, so their rollouts alone teach "
@@ -166,12 +168,17 @@ class RunLog:
             )
 
     def rollouts(
-        self, step: int, groups: RolloutGroups, rewards: Float[Tensor, "B G"], signal: Signal
+        self,
+        step: int,
+        groups: RolloutGroups,
+        rewards: Float[Tensor, "B G"],
+        signal: Signal,
+        given: RolloutGroups,
     ) -> None:
         """Keep a step's rollouts for `rollouts/step-NNNNNN.parquet`, named by its last step."""
         if not groups.items.numel():
             return
-        self._rollouts.append(rollout_table(step, groups, rewards, signal))
+        self._rollouts.append(rollout_table(step, groups, rewards, signal, given))
         if len(self._rollouts) >= ROLLOUT_STEPS:
             self._write_rollouts()
 

@@ -11,16 +11,22 @@ from recast.types import RolloutGroups, Signal
 
 
 def rollout_table(
-    step: int, groups: RolloutGroups, rewards: Float[Tensor, "B G"], signal: Signal
+    step: int,
+    groups: RolloutGroups,
+    rewards: Float[Tensor, "B G"],
+    signal: Signal,
+    given: RolloutGroups,
 ) -> pl.DataFrame:
     """One row per rollout, as it was drawn and rewarded, with the weight the signal gave its place.
 
     `rank` is the place in the group (0 = first), `logprob` the sum over the rollout's tokens,
-    `advantage` the mean over them; `repaired` marks a place where the signal put other tokens, so
-    that its advantage and `keep` belong to those. Rows that the signal added are left out.
+    `advantage` the mean over them. `injected` marks a place where the groups that the signal was
+    `given` hold `add_gt`'s target, `repaired` one where the signal put other tokens: its advantage
+    and `keep` belong to those. Rows that the signal added are left out.
     """
     num_prompts, group_size = groups.items.shape
-    repaired = (signal.groups.tokens[:, :group_size] != groups.tokens).any(-1)
+    repaired = (signal.groups.tokens[:, :group_size] != given.tokens).any(-1)
+    injected = torch.zeros_like(repaired) if given.injected is None else given.injected
     learned = signal.groups.loss_mask[:, :group_size]
     advantages = signal.advantages[:, :group_size].expand(groups.tokens.shape) * learned
     columns = {
@@ -33,6 +39,7 @@ def rollout_table(
         "advantage": advantages.sum(-1) / learned.sum(-1).clamp(min=1),
         "keep": signal.keep[:, :group_size],
         "repaired": repaired,
+        "injected": injected,
     }
     flat = {
         name: (value if name == "tokens" else value.flatten()).detach().cpu().numpy()

@@ -27,7 +27,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recast.signals.gates import gated
-from recast.types import Ranker, RecastError, RolloutGroups, Signal, require
+from recast.types import Ranker, RecastError, RolloutGroups, Signal, require_range
+
+MOST_NEGATIVES = 10_000
+"""For each prompt: many more than a batch holds items."""
 
 
 class Scores(NamedTuple):
@@ -127,8 +130,8 @@ def diagnose(
     groups: RolloutGroups, scores: Scores, *, tau: float, rho: float
 ) -> tuple[Bool[Tensor, " B"], Bool[Tensor, " B"]]:
     """f and g of every prompt."""
-    require(0 < tau <= 1, "tau", tau, "give a share above 0, up to 1")
-    require(0 <= rho <= 1, "rho", rho, "give a share from 0 to 1")
+    require_range("tau", tau, 0, 1, above=True)
+    require_range("rho", rho, 0, 1)
     found = candidates(groups)
     count = found.exists.sum(1)
     # 1e-9: 0.07 * 100 is 7, not 7.000000000000001.
@@ -167,7 +170,7 @@ def in_batch_negatives(groups: RolloutGroups, num_negatives: int) -> Int[Tensor,
 
     A draw depends on (seed, step, row) and on which items the others hold, not on their order.
     """
-    require(num_negatives >= 1, "num_negatives", num_negatives, "give 1 or more")
+    require_range("num_negatives", num_negatives, 1, MOST_NEGATIVES)
     num_prompts, group_size = groups.items.shape
     if num_prompts < 2:
         raise RecastError(

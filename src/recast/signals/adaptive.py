@@ -18,7 +18,7 @@ from torch import Tensor
 
 from recast.signals.grpo import require_eps, standardise
 from recast.signals.recast import repair
-from recast.types import RolloutGroups, Signal, require
+from recast.types import RolloutGroups, Signal, require_range
 
 
 def recast_adaptive(
@@ -38,7 +38,7 @@ def recast_adaptive(
             [-0.1768,  0.1768]])
     """
     require_eps(eps)
-    require(0 <= natural_frac <= 1, "natural_frac", natural_frac, "give a number from 0 to 1")
+    require_range("natural_frac", natural_frac, 0, 1)
     repaired, rewards, anchored = repair(groups, rewards)
     advantages = standardise(rewards, repaired.exists, eps)
     anchor_weight = 1 - natural_frac

@@ -16,13 +16,11 @@ could not be recovered; here it is that of `grpo`.
 
 from __future__ import annotations
 
-from math import inf
-
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from recast.signals.grpo import standardise
-from recast.types import RolloutGroups, Signal, require
+from recast.signals.grpo import LARGEST_WEIGHT, require_eps, standardise
+from recast.types import RolloutGroups, Signal, require_range
 
 
 def random_gate(
@@ -44,7 +42,7 @@ def random_gate(
     >>> signal.keep.any(1), signal.advantages[0, :, 0]  # half of the tokens: GRPO's 0.7071 / 2
     (tensor([ True, False]), tensor([ 0.3536, -0.3536]))
     """
-    require(0 <= rate <= 1, "rate", rate, "give a share from 0 to 1")
+    require_range("rate", rate, 0, 1)
     gate = groups.uniforms("random_gate", 1)[:, 0] < rate
     return gated(groups, rewards, gate, grpo_weight=grpo_weight, eps=eps)
 
@@ -78,8 +76,8 @@ def gated(
     eps: float,
 ) -> Signal:
     """Likelihood weight 1 everywhere, standardised rewards where the gate is open."""
-    require(0 <= grpo_weight < inf, "grpo_weight", grpo_weight, "give 0 or more")
-    require(0 <= eps < inf, "eps", eps, "give 0 or more")
+    require_range("grpo_weight", grpo_weight, 0, LARGEST_WEIGHT)
+    require_eps(eps)
     keep = groups.exists & gate[:, None]
     counted = groups.loss_mask
     admitted = int((counted & keep[..., None]).sum()) / max(int(counted.sum()), 1)

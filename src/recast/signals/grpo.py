@@ -10,13 +10,11 @@ Differs from the paper: duplicates are drawn independently here, not padded copi
 
 from __future__ import annotations
 
-from math import inf
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from recast.types import RolloutGroups, Signal, require
+from recast.types import RolloutGroups, Signal, require_range
 
 
 def grpo(groups: RolloutGroups, rewards: Float[Tensor, "B G"], *, eps: float = 1e-6) -> Signal:
@@ -44,13 +42,15 @@ def standardise(
 ) -> Float[Tensor, "B G"]:
     """(r - mean) / (unbiased std + eps) over the existing rollouts of each group.
 
+    In float64: squares of large rewards overflow float32.
+
     >>> standardise(torch.tensor([[1., 0., 0., 0.]]), torch.ones(1, 4, dtype=torch.bool), 1e-6)
     tensor([[ 1.5000, -0.5000, -0.5000, -0.5000]])
     """
-    centred = centre(rewards, exists)
+    centred = centre(rewards.double(), exists)
     freedom = (exists.sum(1, keepdim=True) - 1).clamp(min=1)
     std = (centred.square().sum(1, keepdim=True) / freedom).sqrt()
-    return torch.where(centred == 0, 0.0, centred / (std + eps))
+    return torch.where(centred == 0, 0.0, centred / (std + eps)).to(rewards.dtype)
 
 
 def centre(rewards: Float[Tensor, "B G"], exists: Bool[Tensor, "B G"]) -> Float[Tensor, "B G"]:
@@ -59,14 +59,20 @@ def centre(rewards: Float[Tensor, "B G"], exists: Bool[Tensor, "B G"]) -> Float[
     >>> centre(torch.tensor([[1., 0., 9.]]), torch.tensor([[True, True, False]]))
     tensor([[ 0.5000, -0.5000,  0.0000]])
     """
+    if not rewards.numel():
+        return rewards
     count = exists.sum(1, keepdim=True).clamp(min=1)
-    mean = (rewards * exists).sum(1, keepdim=True) / count
+    mean = torch.where(exists, rewards, 0.0).double().sum(1, keepdim=True) / count
     first = rewards.gather(1, exists.int().argmax(1, keepdim=True))
     # The mean of equal numbers may differ from them in the last digit, hence the comparison.
     constant = ((rewards == first) | ~exists).all(1, keepdim=True)
-    return torch.where(constant, 0.0, (rewards - mean) * exists)
+    return torch.where(constant | ~exists, 0.0, rewards - mean).to(rewards.dtype)
 
 
 def require_eps(eps: float) -> None:
     """Refuse a number that is no small addition to a standard deviation."""
-    require(0 <= eps < inf, "eps", eps, "give a small number of 0 or more, such as 1e-6")
+    require_range("eps", eps, 0, 1)
+
+
+LARGEST_WEIGHT = 1e6
+"""Of what a signal gives: far beyond use, and its products still fit into float32."""

@@ -17,12 +17,11 @@ weigh a policy gradient.
 
 from __future__ import annotations
 
-from math import isfinite
-
 from jaxtyping import Float
 from torch import Tensor
 
-from recast.types import RecastError, RolloutGroups, Signal, require
+from recast.signals.grpo import LARGEST_WEIGHT
+from recast.types import RecastError, RolloutGroups, Signal, require_range
 
 
 def gumbel_pg(
@@ -30,7 +29,7 @@ def gumbel_pg(
 ) -> Signal:
     """Importance-weighted rewards as advantages, all existing rollouts kept.
 
-    Raises `RecastError` for groups without weights and for a baseline that is not finite.
+    Raises `RecastError` for groups without weights and for a baseline out of range.
 
     >>> import torch
     >>> from recast.testing import make_groups
@@ -39,7 +38,7 @@ def gumbel_pg(
     >>> signal.advantages[..., 0]  # 2 * 0.5 * 0.5 and 2 * 0.25 * -0.5
     tensor([[ 0.5000, -0.2500]])
     """
-    require(isfinite(baseline), "baseline", baseline, "give a finite number")
+    require_range("baseline", baseline, -LARGEST_WEIGHT, LARGEST_WEIGHT)
     weights, exists = groups.weights, groups.exists
     if weights is None:
         raise RecastError(

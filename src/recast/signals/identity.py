@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recast.groups import append_target, is_first
+from recast.groups import append_target, is_new
 from recast.types import RolloutGroups, Signal
 
 
@@ -41,7 +41,7 @@ def identity(
         metrics["group/target_added_frac"] = float(added.float().mean())
     keep = groups.exists
     if distinct:
-        keep = keep & is_first(groups.predictions.flatten(2))
+        keep = keep & is_new(groups)
     return Signal(
         groups=groups,
         advantages=torch.where(keep, rewards, 0.0)[..., None],

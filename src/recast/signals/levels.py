@@ -23,9 +23,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.groups import is_first
+from recast.groups import is_new
+from recast.signals.grpo import LARGEST_WEIGHT
 from recast.signals.recast import repair
-from recast.types import RolloutGroups, Signal, require
+from recast.types import RolloutGroups, Signal, require_range
 
 
 def recast_levels(
@@ -47,9 +48,9 @@ def recast_levels(
     >>> signal.groups.loss_mask[0].tolist()
     [[True, True], [False, True], [True, False]]
     """
-    require(0 <= anchor_weight < inf, "anchor_weight", anchor_weight, "give 0 or more")
-    require(0 <= contrast_weight < inf, "contrast_weight", contrast_weight, "give 0 or more")
-    require(0 < temperature < inf, "temperature", temperature, "give a number above 0")
+    require_range("anchor_weight", anchor_weight, 0, LARGEST_WEIGHT)
+    require_range("contrast_weight", contrast_weight, 0, LARGEST_WEIGHT)
+    require_range("temperature", temperature, 0, LARGEST_WEIGHT, above=True)
     repaired, rewards, anchored = repair(groups, rewards)
     tokens, exists = repaired.tokens, repaired.exists
     num_prompts, group_size, num_levels = tokens.shape
@@ -59,7 +60,7 @@ def recast_levels(
     positive = logprobs.masked_fill(~hits, -inf).argmax(1)
     path = tokens[torch.arange(num_prompts, device=tokens.device), positive]
     common = (tokens == path[:, None]).int().cumprod(-1).sum(-1)
-    misses = exists & (rewards <= 0) & is_first(repaired.predictions.flatten(2))
+    misses = exists & (rewards <= 0) & is_new(repaired)
     misses &= hits.any(1, keepdim=True)
     level = torch.arange(num_levels, device=tokens.device)[:, None]
     siblings = misses[:, None] & (common[:, None] == level)

@@ -50,6 +50,7 @@ def rank_grpo(
     lists = as_lists(rewards * groups.exists, list_length)
     returns = rank_returns(lists) if discount else lists
     exists = as_lists(groups.exists, list_length)
+    gains = rank_returns(lists)[..., 0]  # of a list without an item 0, and none of its mean
     by_rank, exist_by_rank = (x.transpose(1, 2).flatten(0, 1) for x in (returns, exists))
     advantages = standardise(by_rank, exist_by_rank, eps)
     advantages = advantages.unflatten(0, (-1, list_length)).transpose(1, 2)
@@ -58,7 +59,7 @@ def rank_grpo(
         advantages=advantages.flatten(1)[..., None],
         keep=groups.exists,
         nll_weight=rewards.new_zeros(len(rewards)),
-        metrics={"reward/list_dcg": float(rank_returns(lists)[..., 0].mean())},
+        metrics={"reward/list_dcg": float(gains.sum() / exists.any(-1).sum().clamp(min=1))},
     )
 
 

@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.groups import choose_target, has_hit, is_first, overwrite
+from recast.groups import choose_target, has_hit, is_new, overwrite
 from recast.rewards.scores import structural_score
-from recast.signals.grpo import require_eps, standardise
-from recast.types import RolloutGroups, Signal, require
+from recast.signals.grpo import LARGEST_WEIGHT, require_eps, standardise
+from recast.types import RolloutGroups, Signal, require_range
 
 
 def recast(groups: RolloutGroups, rewards: Float[Tensor, "B G"], *, w: float = 1.0) -> Signal:
@@ -123,9 +123,9 @@ def boundary_pair(
 def _contrast(
     groups: RolloutGroups, rewards: Float[Tensor, "B G"], anchored: Bool[Tensor, " B"], w: float
 ) -> Signal:
-    require(0 < w < inf, "w", w, "give a number above 0")
+    require_range("w", w, 0, LARGEST_WEIGHT, above=True)
     scores = structural_score(groups.predictions, groups.prompts.target_sids)
-    eligible = groups.exists & is_first(groups.predictions.flatten(2))
+    eligible = groups.exists & is_new(groups)
     positive, negative, has_pair = boundary_pair(rewards, scores, eligible)
     columns = torch.arange(rewards.shape[1], device=rewards.device)
     sign = (columns == positive[:, None]).to(rewards) - (columns == negative[:, None]).to(rewards)

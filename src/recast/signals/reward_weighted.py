@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recast.signals.likelihood import likelihood
-from recast.types import Metrics, Prompts, Ranker, RecastError, RolloutGroups, Signal, require
+from recast.types import Metrics, Prompts, Ranker, RecastError, RolloutGroups, Signal, require_range
 
 
 def reward_weighted(
@@ -42,7 +42,7 @@ def reward_weighted(
     >>> reward_weighted(groups, torch.zeros(2, 2), ranker=lambda *_: scores, lam=2.0).nll_weight
     tensor([1.6487, 2.7183])
     """
-    require(0 < lam < inf, "lam", lam, "give a positive number")
+    require_range("lam", lam, 0, 1e12, above=True)
     score = target_score(groups.prompts, ranker).to(rewards)
     weight = (score / lam).exp()
     if not bool(weight.isfinite().all()):

@@ -26,16 +26,15 @@ of the target; the copies leave here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.groups import append_target, has_hit, is_first
-from recast.signals.grpo import require_eps, standardise
+from recast.groups import append_target, has_hit, is_new
+from recast.signals.grpo import LARGEST_WEIGHT, require_eps, standardise
 from recast.signals.simpo import simpo_pair, simpo_slope
-from recast.types import RolloutGroups, Signal, require
+from recast.types import RolloutGroups, Signal, require_range
 
 
 def riser(
@@ -64,15 +63,15 @@ def riser(
             [-2.2500, -2.2500,  4.5000]])
     """
     require_eps(eps)
-    require(0 < beta < inf, "beta", beta, "give a number above 0")
-    require(0 <= gamma < inf, "gamma", gamma, "give a margin of 0 or more")
-    require(0 <= forced_weight <= 1, "forced_weight", forced_weight, "give a number from 0 to 1")
-    require(0 <= pair_weight < inf, "pair_weight", pair_weight, "give 0 or more")
+    require_range("beta", beta, 0, LARGEST_WEIGHT, above=True)
+    require_range("gamma", gamma, 0, LARGEST_WEIGHT)
+    require_range("forced_weight", forced_weight, 0, 1)
+    require_range("pair_weight", pair_weight, 0, LARGEST_WEIGHT)
     wide, scores, added = append_target(groups, rewards)
     last = torch.arange(wide.items.shape[1], device=rewards.device) == groups.items.shape[1]
     is_target = added[:, None] & last
     hit = has_hit(groups, rewards)[:, None]
-    distinct = wide.exists & ~is_target & is_first(wide.predictions.flatten(2))
+    distinct = wide.exists & ~is_target & is_new(wide)
     # A reward may overlook the target, and no rollout is contrasted with itself.
     negatives = distinct & (wide.tokens != wide.tokens[:, -1:]).any(-1)
     paired = added[:, None] & negatives.any(1, keepdim=True)

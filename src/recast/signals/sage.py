@@ -19,16 +19,14 @@ loss). `floor` keeps one miss from making a list worth 0 and is ours, as are equ
 
 from __future__ import annotations
 
-from math import inf
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from recast.rewards.scores import structural_score
-from recast.signals.grpo import require_eps, standardise
+from recast.signals.grpo import LARGEST_WEIGHT, require_eps, standardise
 from recast.signals.rank_grpo import as_lists
-from recast.types import RolloutGroups, Signal, require
+from recast.types import RolloutGroups, Signal, require_range
 
 
 def sage(
@@ -55,10 +53,10 @@ def sage(
             [ 0.0000,  0.0000,  0.0000,  0.0000]])
     """
     require_eps(eps)
-    require(0 < floor < 1, "floor", floor, "give a number between 0 and 1")
+    require_range("floor", floor, 0, 0.5, above=True)
     weights = {"reward_weight": reward_weight, "structure_weight": structure_weight}
     for name, weight in weights.items():
-        require(0 <= weight < inf, name, weight, "give 0 or more")
+        require_range(name, weight, 0, LARGEST_WEIGHT)
     structure = structural_score(groups.predictions, groups.prompts.target_sids).to(rewards.dtype)
     exists = as_lists(groups.exists, list_length)
     slates = [

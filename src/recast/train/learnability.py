@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from recast.groups import is_first
+from recast.groups import is_new
 from recast.rewards.hit import first_hit
-from recast.rollout.fill import Drawn
-from recast.types import Metrics, Signal
+from recast.types import Metrics, RolloutGroups, Signal
 
 
-def group_metrics(drawn: list[Drawn], signal: Signal) -> Metrics:
-    """Shares of all groups drawn for a step, the filtered-out ones included.
+def group_metrics(
+    drawn: Sequence[tuple[RolloutGroups, Float[Tensor, "_B _G"]]], signal: Signal
+) -> Metrics:
+    """Shares of all groups drawn for a step, the filtered-out ones included, with their rewards.
 
+    Groups are taken as the policy wrote them, before `add_gt` or a repair puts a target in.
     `group/natural_frac` counts the groups that hold both a hit and a miss,
     `group/trainable_frac` those to which the signal gave a non-zero advantage,
     `group/distinct_frac` is the share of rollouts that repeat none before them (the diversity of
@@ -21,11 +27,12 @@ def group_metrics(drawn: list[Drawn], signal: Signal) -> Metrics:
     if not drawn[0][0].items.numel():
         return signal.metrics
     existing = torch.cat([groups.exists for groups, _ in drawn])
-    hits = torch.cat([first_hit(groups) for groups, _ in drawn]).sum(1)
+    hits = torch.cat([first_hit(groups) * groups.exists for groups, _ in drawn]).sum(1)
     rewards = torch.cat([rewards for _, rewards in drawn])[existing]
-    distinct = torch.cat([is_first(groups.predictions.flatten(2)) for groups, _ in drawn])[existing]
+    distinct = torch.cat([is_new(groups) for groups, _ in drawn])[existing]
     trainable = ((signal.advantages != 0) & signal.keep[..., None]).flatten(1).any(1)
-    targets = torch.cat([groups.target_logprobs for groups, _ in drawn])
+    targets = torch.cat([_target_logprobs(groups) for groups, _ in drawn])
+    known = {"group/target_logprob": float(targets.mean())} if len(targets) else {}
     fill = {"group/rollout_batches": float(len(drawn))} if len(drawn) > 1 else {}
     return {
         "group/all_zero_frac": float((hits == 0).float().mean()),
@@ -36,5 +43,10 @@ def group_metrics(drawn: list[Drawn], signal: Signal) -> Metrics:
         "group/distinct_frac": float(distinct.sum()) / max(len(distinct), 1),
         "reward/mean": float(rewards.sum()) / max(len(rewards), 1),
         "reward/zero_frac": float((rewards == 0).sum()) / max(len(rewards), 1),
-        "group/target_logprob": float(targets.sum(-1).mean()),
-    } | (fill | signal.metrics)
+    } | (known | fill | signal.metrics)
+
+
+def _target_logprobs(groups: RolloutGroups) -> Float[Tensor, " _targets"]:
+    """Of every target that there is, summed over its tokens; what pads a row's targets is none."""
+    tokens = torch.where(groups.prompts.target_mask, groups.target_logprobs, 0.0)
+    return tokens.sum(-1)[groups.prompts.target_mask.any(-1)]

@@ -18,7 +18,7 @@ from recast.policy.load import Policy
 from recast.policy.passes import by_length
 from recast.policy.tasks import Task
 from recast.rollout.add_gt import add_gt
-from recast.rollout.fill import Drawn, fill_batch
+from recast.rollout.fill import Drawn, Rewarded, fill_batch
 from recast.types import Draw, Prompts, RecastError, RolloutGroups
 
 
@@ -75,13 +75,16 @@ class Search:
         return fill_batch(partial(self.draw, step), batches, self.task.prompts, self.max_batches)
 
     def draw(self, step: int, rows: Int[Tensor, " B"]) -> Drawn:
-        groups = self.roll_out(step, self.task.prompts(rows))
-        if self.method.add_gt:
-            groups = add_gt(groups)
+        """The rollouts of these rows with their rewards, as drawn and as the signal is given them:
+        `add_gt` comes in between, so that what is measured is what the policy wrote."""
+        drawn = self._rewarded(self.roll_out(step, self.task.prompts(rows)))
+        return Drawn(drawn, self._rewarded(add_gt(drawn.groups)) if self.method.add_gt else drawn)
+
+    def _rewarded(self, groups: RolloutGroups) -> Rewarded:
         with blame("reward", self.method.reward):
             rewards = self.method.reward(groups)
         guard_rewards(self.method.reward, groups, rewards, self.folder)
-        return groups, rewards
+        return Rewarded(groups, rewards)
 
     def roll_out(self, step: int, prompts: Prompts) -> RolloutGroups:
         """The method's rollouts, or empty groups for a method without a sampler."""

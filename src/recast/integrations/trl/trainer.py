@@ -165,6 +165,9 @@ class GRPOTrainer(PackedGRPOTrainer):
                     f"every reward function gave None for {row}: a signal needs a number for each"
                 )
             summed = (own * self.reward_weights.to(own)).nansum(1)
+            if not bool((finite := summed.isfinite()).all()):
+                row = completion_ids_list[int((~finite).nonzero()[0])]
+                raise RecastError(f"the rewards of {row} are not finite: give a number for each")
             self._rewards = summed.view(self._groups.items.shape)
         return found
 
