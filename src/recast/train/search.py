@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ from recast.policy.passes import by_length
 from recast.policy.tasks import Task
 from recast.rollout.add_gt import add_gt
 from recast.rollout.fill import Drawn, fill_batch
+from recast.run.clock import Clock
 from recast.types import Draw, Prompts, RecastError, RolloutGroups
 
 
@@ -62,6 +63,7 @@ class Search:
     """Tokens that take as long as one more pass; a call makes one for every token of an item."""
     folder: str
     """Where a group that a part fails on is written."""
+    clock: Clock = field(default_factory=Clock)
 
     def batch(
         self, step: int, rows: Int[Tensor, " B"], further: Int[Tensor, "batches B"]
@@ -75,10 +77,11 @@ class Search:
         return fill_batch(partial(self.draw, step), batches, self.task.prompts, self.max_batches)
 
     def draw(self, step: int, rows: Int[Tensor, " B"]) -> Drawn:
-        groups = self.roll_out(step, self.task.prompts(rows))
+        with self.clock.measure("time/rollout_s"):
+            groups = self.roll_out(step, self.task.prompts(rows))
         if self.method.add_gt:
             groups = add_gt(groups)
-        with blame("reward", self.method.reward):
+        with self.clock.measure("time/signal_s"), blame("reward", self.method.reward):
             rewards = self.method.reward(groups)
         guard_rewards(self.method.reward, groups, rewards, self.folder)
         return groups, rewards
