@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from benchmarks.harness import Work, peak_bytes, stock_attention
 from recast.items.catalog import Catalog
 from recast.policy.attention import ATTENTION
+from recast.policy.head import vocabulary_scores
 from recast.policy.load import Policy
-from recast.policy.logprobs import vocabulary_scores
 from recast.policy.prompts import make_prompts
 from recast.rollout.beam import beam_search
 from recast.types import Prompts, RolloutGroups

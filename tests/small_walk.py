@@ -78,6 +78,12 @@ def metric_lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def numbers(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics without what the machine decides: seconds and memory."""
+    measured = ("time_s", "time/", "memory/")
+    return {name: value for name, value in line.items() if not name.startswith(measured)}
+
+
 def failure(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[str, int]:
     """The one line on stderr, without its prefix, and the exit code."""
     with pytest.raises(SystemExit) as left:

@@ -24,12 +24,6 @@ from recast.methods.table import METHODS
 
 Fail = Callable[..., str]
 
-STAGES = {
-    "openonerec_rl": "GRPO, sample rollouts",
-    "recast": "ReCast, sample rollouts",
-    "sft_continued": "SFT continued",
-}
-
 
 @pytest.fixture
 def fail(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fail:
@@ -303,7 +297,7 @@ def test_sft_that_diverges(walk: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "run" / "policy").exists()
 
 
-@pytest.mark.parametrize("method", STAGES)
+@pytest.mark.parametrize("method", ["openonerec_rl", "recast", "sft_continued"])
 def test_rl_that_diverges(
     walk: Path,
     tmp_path: Path,
@@ -317,10 +311,7 @@ def test_rl_that_diverges(
     more = ["--warmup_steps=0", f"--method={method}"]
     line, code = failure(capsys, *map(str, rl_args(walk, run, *more)))
     assert code == 2
-    assert line.endswith(
-        f" is nan at step 2 of {STAGES[method]}: the run has diverged, start it again with "
-        "a lower lr"
-    )
+    assert line.endswith(" is nan at step 2: the run has diverged, start it again with a lower lr")
     assert [entry["step"] for entry in metric_lines(run)] == [0, 1]
     assert not (run / "policy").exists()
     assert not list(run.rglob("*.partial"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -121,7 +123,7 @@ def test_what_a_run_reports(walk: Path, runs: Runs) -> None:
         assert result["cpu_s"] > 0
         config = yaml.safe_load((folder / "config.yaml").read_text())
         wanted = asdict(rl_config(walk, folder, method=method, sampler=sampler))
-        used = ("lr", "kl_coef", "nll_coef", "add_gt", "list_length")
+        used = ("lr", "kl_coef", "loss_agg", "nll_coef", "add_gt", "list_length")
         wanted |= {name: getattr(METHODS[method], name) for name in used}
         wanted |= {"logprob_space": "full", "micro_batch_tokens": 65536}
         for kind in ("reward", "signal", "loss"):  # what ran, spelt so that it can be run again
@@ -223,6 +225,72 @@ def test_several_updates_per_rollout_are_counted(walk: Path, tmp_path: Path) -> 
     assert result["optimizer_steps"] == 6
     deviations = [line["actor/ratio_deviation"] for line in metric_lines(tmp_path / "run")[1:]]
     assert all(deviation > 0 for deviation in deviations)
+
+
+def test_a_run_logs_what_it_costs_and_the_chosen_curves(walk: Path, tmp_path: Path) -> None:
+    """Two mini-batches of 24 rollouts a step, with a KL: every phase has its seconds."""
+    curves = ["hr@1", "recall@50"]
+    changes = {"method": "openonerec_rl", "mini_batch_rows": 24, "valid_metrics": curves}
+    result = train_rl(rl_config(walk, tmp_path / "run", **changes))
+    assert result["optimizer_steps"] == 6
+    start, *lines = metric_lines(tmp_path / "run")
+    assert set(start) == {
+        "step",
+        "stage",
+        "time_s",
+        "time/valid_s",
+        "valid/hr@1",
+        "valid/recall@50",
+    }
+    phases = {f"time/{name}_s" for name in ("rollout", "signal", "reference", "update")}
+    for line in lines:
+        measured = {name for name in line if name.startswith("time/")} - {"time/valid_s"}
+        assert measured == phases | {"time/old_logprobs_s"}
+        assert all(line[name] > 0 for name in measured)
+        assert 0.01 < line["memory/peak_gb"] < 100
+        assert line["actor/optimizer_steps"] == 2
+        assert line["actor/sent_tokens"] > line["actor/sent_rows"] == 48
+        levels = [value for name, value in line.items() if name.startswith("actor/entropy_l")]
+        assert line["actor/entropy"] == pytest.approx(sum(levels) / len(levels))  # equally long
+        assert min(levels) > 0
+        shares = [line[f"actor/{name}_frac"] for name in ("clip_low", "clip_high", "dual_clip")]
+        assert all(0 <= share <= 1 for share in shares)
+    assert ["valid/hr@1" in line for line in lines] == [False, True, True]
+    assert [line["time/valid_s"] > 0 for line in lines[1:]] == [True, True]
+    assert set(curves) == {name[6:] for name in result if name.startswith("valid/")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"mini_batch_rows": 0}, "mini_batch_rows is 0: give 1 or more"),
+        ({"mini_batch_rows": 49}, "mini_batch_rows is 49: a step has 48 rollouts, give fewer"),
+        (
+            {"method": "dpo", "mini_batch_rows": 2},
+            "mini_batch_rows is 2: loss dpo compares the rollouts of a group",
+        ),
+        ({"method": "sft_continued", "mini_batch_rows": 2}, "'sft_continued' makes no rollouts"),
+        (
+            {"method": "dr_grpo", "loss_agg": "seq-mean-token-mean"},
+            "loss_agg is 'seq-mean-token-mean': loss dr_grpo is none per token and no KL is taken",
+        ),
+        (
+            {"method": "dapo", "kl_estimator": "k2"},
+            "kl_estimator is 'k2': method 'dapo' takes no KL",
+        ),
+        ({"valid_metrics": []}, "valid_metrics is []: name one or more, such as ndcg@10 hr@10"),
+        ({"valid_metrics": ["ndgc@5"]}, "valid_metrics is 'ndgc@5': did you mean 'ndcg@5'?"),
+        ({"valid_metrics": ["hr@0"]}, "valid_metrics is 'hr@0': did you mean 'hr@10'?"),
+        ({"valid_metrics": ["hr@99999999999"]}, "and a whole number from 1 to 1000"),
+        ({"valid_metrics": ["hr"]}, "valid_metrics is 'hr': did you mean 'hr@10'?"),
+    ],
+)
+def test_settings_of_the_update_that_do_not_fit_are_refused(
+    walk: Path, tmp_path: Path, changes: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(RecastError, match=re.escape(line)):
+        train_rl(rl_config(walk, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_start_is_left_alone(walk: Path, runs: Runs) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from recast.config import RLConfig
 from recast.data.folder import data_hash
-from recast.evaluation.rank import validate
 from recast.methods.guard import blame, guard_inputs, guard_signal, versions
 from recast.methods.parts import supply
 from recast.methods.table import Method
 from recast.policy.load import save_policy
+from recast.policy.memory import peak_bytes
 from recast.rollout.fill import Rewarded
 from recast.run.log import RunLog
 from recast.train.actor import update
@@ -35,21 +35,21 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
     CPU seconds without validation.
     """
     setup = set_up_rl(config, method)
-    policy, task = setup.policy, setup.task
+    policy = setup.policy
     state = LoopState(model=policy.model, optimizer=setup.actor.optimizer)
     with RunLog(config.output, setup.settings, parent=log) as run:
         run.environment(data_hash(config.data))
         run.say(setup.plan.text)
-        state.valid = validate(policy, task, setup.valid_rows)
-        run.metrics(0, state.valid, stage=setup.name)
+        state.valid = setup.validate()
+        run.metrics(0, state.valid | setup.clock.read(), stage=setup.name)
         with run.stage(setup.name, total=config.steps) as stage:
             while state.step < config.steps:
                 done = train_step(setup, state)
                 run.rollouts(state.step, *done.drawn, done.signal, done.given)
                 metrics = done.metrics
                 if state.step % config.eval_every == 0 or state.step == config.steps:
-                    state.valid = validate(policy, task, setup.valid_rows)
-                    metrics |= state.valid
+                    state.valid = setup.validate()
+                    metrics |= state.valid | setup.clock.read()
                 stage.advance(metrics, step=state.step)
         save_policy(policy, Path(config.output) / "policy", merge=config.lora.merge)
     return state.valid | state.counts
@@ -79,7 +79,7 @@ def train_step(setup: RLSetup, state: LoopState) -> Step:
     drawn = [one.drawn for one in everything]
     signal_of = supply(method.signal, {"natural_frac": state.natural_frac})
     before = versions(groups, rewards)
-    with blame("signal", method.signal):
+    with setup.clock.measure("time/signal_s"), blame("signal", method.signal):
         signal = signal_of(groups, rewards)
     guard_signal(method.signal, groups, signal, search.folder, setup.policy)
     guard_inputs(method.signal, before, versions(groups, rewards))
@@ -93,6 +93,8 @@ def train_step(setup: RLSetup, state: LoopState) -> Step:
     state.further += len(drawn) - 1
     state.remember(metrics.get("group/natural_frac", 0.0))
     state.num_rollouts += sum(int(groups.exists.sum()) for groups, _ in drawn)
-    state.optimizer_steps += actor.updates_per_rollout * ("actor/grad_norm" in metrics)
+    state.optimizer_steps += int(metrics.get("actor/optimizer_steps", 0))
     state.cpu_s += time.process_time() - started
+    metrics |= setup.clock.read()
+    metrics["memory/peak_gb"] = peak_bytes(setup.policy.catalog.device) / 1e9
     return Step(drawn=batch.drawn, given=groups, signal=signal, metrics=metrics)

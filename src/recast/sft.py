@@ -54,7 +54,7 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
                     precision=config.precision,
                     pass_tokens=setup.pass_tokens,
                 )
-                state.valid = validate(policy, task, setup.valid_rows)
+                state.valid = validate(policy, task, setup.valid_rows, config.valid_metrics)
                 metrics = learned | state.valid
                 stage.advance(metrics, step=state.optimizer_steps)
                 state.keep_if_best(metrics | {"sft/epoch": float(state.step)})

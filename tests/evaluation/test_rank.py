@@ -186,6 +186,14 @@ def test_validation_reads_the_same_numbers_and_leaves_the_mode() -> None:
         "valid/ndcg@10": float(expected["item/ndcg@10"].mean()),
         "valid/hr@10": float(expected["item/hr@10"].mean()),
     }
+    policy.model.eval()
+    # More beams than 32 where a cut needs them: all 8 items here.
+    chosen = validate(policy, tiny.task_of(data, policy), rows, ["recall@3", "hr@50"])
+    places = row_metrics(rank_policy(policy, tiny.task_of(data, policy), rows, 50), at=[3, 50])
+    assert chosen == {
+        "valid/recall@3": pytest.approx(float(places["item/hr@3"].mean())),  # of one target
+        "valid/hr@50": float(places["item/hr@50"].mean()),
+    }
 
 
 def test_a_sample_of_rows_is_fixed() -> None:

@@ -9,8 +9,8 @@ import torch
 from shapes import Shapes
 
 from recast.groups import select
-from recast.policy import logprobs
-from recast.policy.logprobs import branch_logprobs
+from recast.policy import head
+from recast.policy.logprobs import branch_logprobs, branch_scores
 from recast.rollout.beam import beam_search
 from recast.rollout.decoder import Decoder
 from recast.rollout.sample import sample
@@ -137,7 +137,7 @@ def test_scores_in_parts_equal_those_in_one_and_no_part_is_larger_than_the_limit
     weights = torch.randn(branches.shape, generator=torch.Generator().manual_seed(0))
     whole = branch_logprobs(policy, prompts, branches, space)
     wanted = naive.gradients(policy.model, (whole * weights).sum())
-    monkeypatch.setattr(logprobs, "MOST_LOGITS", 24)
+    monkeypatch.setattr(head, "MOST_LOGITS", 24)
     with Shapes() as shapes:
         parts = branch_logprobs(policy, prompts, branches, space)
         found = naive.gradients(policy.model, (parts * weights).sum())
@@ -149,6 +149,41 @@ def test_scores_in_parts_equal_those_in_one_and_no_part_is_larger_than_the_limit
     wide = [s for s in tables if s[1] == width and s[::-1] != tuple(weight)]
     assert max((torch.Size(shape).numel() for shape in wide), default=0) <= 24
     assert bool(wide) == (space == "full")
+
+
+@pytest.mark.parametrize("space", ["full", "level", "trie"])
+def test_entropies_are_those_of_the_naive_computation_and_change_no_bit(
+    prompts: Prompts, space: LogprobSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tiny.tiny_policy("qwen3", tiny.tiny_catalog())
+    branches = prompts.targets.expand(-1, 5, -1)
+    mask = torch.ones_like(branches, dtype=torch.bool)
+    weights = torch.randn(branches.shape, generator=torch.Generator().manual_seed(0))
+    plain = branch_logprobs(policy, prompts, branches, space, mask)
+    wanted = naive.gradients(policy.model, (plain * weights).sum())
+    for limit in (head.MOST_LOGITS, 24):
+        monkeypatch.setattr(head, "MOST_LOGITS", limit)
+        found = branch_scores(policy, prompts, branches, space, mask)
+        if limit > 24:
+            assert torch.equal(found.logprobs, plain)
+            gradient = naive.gradients(policy.model, (found.logprobs * weights).sum())
+            assert torch.equal(gradient, wanted)
+        assert not found.entropy.requires_grad
+        for row in range(3):
+            prompt = prompts.tokens[row, : int(prompts.lengths[row])].tolist()
+            target = prompts.targets[row, 0].tolist()
+            logits = naive.next_logits(tiny.twin(policy.model), prompt + target[:-1], 3)
+            for level in range(3):
+                columns = list(range(logits.shape[1]))
+                if space == "level":
+                    columns = list(range(*policy.catalog.level_tokens(level)))
+                elif space == "trie":
+                    columns = naive.allowed_children(policy.catalog, SEEN[row], target[:level])
+                chosen = logits[level, columns].detach().softmax(0)
+                entropy = -float((chosen * chosen.log()).sum())
+                assert found.entropy[row, :, level].tolist() == pytest.approx(
+                    [entropy] * 5, abs=1e-5
+                )
 
 
 def test_what_the_trie_forces_is_not_sent(prompts: Prompts) -> None:

@@ -11,6 +11,7 @@ import naive
 import pytest
 import tiny
 import torch
+from small_actor import GROUP, make_actor, other_policy, some_signal
 from torch import Tensor
 
 from recast.groups import reorder, select
@@ -31,16 +32,12 @@ from recast.rollout.sample import sample
 from recast.signals.likelihood import likelihood
 from recast.train.actor import (
     LOSS_INPUTS,
-    Actor,
-    frozen_reference,
     micro_batches,
     needs,
     rollouts_to_send,
     update,
 )
-from recast.types import Draw, Prompts, Signal, Traits
-
-GROUP = 5
+from recast.types import Draw, Signal, Traits
 
 
 @pytest.fixture
@@ -48,58 +45,10 @@ def policy() -> Policy:
     return tiny.tiny_policy("qwen3", tiny.random_catalog(60, (4, 4, 5)))
 
 
-def _prompts(policy: Policy) -> Prompts:
-    """Row 3 carries no weight, row 1 only likelihood, row 4 has two targets."""
-    histories = [[1, 2, 3, 4, 5, 6], [7], [], [8, 9, 10], [11, 12]]
-    return tiny.make_prompts(policy.catalog, histories, [[20], [21], [22], [23], [24, 25]])
-
-
-def _signal(policy: Policy) -> Signal:
-    draw = torch.Generator().manual_seed(2)
-    groups = sample(policy, _prompts(policy), GROUP, Draw(seed=1))
-    keep = torch.tensor(
-        [[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
-    ).bool()
-    advantages = torch.randn(5, GROUP, 1, generator=draw)
-    advantages[0, 2] = 0  # kept with advantage 0: counts in the denominator and in the KL
-    weight = torch.tensor([0.0, 1.5, 0.5, 0.0, 1.0])
-    return Signal(groups=groups, advantages=advantages, keep=keep, nll_weight=weight, metrics={})
-
-
-def _actor(policy: Policy, **settings: Any) -> Actor:
-    """Gradient descent whose gradient can be read off the parameters afterwards."""
-    defaults: dict[str, Any] = {
-        "policy": policy,
-        "reference": None,
-        "optimizer": torch.optim.SGD(policy.model.parameters(), lr=0.1),
-        "loss": ppo_clip,
-        "kl_coef": 0.0,
-        "kl_rollouts": "kept",
-        "max_grad_norm": 1e9,
-        "space": "full",
-        "micro_batch_tokens": 10**6,
-        "updates_per_rollout": 1,
-    }
-    chosen = defaults | settings
-    if isinstance(chosen["reference"], Policy):
-        chosen["reference"] = frozen_reference(chosen["reference"], chosen["space"])
-    return Actor(**chosen)
-
-
-def _other(policy: Policy) -> Policy:
-    """A reference whose weights differ from the policy's."""
-    model = copy.deepcopy(policy.model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            wave = torch.cos(torch.arange(parameter.numel())).view_as(parameter)
-            parameter.add_(wave, alpha=0.01)
-    return replace(policy, model=model)
-
-
 def _gradient(policy: Policy, signal: Signal, **settings: Any) -> Tensor:
     """Gradient of one update, made on a copy of the policy."""
     own = replace(policy, model=copy.deepcopy(policy.model))
-    update(_actor(own, **settings), signal)
+    update(make_actor(own, **settings), signal)
     return naive.flat_gradients(own.model)
 
 
@@ -143,7 +92,7 @@ def test_the_gradient_is_that_of_the_naive_objective(
     policy = tiny.tiny_policy("qwen3", catalog, dtype)
     if dtype == torch.float64:
         naive.lift_norms(policy.model, monkeypatch)
-    signal, other = _signal(policy), _other(policy)
+    signal, other = some_signal(policy), other_policy(policy)
     model = tiny.twin(policy.model)
     loss = _naive_objective(model, tiny.twin(other.model), signal, kl_coef=0.3)
     wanted = naive.gradients(model, loss)
@@ -152,9 +101,9 @@ def test_the_gradient_is_that_of_the_naive_objective(
 
 
 def test_the_first_ratio_is_exactly_one_and_clipping_does_not_act(policy: Policy) -> None:
-    signal = _signal(policy)
+    signal = some_signal(policy)
     weights = copy.deepcopy(policy.model.state_dict())
-    assert update(_actor(policy), signal)["actor/ratio_deviation"] == 0.0
+    assert update(make_actor(policy), signal)["actor/ratio_deviation"] == 0.0
     policy.model.load_state_dict(weights)
     unclipped = _gradient(
         policy,
@@ -175,7 +124,7 @@ def test_micro_batches_do_not_change_the_gradient(
     policy = tiny.tiny_policy("qwen3", tiny.random_catalog(60, (4, 4, 5)), dtype)
     if dtype == torch.float64:
         naive.lift_norms(policy.model, monkeypatch)
-    signal, other = _signal(policy), _other(policy)
+    signal, other = some_signal(policy), other_policy(policy)
     settings = {"reference": other, "kl_coef": 0.1}
     parts = [list(micro_batches(signal, signal.keep, limit)) for limit in (tokens, 10**6)]
     assert len(parts[0]) > len(parts[1]) == 1
@@ -186,7 +135,7 @@ def test_micro_batches_do_not_change_the_gradient(
 
 
 def test_micro_batches_hold_at_most_the_tokens_asked_for(policy: Policy) -> None:
-    signal = _signal(policy)
+    signal = some_signal(policy)
     for limit in (1, 25, 40, 60, 200):
         batches = list(micro_batches(signal, signal.keep, limit))
         rows = torch.cat([batch.prompts.row_ids for batch in batches]).tolist()
@@ -200,7 +149,7 @@ def test_micro_batches_hold_at_most_the_tokens_asked_for(policy: Policy) -> None
 
 def test_tokens_before_the_last_that_counts_are_sent_too(policy: Policy) -> None:
     """Row 0: 19 tokens and five rollouts, whose two tokens before the one that counts are sent."""
-    signal = _signal(policy)
+    signal = some_signal(policy)
     mask = signal.groups.loss_mask.clone()
     mask[:, :, :-1] = False
     signal = replace(signal, groups=replace(signal.groups, loss_mask=mask))
@@ -210,7 +159,7 @@ def test_tokens_before_the_last_that_counts_are_sent_too(policy: Policy) -> None
 
 
 def test_parting_by_cost_does_not_change_the_gradient(policy: Policy) -> None:
-    signal, other = _signal(policy), _other(policy)
+    signal, other = some_signal(policy), other_policy(policy)
     parts = [list(micro_batches(signal, signal.keep, 10**6, cost)) for cost in (65536, 1)]
     assert [len(batches) for batches in parts] == [1, 4]
     settings = {"reference": other, "kl_coef": 0.1}
@@ -218,14 +167,14 @@ def test_parting_by_cost_does_not_change_the_gradient(policy: Policy) -> None:
     found = _gradient(policy, signal, pass_tokens=1, **settings)
     assert naive.relative_error(found, wanted) <= 1e-6
     padding = [
-        update(_actor(policy, pass_tokens=cost), signal)["actor/padding"] for cost in (65536, 1)
+        update(make_actor(policy, pass_tokens=cost), signal)["actor/padding"] for cost in (65536, 1)
     ]
     assert padding[0] > 1.3
     assert padding[1] == 1.0
 
 
 def test_the_order_of_prompts_and_padding_do_not_matter(policy: Policy) -> None:
-    signal = _signal(policy)
+    signal = some_signal(policy)
     wanted = _gradient(policy, signal)
     order = torch.tensor([4, 1, 3, 0, 2])
     shuffled = Signal(
@@ -254,7 +203,7 @@ def _nodes(branches: list[list[int]]) -> list[int]:
 def test_only_what_carries_weight_goes_through_the_models_and_each_prompt_once(
     policy: Policy,
 ) -> None:
-    signal, other = _signal(policy), _other(policy)
+    signal, other = some_signal(policy), other_policy(policy)
     prompts = signal.groups.prompts
     seen: dict[str, list[list[int]]] = {"policy": [], "reference": []}
     for name, model in (("policy", policy.model), ("reference", other.model)):
@@ -263,7 +212,7 @@ def test_only_what_carries_weight_goes_through_the_models_and_each_prompt_once(
             with_kwargs=True,
         )
     # One prompt per micro-batch, so that nothing is padded: rows in order of their length.
-    update(_actor(policy, reference=other, kl_coef=0.1, micro_batch_tokens=1), signal)
+    update(make_actor(policy, reference=other, kl_coef=0.1, micro_batch_tokens=1), signal)
     expected: dict[str, list[list[int]]] = {"policy": [], "reference": []}
     for row in (2, 1, 4, 0):
         prompt = prompts.tokens[row, : int(prompts.lengths[row])].tolist()
@@ -277,24 +226,24 @@ def test_only_what_carries_weight_goes_through_the_models_and_each_prompt_once(
 
 
 def test_an_empty_signal_leaves_the_policy_as_it_is(policy: Policy) -> None:
-    signal = _signal(policy)
+    signal = some_signal(policy)
     empty = replace(
         signal, keep=torch.zeros_like(signal.keep), nll_weight=torch.zeros_like(signal.nll_weight)
     )
     before = copy.deepcopy(policy.model.state_dict())
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=0.1, weight_decay=0.5)
-    update(_actor(policy, optimizer=optimizer), signal)  # momentum that another step would use
+    update(make_actor(policy, optimizer=optimizer), signal)  # momentum that another step would use
     moved = copy.deepcopy(policy.model.state_dict())
     assert any(not torch.equal(before[k], moved[k]) for k in before)
     for updates in (1, 2):
-        actor = _actor(policy, optimizer=optimizer, updates_per_rollout=updates)
+        actor = make_actor(policy, optimizer=optimizer, updates_per_rollout=updates)
         assert update(actor, empty) == {"actor/kept_rows": 0.0, "actor/sent_rows": 0.0}
     assert all(torch.equal(moved[k], v) for k, v in policy.model.state_dict().items())
 
 
 @pytest.mark.parametrize("group_size", [0, GROUP])
 def test_likelihood_alone_needs_no_rollouts(policy: Policy, group_size: int) -> None:
-    groups = reorder(_signal(policy).groups, torch.arange(group_size).expand(5, -1))
+    groups = reorder(some_signal(policy).groups, torch.arange(group_size).expand(5, -1))
     signal = likelihood(groups, torch.zeros(5, group_size))
     model = tiny.twin(policy.model)
     rows = []
@@ -305,7 +254,7 @@ def test_likelihood_alone_needs_no_rollouts(policy: Policy, group_size: int) -> 
     loss = -torch.stack(rows).mean()
     wanted = naive.gradients(model, loss)
     own = replace(policy, model=copy.deepcopy(policy.model))
-    metrics = update(_actor(own), signal)
+    metrics = update(make_actor(own), signal)
     assert naive.relative_error(naive.flat_gradients(own.model), wanted) <= 1e-5
     assert metrics["actor/nll"] == pytest.approx(float(loss.detach()), rel=1e-5)
     assert metrics["actor/kept_rows"] == metrics["actor/policy_loss"] == 0
@@ -325,27 +274,27 @@ def _mostly_zero(signal: Signal) -> Signal:
 def test_rollouts_without_advantage_are_not_sent_and_nothing_changes(
     policy: Policy, loss: Any, updates: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    signal = _mostly_zero(_signal(policy))
+    signal = _mostly_zero(some_signal(policy))
     settings = {"loss": loss, "updates_per_rollout": updates}
     found = _gradient(policy, signal, **settings)
-    assert rollouts_to_send(_actor(policy, **settings), signal).sum() == 3
+    assert rollouts_to_send(make_actor(policy, **settings), signal).sum() == 3
     monkeypatch.setattr("recast.train.actor.traits_of", lambda part: Traits())
-    assert rollouts_to_send(_actor(policy, **settings), signal).sum() == 25
+    assert rollouts_to_send(make_actor(policy, **settings), signal).sum() == 25
     limit = 1e-6 if updates == 1 else 1e-4  # steps of 0.1 blow rounding up
     assert naive.relative_error(found, _gradient(policy, signal, **settings)) <= limit
 
 
 def test_losses_that_need_every_rollout_get_every_rollout(policy: Policy) -> None:
-    signal = _mostly_zero(_signal(policy))
+    signal = _mostly_zero(some_signal(policy))
     for loss in (dpo, s_dpo, trajectory_balance):
-        assert rollouts_to_send(_actor(policy, loss=loss), signal).all()
+        assert rollouts_to_send(make_actor(policy, loss=loss), signal).all()
 
     def users_own(logprobs: Tensor, advantages: Tensor) -> Tensor:
         return -logprobs * advantages
 
-    assert rollouts_to_send(_actor(policy, loss=users_own), signal).all()
+    assert rollouts_to_send(make_actor(policy, loss=users_own), signal).all()
     mine = partial(ppo_clip, clip_high=0.5)
-    assert rollouts_to_send(_actor(policy, loss=mine), signal).sum() == 3
+    assert rollouts_to_send(make_actor(policy, loss=mine), signal).sum() == 3
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -370,12 +319,12 @@ def test_a_batch_without_any_advantage_makes_the_same_step_as_if_it_were_sent(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AdamW's momentum moves the weights at a gradient of 0."""
-    signal = _mostly_zero(_signal(policy))
+    signal = _mostly_zero(some_signal(policy))
     nothing = replace(signal, advantages=signal.advantages * 0)
     states = []
     for dropped in (True, False):
         own = replace(policy, model=copy.deepcopy(policy.model))
-        actor = _actor(own, optimizer=torch.optim.AdamW(own.model.parameters(), lr=0.01))
+        actor = make_actor(own, optimizer=torch.optim.AdamW(own.model.parameters(), lr=0.01))
         update(actor, signal)
         before = copy.deepcopy(own.model.state_dict())
         if not dropped:
@@ -390,12 +339,12 @@ def test_a_batch_without_any_advantage_makes_the_same_step_as_if_it_were_sent(
 
 
 def test_the_kl_of_rollouts_without_advantage_is_a_setting(policy: Policy) -> None:
-    signal, other = _mostly_zero(_signal(policy)), _other(policy)
+    signal, other = _mostly_zero(some_signal(policy)), other_policy(policy)
     model, weighted = tiny.twin(policy.model), (signal.advantages != 0).any(-1)
     plain = tiny.twin(other.model)
     for kl_rollouts, over in (("kept", signal.keep), ("weighted", weighted)):
         settings = {"reference": other, "kl_coef": 0.3, "kl_rollouts": kl_rollouts}
-        assert torch.equal(rollouts_to_send(_actor(policy, **settings), signal), over)
+        assert torch.equal(rollouts_to_send(make_actor(policy, **settings), signal), over)
         loss = _naive_objective(model, plain, signal, kl_coef=0.0)
         alone = replace(signal, keep=over, advantages=signal.advantages * 0)
         # Whatever the KL is a sum over, it is divided by the tokens of all 25 kept rollouts.
@@ -408,7 +357,7 @@ def test_the_kl_of_rollouts_without_advantage_is_a_setting(policy: Policy) -> No
 def test_a_loss_given_every_rollout_still_takes_the_kl_over_the_weighted(
     policy: Policy,
 ) -> None:
-    signal, other = _mostly_zero(_signal(policy)), _other(policy)
+    signal, other = _mostly_zero(some_signal(policy)), other_policy(policy)
     settings = {"reference": other, "kl_coef": 0.3, "kl_rollouts": "weighted"}
 
     def nothing(logprobs: Tensor) -> Tensor:
@@ -419,20 +368,27 @@ def test_a_loss_given_every_rollout_still_takes_the_kl_over_the_weighted(
     assert naive.relative_error(_gradient(policy, silent, **settings), everything) <= 1e-5
 
 
-def test_several_updates_take_the_old_log_probabilities_from_the_rollout(policy: Policy) -> None:
-    signal, calls = _signal(policy), []
+def test_several_updates_take_the_old_log_probabilities_from_the_first_pass(
+    policy: Policy,
+) -> None:
+    """Not from the rollout, whose record may be off, and without another pass."""
+    signal, calls = some_signal(policy), []
+    broken = torch.full_like(signal.groups.rollout_logprobs, torch.nan)
+    signal = replace(signal, groups=replace(signal.groups, rollout_logprobs=broken))
     policy.model.base_model.register_forward_hook(lambda *_: calls.append(1))
-    assert update(_actor(policy, updates_per_rollout=3), signal)["actor/ratio_deviation"] > 0
+    assert update(make_actor(policy, updates_per_rollout=3), signal)["actor/ratio_deviation"] > 0
     assert len(calls) == 3
 
 
 def test_metrics_are_means_over_the_kept_tokens(policy: Policy) -> None:
-    signal, other = _signal(policy), _other(policy)
+    signal, other = some_signal(policy), other_policy(policy)
     tokens = signal.groups.tokens
     with torch.no_grad():
         logprobs = branch_logprobs(policy, signal.groups.prompts, tokens, "full")
         frozen = branch_logprobs(other, signal.groups.prompts, tokens, "full")
-    metrics = update(_actor(policy, reference=other, kl_coef=0.1, micro_batch_tokens=30), signal)
+    metrics = update(
+        make_actor(policy, reference=other, kl_coef=0.1, micro_batch_tokens=30), signal
+    )
     assert metrics["actor/kept_rows"] == 8
     wanted = float(-signal.advantages.expand_as(logprobs)[signal.keep].mean())
     assert metrics["actor/policy_loss"] == pytest.approx(wanted, rel=1e-5)
@@ -442,25 +398,25 @@ def test_metrics_are_means_over_the_kept_tokens(policy: Policy) -> None:
 
 
 def test_a_reference_equal_to_the_policy_has_no_kl_and_no_gradient(policy: Policy) -> None:
-    signal = _signal(policy)
+    signal = some_signal(policy)
     same = replace(policy, model=copy.deepcopy(policy.model))
-    metrics = update(_actor(replace(policy, model=copy.deepcopy(policy.model))), signal)
-    with_kl = update(_actor(policy, reference=same, kl_coef=5.0), signal)
+    metrics = update(make_actor(replace(policy, model=copy.deepcopy(policy.model))), signal)
+    with_kl = update(make_actor(policy, reference=same, kl_coef=5.0), signal)
     assert with_kl["actor/kl"] == pytest.approx(0, abs=1e-12)
     assert with_kl["actor/grad_norm"] == pytest.approx(metrics["actor/grad_norm"], rel=1e-6)
     assert all(p.grad is None for p in same.model.parameters())
 
 
 def test_the_second_update_on_a_rollout_sees_the_ratio_of_the_first(policy: Policy) -> None:
-    signal = _signal(policy)
+    signal = some_signal(policy)
     prompts, tokens = signal.groups.prompts, signal.groups.tokens
     with torch.no_grad():
         before = branch_logprobs(policy, prompts, tokens, "full")
     once = replace(policy, model=copy.deepcopy(policy.model))
-    update(_actor(once), signal)
+    update(make_actor(once), signal)
     with torch.no_grad():
         after = branch_logprobs(once, prompts, tokens, "full")
-    metrics = update(_actor(policy, updates_per_rollout=2), signal)
+    metrics = update(make_actor(policy, updates_per_rollout=2), signal)
     sent = signal.keep & (signal.advantages[..., 0] != 0)
     wanted = float(((after - before).exp() - 1).abs()[sent].mean())
     assert wanted > 1e-3
@@ -470,17 +426,17 @@ def test_the_second_update_on_a_rollout_sees_the_ratio_of_the_first(policy: Poli
 
 
 def test_the_gradient_is_clipped_to_the_norm_asked_for(policy: Policy) -> None:
-    signal = _signal(policy)
+    signal = some_signal(policy)
     before = torch.cat([p.detach().flatten().clone() for p in policy.model.parameters()])
     optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
-    metrics = update(_actor(policy, optimizer=optimizer, max_grad_norm=0.01), signal)
+    metrics = update(make_actor(policy, optimizer=optimizer, max_grad_norm=0.01), signal)
     after = torch.cat([p.detach().flatten() for p in policy.model.parameters()])
     assert metrics["actor/grad_norm"] > 0.02
     assert float((after - before).norm()) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_gradients_left_over_from_elsewhere_do_not_leak_in(policy: Policy) -> None:
-    signal = _signal(policy)
+    signal = some_signal(policy)
     wanted = _gradient(policy, signal)
     for parameter in policy.model.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -488,7 +444,7 @@ def test_gradients_left_over_from_elsewhere_do_not_leak_in(policy: Policy) -> No
 
 
 def test_train_mode_without_dropout_gives_the_same_gradient(policy: Policy) -> None:
-    signal = _signal(policy)
+    signal = some_signal(policy)
     wanted = _gradient(policy, signal)
     policy.model.train()
     disable_dropout(policy.model)

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from recast.config.data import PrepareConfig as PrepareConfig
 from recast.config.data import TokenizeConfig as TokenizeConfig
+from recast.config.evaluation import METRICS as METRICS
+from recast.config.evaluation import VALID_METRICS as VALID_METRICS
 from recast.config.evaluation import EvaluateConfig as EvaluateConfig
 from recast.config.evaluation import GroundConfig as GroundConfig
 from recast.config.evaluation import Level as Level
 from recast.config.evaluation import StratifyConfig as StratifyConfig
+from recast.config.evaluation import split_metric as split_metric
 from recast.config.quickstart import QuickstartConfig as QuickstartConfig
+from recast.config.train import KLEstimator as KLEstimator
 from recast.config.train import KLRollouts as KLRollouts
 from recast.config.train import LoRAConfig as LoRAConfig
+from recast.config.train import LossAgg as LossAgg
 from recast.config.train import ModelConfig as ModelConfig
 from recast.config.train import Precision as Precision
 from recast.config.train import RLConfig as RLConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Literal, get_args
 
 from recast.config.check import (
@@ -16,6 +17,37 @@ from recast.types import require
 
 Level = Literal["item", "sid", "popular_item"]
 """What a place of a list is: an item, a semantic ID, or the most popular item of each one."""
+
+
+METRICS = ("hr", "pass", "first_pass", "recall", "ndcg")
+VALID_METRICS = ("ndcg@10", "hr@10")
+"""What a validation logs unless other metrics are named."""
+_MOST_LISTED = 1000
+
+
+def split_metric(name: str) -> tuple[str, int]:
+    """Name and k of a metric.
+
+    >>> split_metric("ndcg@10")
+    ('ndcg', 10)
+    """
+    metric, k = name.split("@")
+    return metric, int(k)
+
+
+def check_metrics(names: list[str]) -> None:
+    """Raise `RecastError` for a metric of validation that there is none of, with the nearest."""
+    remedy = f"name one or more, such as {' '.join(VALID_METRICS)}"
+    require(bool(names), "valid_metrics", names, remedy)
+    for name in names:
+        metric, _, k = str(name).partition("@")
+        near = get_close_matches(metric, METRICS, n=1, cutoff=0.3) or ["ndcg"]
+        is_cut = k.isascii() and k.isdecimal() and len(k) < 5 and 1 <= int(k) <= _MOST_LISTED
+        size = int(k) if is_cut else 10
+        remedy = f"did you mean {f'{near[0]}@{size}'!r}? give one of {', '.join(METRICS)}, then @ "
+        remedy += f"and a whole number from 1 to {_MOST_LISTED}"
+        fits = metric in METRICS and is_cut and k == str(size)
+        require(fits, "valid_metrics", name, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from recast.config.check import (
     check_threads,
     within,
 )
+from recast.config.evaluation import VALID_METRICS, check_metrics
 from recast.types import LogprobSpace, require
 
 Precision = Literal["float32", "bfloat16"]
@@ -116,6 +117,9 @@ class SFTConfig:
     """Validations without a better NDCG@10 before training stops."""
     valid_rows: int = 2000
     """Validation rows (a seeded sample) used for early stopping."""
+    valid_metrics: list[str] = field(default_factory=lambda: list(VALID_METRICS))
+    """What each validation logs at item level, as for `recast rl`; ndcg@10, which decides, is among
+    them."""
     pass_tokens: int | None = None
     """Tokens that take as long as one more pass: what padding is weighed against; unset:
     measured."""
@@ -139,6 +143,9 @@ class SFTConfig:
         within(self, 1, 10 * MOST_STEPS, "valid_rows")
         within(self, 1, 2**24, "pass_tokens")
         within(self, 2, 65536, "window")
+        check_metrics(self.valid_metrics)
+        need = "add ndcg@10, which stops the training and chooses the epoch"
+        require("ndcg@10" in self.valid_metrics, "valid_metrics", self.valid_metrics, need)
         share = self.backwards_frac
         require(0 <= share <= 1, "backwards_frac", share, "give a share from 0 to 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "give a rate from 0 up to 1")
@@ -146,6 +153,13 @@ class SFTConfig:
 
 KLRollouts = Literal["kept", "weighted"]
 """Which rollouts the KL is taken over: all that are kept, or those with an advantage."""
+
+KLEstimator = Literal["k1", "k2", "k3", "abs"]
+"""What the KL is estimated by, as verl names it."""
+
+LossAgg = Literal["token-mean", "seq-mean-token-mean"]
+"""Of losses per token and of the KL, as verl names it: a mean over all tokens that count, or over
+those of each rollout first, so that long and short items weigh the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,10 +218,18 @@ class RLConfig:
     kl_rollouts: KLRollouts = "kept"
     """Rollouts the KL is taken over: all that are kept (kept), or only those with an advantage, so
     that the others need not be sent through the models (weighted)."""
+    kl_estimator: KLEstimator = "k3"
+    """What the KL is estimated by, per token."""
+    loss_agg: LossAgg | None = None
+    """Mean of losses per token and of the KL over all tokens (token-mean), or over those of each
+    rollout first (seq-mean-token-mean); unset: the method's own."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
+    mini_batch_rows: int | None = None
+    """Kept rollouts per optimizer step: one pass over disjoint parts of the batch; unset: all."""
     updates_per_rollout: int = 1
-    """Optimizer steps on each rollout batch; 1 makes the ratio exactly 1."""
+    """How often the whole batch is learned from; 1 without mini-batches makes the ratio exactly
+    1."""
     logprob_space: LogprobSpace | None = None
     """Log-probabilities over the whole vocabulary (full), the level's codes (level) or the allowed
     children (trie); unset: the method's own."""
@@ -221,6 +243,9 @@ class RLConfig:
     """Steps between validations."""
     valid_rows: int = 2000
     """Validation rows (a seeded sample) for the curve; they choose nothing."""
+    valid_metrics: list[str] = field(default_factory=lambda: list(VALID_METRICS))
+    """What each validation logs at item level: hr, pass, first_pass, recall or ndcg at a k, as in
+    `--valid_metrics hr@1 hr@10 ndcg@10`; a k above 32 lists as many beams."""
     seed: int = 0
     """Seed of the prompts' order and of the rollouts."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
@@ -243,8 +268,9 @@ class RLConfig:
         within(self, 1, 10 * MOST_STEPS, "valid_rows")
         within(self, 1, 65536, "prompts_per_step")
         within(self, 1, 1000, "updates_per_rollout", "max_rollout_batches")
-        within(self, 1, 2**24, "micro_batch_tokens", "pass_tokens")
+        within(self, 1, 2**24, "micro_batch_tokens", "pass_tokens", "mini_batch_rows")
         within(self, 1, 4096, "group_size", "list_length")
+        check_metrics(self.valid_metrics)
         self._check_products()
         norm = self.max_grad_norm
         require(norm > 0, "max_grad_norm", norm, "give a positive norm, .inf for none")

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.config import Level
+from recast.config import METRICS, Level
 from recast.evaluation.facts import Facts, read_facts
 from recast.evaluation.resample import DRAWS, user_intervals
 from recast.run.files import reading, staged_folder
@@ -34,7 +34,7 @@ PRIMARY = "item/ndcg@10"
 LEVELS: tuple[Level, ...] = ("item", "sid")
 
 ONE_TARGET = ("hr", "ndcg")
-SEVERAL_TARGETS = ("hr", "pass", "first_pass", "recall", "ndcg")
+SEVERAL_TARGETS = METRICS
 """With one target per row HR, Pass, first-target Pass and Recall are one number, given once."""
 
 

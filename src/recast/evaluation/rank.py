@@ -6,14 +6,14 @@ Every method, policy or baseline, passes through the same metrics, candidates an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.config import EvaluateConfig
+from recast.config import VALID_METRICS, EvaluateConfig, split_metric
 from recast.config.check import refuse_ranks, take
 from recast.data.history import seen
 from recast.draws import uniforms
@@ -166,13 +166,23 @@ def sample_rows(rows: Int[Tensor, " N"], count: int) -> Int[Tensor, " C"]:
     return rows[uniforms(0, 0, rows, "sample_rows", 1)[:, 0].argsort()[:count]].sort().values
 
 
-def validate(policy: Policy, task: Task, rows: Int[Tensor, " N"]) -> Metrics:
-    """NDCG@10 and HR@10 at item level of a policy in training, whose mode is left as it was."""
+def validate(
+    policy: Policy,
+    task: Task,
+    rows: Int[Tensor, " N"],
+    names: Sequence[str] = VALID_METRICS,
+) -> Metrics:
+    """Metrics at item level, such as `ndcg@10`, of a policy in training, whose mode is left as it
+    was; by 32 beams, or as many as the largest k."""
+    asked = [split_metric(name) for name in names]
     training = policy.model.training
     policy.model.eval()
-    values = row_metrics(rank_policy(policy, task, rows, 32))
+    ranks = rank_policy(policy, task, rows, max(32, *(k for _, k in asked)))
     policy.model.train(training)
-    return {f"valid/{key}": float(values[f"item/{key}"].mean()) for key in ("ndcg@10", "hr@10")}
+    values: dict[str, Float[Tensor, " N"]] = {}
+    for metric, k in asked:
+        values |= row_metrics(ranks, [k], ["item"], [metric])
+    return {f"valid/{name}": float(values[f"item/{name}"].mean()) for name in names}
 
 
 def evaluate_policy(config: EvaluateConfig) -> Metrics:

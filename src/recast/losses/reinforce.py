@@ -6,7 +6,7 @@ The ratio is 1 by construction, so the gradient is that of -A lp, with no clip a
 log-probability. The mean is over a rollout's own tokens, then over rollouts: short and long titles
 weigh the same.
 
-Differs from the paper: the KL is the actor's, averaged over tokens and not per rollout.
+Differs from the paper: the KL is the actor's, averaged as `loss_agg` says.
 """
 
 from __future__ import annotations

@@ -56,10 +56,12 @@ def resolve(config: RLConfig, method: Method | None = None) -> Method:
     require(is_method, "method", method, remedy)
     name = config.method if method is None else method.label
     method = find_method(config.method) if method is None else method
+    changes_agg = config.loss_agg not in (None, method.loss_agg)
     method = _with_settings(_with_sampler(method, config, name), config)
     method = _with_parts(method, config, name)
     _refuse_misfits(method, config, name)
-    _probe(method, config, name)
+    values = _probe(method, config, name)
+    _refuse_misfit_units(method, config, values, changes_agg=changes_agg)
     return method
 
 
@@ -82,7 +84,7 @@ def _with_sampler(method: Method, config: RLConfig, name: str) -> Method:
 
 
 def _with_settings(method: Method, config: RLConfig) -> Method:
-    names = ("lr", "kl_coef", "nll_coef", "add_gt", "list_length")
+    names = ("lr", "kl_coef", "loss_agg", "nll_coef", "add_gt", "list_length")
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     return replace(method, **given)
 
@@ -134,7 +136,16 @@ def _refuse_misfits(method: Method, config: RLConfig, name: str) -> None:
     need = f"method {name!r} needs {least} rollouts or more per prompt"
     require(config.group_size >= least, "group_size", config.group_size, need)
     need = f"method {name!r} takes no KL here, leave it out or raise kl_coef"
-    require(config.kl_rollouts == "kept" or method.kl_coef > 0, "kl_rollouts", "weighted", need)
+    for setting in ("kl_rollouts", "kl_estimator"):
+        value = getattr(config, setting)
+        is_read = value == getattr(RLConfig, setting) or method.kl_coef > 0
+        require(is_read, setting, value, need)
+    rows, most = config.mini_batch_rows, config.prompts_per_step * config.group_size
+    most *= method.list_length
+    need = f"method {name!r} makes no rollouts, leave it out"
+    require(rows is None or method.samplers != (), "mini_batch_rows", rows, need)
+    need = f"a step has {most} rollouts, give fewer or leave it out"
+    require(rows is None or rows <= most, "mini_batch_rows", rows, need)
 
 
 def sampler_of(method: Method, name: str, args: Mapping[str, Any]) -> Part:
@@ -143,8 +154,9 @@ def sampler_of(method: Method, name: str, args: Mapping[str, Any]) -> Part:
     return supply(part, {"list_length": method.list_length})
 
 
-def _probe(method: Method, config: RLConfig, name: str) -> None:
-    """Refuse a resource that nobody supplies, then run the parts once on made-up groups."""
+def _probe(method: Method, config: RLConfig, name: str) -> Any:
+    """Refuse a resource that nobody supplies, then run the parts once on made-up groups; what the
+    loss gave."""
     parts = (method.reward, method.signal, method.loss)
     given = {name for name in ("ranker", "embeddings") if getattr(config, name)}
     available = {"fan_out", "list_length", *STEP_RESOURCES} | given
@@ -164,7 +176,20 @@ def _probe(method: Method, config: RLConfig, name: str) -> None:
     _try(method.signal, signal, groups, rewards)
     if method.sampler is None:
         _refuse_idle_signal(method, signal, groups, name)
-    _try(method.loss, probe_loss, method.loss)
+    return _try(method.loss, probe_loss, method.loss)
+
+
+def _refuse_misfit_units(
+    method: Method, config: RLConfig, values: Any, *, changes_agg: bool
+) -> None:
+    """Settings that a loss per rollout or per group does not go with."""
+    unit = values.ndim if isinstance(values, Tensor) else 0
+    name, rows = name_of(method.loss), config.mini_batch_rows
+    need = f"loss {name} compares the rollouts of a group, which mini-batches part; leave it out"
+    require(rows is None or unit != 1, "mini_batch_rows", rows, need)
+    need = f"loss {name} is none per token and no KL is taken; leave it out or raise kl_coef"
+    is_read = unit not in (1, 2) or method.kl_coef > 0
+    require(is_read or not changes_agg, "loss_agg", config.loss_agg, need)
 
 
 def _refuse_idle(method: Method, config: RLConfig, parts: tuple[Part, ...], name: str) -> None:

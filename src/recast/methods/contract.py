@@ -196,7 +196,7 @@ def _metrics_fault(metrics: Any) -> Fault | None:
         said = f"the metric {name!r} = {value!r}"
         if not isinstance(name, str) or not _METRIC.fullmatch(name):
             return Fault(f"{said}: give it a slash name, such as signal/{name}")
-        if name in OURS or name.startswith(("actor/", "valid/")):
+        if name in OURS or name.startswith(("actor/", "memory/", "time/", "valid/")):
             return Fault(f"{said}: the loop logs that name, give another")
         if type(value) not in (int, float):
             return Fault(f"{said}, a {type(value).__name__}: give a number")

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recast import losses, rewards, signals
+from recast.config import LossAgg
 from recast.methods.parts import nearest
 from recast.types import LogprobSpace, Loss, RecastError, Signal, require
 
@@ -40,6 +41,9 @@ class Method:
     """Ours, for models below a million parameters; OpenOneRec's 2e-6 belongs to 1.7 billion."""
     kl_coef: float = 0.001
     """OpenOneRec's run_grpo.sh, `low_var_kl`."""
+    loss_agg: LossAgg = "token-mean"
+    """Of a loss per token and of the KL; `seq-mean-token-mean` where the source averages every
+    rollout first, which is another number for items of unequal lengths."""
     nll_coef: float = 0.0
     """Likelihood anchor: weight of the target's likelihood, added for every prompt."""
     add_gt: bool = False
@@ -61,6 +65,8 @@ class Method:
         require(needs_none, "min_group_size", self.min_group_size, remedy)
         spaces = get_args(LogprobSpace)
         require(self.space in spaces, "space", self.space, f"choose one of {', '.join(spaces)}")
+        ways = get_args(LossAgg)
+        require(self.loss_agg in ways, "loss_agg", self.loss_agg, f"choose {' or '.join(ways)}")
         require(isinstance(self.add_gt, bool), "add_gt", self.add_gt, "give True or False")
         require(0 < self.lr < inf, "lr", self.lr, "give a positive rate")
         for name in ("kl_coef", "nll_coef"):
@@ -120,6 +126,7 @@ METHODS: dict[str, Method] = {
         reward=rewards.ranking,
         signal=partial(signals.grpo, eps=1e-4),
         loss=losses.reinforce,
+        loss_agg="seq-mean-token-mean",
     ),
     "rere_anchored": Method(
         summary="rere with a likelihood anchor",
@@ -128,6 +135,7 @@ METHODS: dict[str, Method] = {
         reward=rewards.ranking,
         signal=partial(signals.grpo, eps=1e-4),
         loss=losses.reinforce,
+        loss_agg="seq-mean-token-mean",
         nll_coef=0.1,
     ),
     "minionerec": Method(
@@ -138,6 +146,7 @@ METHODS: dict[str, Method] = {
         reward=rewards.ranking,
         signal=partial(signals.grpo, eps=1e-4),
         loss=losses.reinforce,
+        loss_agg="seq-mean-token-mean",
     ),
     "adagrpo": Method(
         summary="likelihood, plus GRPO where the policy is unsure and the ranker is not",

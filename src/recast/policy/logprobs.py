@@ -1,104 +1,24 @@
 """Log-probabilities of the update, of the reference and of the rollout: one code for all.
 
 `space` says what a token's probability is normalised over: `full` the whole vocabulary, `level`
-the codes of its level, `trie` the children that the trie allows for this prompt. The output layer
-is applied to the hidden states that are read and to no other, over the columns that the space
-needs, and never to so many at once that their logits fill more than 128 MB.
+the codes of its level, `trie` the children that the trie allows for this prompt. Of the output
+layer only the columns are made that the space needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from recast.items.catalog import Catalog
+from recast.policy.head import node_scores, node_scores_and_entropy, vocabulary_scores
 from recast.policy.load import Policy
 from recast.policy.packed import Packed, pack, packed_forward
 from recast.types import LogprobSpace, Prompts, RecastError, require
-
-MOST_LOGITS = 2**25
-"""Float32 numbers of one part; with its gradients a pass holds about four times as many."""
-
-
-def vocabulary_scores(
-    model: torch.nn.Module,
-    hidden: Float[Tensor, "N W"],
-    tokens: Int[Tensor, "N C"],
-    columns: tuple[int, int] | None = None,
-) -> Float[Tensor, "N C"]:
-    """Log-probability of each candidate after each hidden state, in float32 or wider.
-
-    `columns` are the tokens it is normalised over, from the first up to the last, all by default;
-    the candidates must be among them. Where the hidden states are too many for one part, the parts
-    are computed again in the backward pass instead of kept.
-    """
-    logits_of, start, rows = _output_layer(model, columns)
-
-    def scores(hidden: Tensor, tokens: Tensor) -> Tensor:
-        logits = logits_of(hidden)
-        return logits.gather(-1, tokens - start) - logits.logsumexp(-1, keepdim=True)
-
-    return _in_parts(scores, zip(hidden.split(rows), tokens.split(rows), strict=True))
-
-
-def node_scores(
-    model: torch.nn.Module,
-    hidden: Float[Tensor, "N W"],
-    index: Int[Tensor, " n"],
-    tokens: Int[Tensor, " n"],
-    columns: tuple[int, int] | None = None,
-) -> Float[Tensor, " n"]:
-    """The same for tokens that name their hidden state: `tokens[i]` behind `hidden[index[i]]`.
-
-    The output layer is applied to every hidden state once, however many tokens follow it.
-    """
-    logits_of, start, rows = _output_layer(model, columns)
-
-    def scores(hidden: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
-        logits = logits_of(hidden)
-        chosen = logits.flatten().gather(0, index * logits.shape[1] + tokens - start)
-        return chosen - logits.logsumexp(-1).index_select(0, index)
-
-    if len(hidden) <= rows:
-        return scores(hidden, index, tokens)
-    part = index // rows
-    order = part.argsort(stable=True)
-    sizes = part.bincount(minlength=-(-len(hidden) // rows)).tolist()
-    parts = (x[order].split(sizes) for x in (index % rows, tokens))
-    return _in_parts(scores, zip(hidden.split(rows), *parts, strict=True))[order.argsort()]
-
-
-def _output_layer(
-    model: torch.nn.Module, columns: tuple[int, int] | None
-) -> tuple[Callable[[Tensor], Tensor], int, int]:
-    """Logits of these columns, in float32 or wider, the first of them and rows of one part."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    weight, bias = head.weight, head.bias
-    start, end = columns or (0, len(weight))
-    if columns:
-        weight, bias = weight[start:end], None if bias is None else bias[start:end]
-
-    def logits_of(hidden: Tensor) -> Tensor:
-        logits = F.linear(hidden, weight, bias)
-        return logits.float() if logits.dtype.itemsize < 4 else logits
-
-    return logits_of, start, max(1, MOST_LOGITS // (end - start))
-
-
-def _in_parts(scores: Callable[..., Tensor], parts: Iterable[tuple[Tensor, ...]]) -> Tensor:
-    """The parts in turn; of several, what the backward pass needs is computed again there."""
-    every = list(parts)
-    if len(every) == 1:
-        return scores(*every[0])
-    if torch.is_grad_enabled():
-        return torch.cat([checkpoint(scores, *part, use_reentrant=False) for part in every])
-    return torch.cat([scores(*part) for part in every])
 
 
 def token_scores(
@@ -152,6 +72,27 @@ def branch_logprobs(
     return reading.logprobs(policy, packed, packed_forward(policy.model, packed))
 
 
+class BranchScores(NamedTuple):
+    """Of every token of some branches."""
+
+    logprobs: Float[Tensor, "B K L"]
+    entropy: Float[Tensor, "B K L"]
+    """Of the distribution that the token was chosen from, in nats, without a gradient."""
+
+
+def branch_scores(
+    policy: Policy,
+    prompts: Prompts,
+    branches: Int[Tensor, "B K L"],
+    space: LogprobSpace,
+    mask: Bool[Tensor, "B K L"],
+) -> BranchScores:
+    """What `branch_logprobs` gives, bit for bit, and the entropies of the same tokens."""
+    reading = read_branches(policy.catalog, prompts, branches, mask, space)
+    packed = pack(prompts.tokens, prompts.lengths, branches, reading.asked)
+    return reading.scores(policy, packed, packed_forward(policy.model, packed), with_entropy=True)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
     """Which tokens of branches are scored, and over what: the columns of their level, or the
@@ -169,15 +110,19 @@ class Reading:
     def logprobs(
         self, policy: Policy, packed: Packed, hidden: Float[Tensor, "B N W"]
     ) -> Float[Tensor, "B K L"]:
-        """Of the tokens that are asked for, 0 elsewhere, from the hidden states of `packed`.
+        """Of the tokens that are asked for, 0 elsewhere, from the hidden states of `packed`."""
+        return self.scores(policy, packed, hidden, with_entropy=False).logprobs
+
+    def scores(
+        self, policy: Policy, packed: Packed, hidden: Float[Tensor, "B N W"], *, with_entropy: bool
+    ) -> BranchScores:
+        """The same and the entropies, all 0 if none are wanted.
 
         The output layer reads every distinct node once, however many branches go through it.
         """
-        found = torch.zeros(
-            self.branches.shape,
-            dtype=torch.promote_types(hidden.dtype, torch.float32),
-            device=hidden.device,
-        )
+        kind = torch.promote_types(hidden.dtype, torch.float32)
+        found = torch.zeros(self.branches.shape, dtype=kind, device=hidden.device)
+        entropy = torch.zeros_like(found)
         for level in range(1 if self.space == "full" else policy.catalog.num_levels):
             row, branch, place = self._tokens_at(level)
             if not len(row):
@@ -191,19 +136,27 @@ class Reading:
             if self.path is None or self.excluded is None:
                 columns = None if self.space == "full" else policy.catalog.level_tokens(level)
                 tokens = self.branches[row, branch, place]
-                scores = node_scores(policy.model, states, index, tokens, columns)
+                asked = (policy.model, states, index, tokens, columns)
+                if with_entropy:
+                    scores, spread = node_scores_and_entropy(*asked)
+                else:
+                    scores = node_scores(*asked)
             else:
                 above = self.path[row, branch, level][first][:, None]
-                asked, child, allowed = policy.catalog.children(
+                children, child, allowed = policy.catalog.children(
                     level, above, self.excluded[row[first]]
                 )
                 every = token_scores(
-                    policy, states[:, None], asked, allowed, space=self.space, level=level
+                    policy, states[:, None], children, allowed, space=self.space, level=level
                 )
                 taken = self.path[row, branch, level + 1] - child[index, 0, 0]
                 scores = every[:, 0][index, taken]
+                if with_entropy:
+                    spread = torch.special.entr(every[:, 0].detach().exp()).sum(-1)[index]
             found = found.index_put((row, branch, place), scores)
-        return found
+            if with_entropy:
+                entropy[row, branch, place] = spread.to(kind)
+        return BranchScores(found, entropy)
 
     def _tokens_at(
         self, level: int

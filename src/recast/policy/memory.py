@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 
 import torch
 from torch import Tensor
@@ -13,8 +15,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from recast.config import ModelConfig
 from recast.items.catalog import Catalog
 from recast.policy.body import hidden_states
+from recast.policy.head import MOST_LOGITS
 from recast.policy.load import Policy
-from recast.policy.logprobs import MOST_LOGITS
 from recast.policy.packable import text_config
 from recast.types import RecastError
 
@@ -154,6 +156,14 @@ def free_bytes(device: torch.device) -> int | None:
     if limit.is_file() and (most := limit.read_text().strip()).isdigit():
         found.append(int(most) - int((group / "memory.current").read_text()))
     return max(min(found), 0) if found else None
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that was held at once so far: by torch on a GPU, by the process on the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    most = getrusage(RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # Linux counts in KiB
 
 
 def size(count: float) -> str:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from recast.config.plugin import load_function
 from recast.items.catalog import Catalog
+from recast.policy.head import vocabulary_scores
 from recast.policy.load import Policy, load_policy
-from recast.policy.logprobs import vocabulary_scores
 from recast.policy.packed import pack, packed_forward
 from recast.policy.prompts import write_items
 from recast.types import Prompts, Ranker, RecastError

@@ -15,6 +15,7 @@ def describe_methods() -> str:
         f"signal {name_of(m.signal)} | loss {name_of(m.loss)}\n"
         f"  lr {m.lr:g} | kl_coef {m.kl_coef:g} | nll_coef {m.nll_coef:g} | "
         f"log-probabilities {m.space} | group_size >= {m.min_group_size}"
+        + (f" | {m.loss_agg}" if m.loss_agg != "token-mean" else "")
         + (" | fills the batch with mixed groups" if m.fill_batch else "")
         + (" | reads the whole batch" if traits_of(m.signal).reads_batch else "")
         for name, m in METHODS.items()

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from recast.policy.body import hidden_states
+from recast.policy.head import node_scores
 from recast.policy.load import Policy
-from recast.policy.logprobs import node_scores, read_branches, require_levels, token_scores
+from recast.policy.logprobs import read_branches, require_levels, token_scores
 from recast.policy.packed import grow_branches, pack, packed_forward
 from recast.types import Draw, LogprobSpace, Prompts, RolloutGroups
 

@@ -1,9 +1,10 @@
-"""The actor: a Signal in, one optimizer step out; it never learns which paper the signal is from.
+"""The actor: a Signal in, optimizer steps out, one by default; it never learns which paper the
+signal is from.
 
 Only what carries weight goes through the model: prompts and rollouts that cannot change the
 gradient are dropped before the reference and the policy pass, and each prompt that stays is sent
-once. Sums come first, each stream is divided once by its global count, whatever was sent, so the
-gradient depends neither on micro-batches nor on what was dropped.
+once per step. Sums come first, each stream is divided once by its global count, whatever was sent,
+so the gradient depends neither on micro-batches nor on what was dropped.
 
 A loss names what it needs among `LOSS_INPUTS`, and the shape of its result names the unit it is a
 mean over: `[B, K, L]` counted tokens, `[B, K]` rollouts, `[B]` groups with a kept rollout.
@@ -11,23 +12,42 @@ mean over: `[B, K, L]` counted tokens, `[B, K]` rollouts, `[B]` groups with a ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.config import KLRollouts
-from recast.groups import select
-from recast.losses import kl_k3
+from recast.config import KLEstimator, KLRollouts, LossAgg
+from recast.losses import KLS
+from recast.losses.rollouts import rollout_mean
 from recast.methods.contract import Fault, loss_fault
-from recast.methods.parts import needs, traits_of
+from recast.methods.parts import is_users, name_of, needs, traits_of
 from recast.policy.load import Policy
-from recast.policy.logprobs import branch_logprobs
+from recast.policy.logprobs import BranchScores, branch_logprobs, branch_scores
 from recast.policy.lora import has_adapters, without_adapters
-from recast.policy.passes import MOST_PASS_TOKENS, by_length
+from recast.policy.passes import MOST_PASS_TOKENS
+from recast.run.clock import Clock
+from recast.train.batches import (
+    Batch,
+    Counts,
+    counts_of,
+    micro_batches,
+    mini_batches,
+    tokens_of,
+)
+from recast.train.measures import (
+    clip_metrics,
+    clipped_tokens,
+    entropy_metrics,
+    entropy_sums,
+    has_clip,
+    levels_of,
+    mean_metrics,
+)
 from recast.types import LogprobSpace, Loss, Metrics, Prompts, RecastError, Signal
 
 Reference = Callable[[Prompts, Int[Tensor, "B K L"], Bool[Tensor, "B K L"]], Float[Tensor, "B K L"]]
@@ -56,27 +76,6 @@ LOSS_INPUTS = ("logprobs", "old_logprobs", "ref_logprobs", "advantages", "loss_m
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """The part of a signal that is sent: K rollouts and T targets per prompt, N = K + T.
-
-    The branches are the rollouts, then the targets; T is 0 where no likelihood is asked for.
-    Example, ReCast's pair (rows 3 and 0 of 4) of a prompt, no likelihood: K = 2, T = 0,
-    `branches=[[y_0, y_3]]  advantages=[[[-1, -1, -1], [1, 1, 1]]]  loss_mask` all True. A prompt of
-    the same call that keeps one rollout has a second row of `loss_mask` False.
-    """
-
-    prompts: Prompts
-    branches: Int[Tensor, "B N L"]
-    branch_mask: Bool[Tensor, "B N L"]
-    """Tokens that are read: those that count, and those of targets with a likelihood."""
-    rollout_logprobs: Float[Tensor, "B K L"]
-    advantages: Float[Tensor, "B K L"]
-    loss_mask: Bool[Tensor, "B K L"]
-    nll_weight: Float[Tensor, "B T L"]
-    ref_logprobs: Float[Tensor, "B K L"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Actor:
     """What an update needs besides the signal."""
 
@@ -91,17 +90,26 @@ class Actor:
     space: LogprobSpace
     micro_batch_tokens: int
     updates_per_rollout: int
+    mini_batch_rows: int | None = None
+    """Kept rollouts per optimizer step; None: all."""
+    loss_agg: LossAgg = "token-mean"
+    kl_estimator: KLEstimator = "k3"
     pass_tokens: int = MOST_PASS_TOKENS
     """Tokens that take as long as one more pass."""
+    clock: Clock = field(default_factory=Clock)
 
 
 def update(actor: Actor, signal: Signal) -> Metrics:
-    """`updates_per_rollout` optimizer steps on one signal; returns the last step's metrics.
+    """One optimizer step per mini-batch, `updates_per_rollout` times over; returns the means over
+    the steps of the last time.
 
-    With one step the old log-probabilities are the update's own, detached: the ratio is exactly 1.
-    With several they are those of the rollout, which the same weights gave. A signal that keeps
-    nothing leaves the policy as it is (`actor/kept_rows` is 0); one that keeps rollouts of
-    advantage 0 makes its step with the gradient 0, whether they were sent or not.
+    The old log-probabilities are those of the policy before the first step: the first mini-batch
+    takes its first pass's own, detached, so that its ratio is exactly 1; the others get theirs from
+    a pass without gradients. A signal that keeps nothing leaves the policy as it is
+    (`actor/kept_rows` is 0); one that keeps rollouts of advantage 0 makes its step with the
+    gradient 0, whether they were sent or not.
+
+    Raises `RecastError` for a loss or a gradient that is not finite, before the step is made.
     """
     sent = rollouts_to_send(actor, signal)
     metrics: Metrics = {
@@ -110,15 +118,22 @@ def update(actor: Actor, signal: Signal) -> Metrics:
     }
     if not bool(signal.keep.any() | (signal.nll_weight != 0).any()):
         return metrics
-    batches = list(micro_batches(signal, sent, actor.micro_batch_tokens, actor.pass_tokens))
-    if (reference := actor.reference) is not None:
-        ref = [_ref_logprobs(reference, batch) for batch in batches]
-        batches = [replace(b, ref_logprobs=x) for b, x in zip(batches, ref, strict=True)]
-    metrics["actor/padding"] = _padding(batches)
-    counts = _counts(signal)
-    for _ in range(actor.updates_per_rollout):
-        metrics |= _step(actor, batches, counts)
-    return metrics
+    parts = [_part(actor, part, sent) for part in mini_batches(signal, actor.mini_batch_rows)]
+    parts[1:] = [_with_old_logprobs(actor, part) for part in parts[1:]]
+    sent_tokens, real_tokens = tokens_of([batch for part in parts for batch in part.batches])
+    updates = actor.updates_per_rollout
+    metrics |= {
+        "actor/padding": sent_tokens / max(real_tokens, 1),
+        "actor/sent_tokens": float(updates * real_tokens),
+        "actor/optimizer_steps": float(updates * len(parts)),
+    }
+    for _ in range(updates):
+        steps = []
+        for place, part in enumerate(parts):
+            with actor.clock.measure("time/update_s"):
+                parts[place], step = _step(actor, part, signal.groups.step + 1)
+            steps.append(step)
+    return metrics | mean_metrics(steps)
 
 
 def rollouts_to_send(actor: Actor, signal: Signal) -> Bool[Tensor, "B G"]:
@@ -133,56 +148,21 @@ def rollouts_to_send(actor: Actor, signal: Signal) -> Bool[Tensor, "B G"]:
     return signal.keep & (signal.advantages != 0).any(-1)
 
 
-def micro_batches(
-    signal: Signal,
-    sent: Bool[Tensor, "B G"],
-    max_tokens: int,
-    pass_tokens: int = MOST_PASS_TOKENS,
-) -> Iterator[Batch]:
-    """Prompts with a rollout to send or a likelihood, bucketed by length, in the cheapest batches
-    of at most `max_tokens` tokens; a prompt and its branches are never split."""
-    prompts = signal.groups.prompts
-    has_nll = signal.nll_weight != 0
-    rows = (sent.any(1) | has_nll).nonzero()[:, 0]
-    of_rollouts = _sent_tokens(signal.groups.loss_mask) * sent
-    of_targets = _sent_tokens(prompts.target_mask) * has_nll[:, None]
-    branch_tokens = (of_rollouts.sum(1) + of_targets.sum(1))[rows]
-    for index in by_length(prompts.lengths[rows], branch_tokens, max_tokens, pass_tokens):
-        yield _gather(signal, sent, rows[index])
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """What one optimizer step reads."""
+
+    batches: list[Batch]
+    counts: Counts
 
 
-def _sent_tokens(mask: Bool[Tensor, "B N L"]) -> Int[Tensor, "B N"]:
-    """Of every branch: all before the last one that counts, whether they count or not."""
-    return (mask * torch.arange(mask.shape[2], device=mask.device)).amax(-1)
-
-
-def _gather(signal: Signal, sent: Bool[Tensor, "B G"], rows: Int[Tensor, " N"]) -> Batch:
-    groups = select(signal.groups, rows)
-    prompts = groups.prompts
-    prompts = replace(prompts, tokens=prompts.tokens[:, : int(prompts.lengths.max())])
-    keep, nll_weight = sent[rows], signal.nll_weight[rows]
-    # Rollouts to send first, in their order; short groups are filled with rows of no weight.
-    kept = int(keep.sum(1).max())
-    order = keep.int().argsort(dim=1, descending=True, stable=True)[:, :kept]
-    token = order[..., None].expand(-1, -1, groups.tokens.shape[2])
-    mask = groups.loss_mask & keep[..., None]
-    branches, masks = [groups.tokens.gather(1, token)], [mask.gather(1, token)]
-    advantages = signal.advantages[rows].expand(groups.tokens.shape).gather(1, token)
-    weight = advantages[:, :0]
-    if bool((nll_weight != 0).any()):
-        count = prompts.target_mask.any(-1).sum(1)[:, None, None].clamp(min=1)
-        weight = nll_weight[:, None, None] * prompts.target_mask / count
-        branches.append(prompts.targets)
-        masks.append(weight != 0)
-    return Batch(
-        prompts=prompts,
-        branches=torch.cat(branches, dim=1),
-        branch_mask=torch.cat(masks, dim=1),
-        rollout_logprobs=groups.rollout_logprobs.gather(1, token),
-        advantages=advantages,
-        loss_mask=masks[0],
-        nll_weight=weight,
-    )
+def _part(actor: Actor, signal: Signal, sent: Bool[Tensor, "B G"]) -> _Part:
+    sent = sent & signal.keep
+    batches = list(micro_batches(signal, sent, actor.micro_batch_tokens, actor.pass_tokens))
+    if (reference := actor.reference) is not None:
+        with actor.clock.measure("time/reference_s"):
+            batches = [replace(b, ref_logprobs=_ref_logprobs(reference, b)) for b in batches]
+    return _Part(batches=batches, counts=counts_of(signal))
 
 
 @torch.no_grad()
@@ -193,86 +173,84 @@ def _ref_logprobs(reference: Reference, batch: Batch) -> Float[Tensor, "B K L"]:
     return reference(batch.prompts, batch.branches[:, :kept], batch.loss_mask)
 
 
-def _padding(batches: list[Batch]) -> float:
-    """Tokens sent per real one, of prompts and branches."""
-    sent = real = 0
-    for batch in batches:
-        branch_tokens = _sent_tokens(batch.branch_mask).sum(1)
-        lengths = batch.prompts.lengths
-        sent += len(lengths) * int(lengths.max() + branch_tokens.max())
-        real += int((lengths + branch_tokens).sum())
-    return sent / max(real, 1)
+@torch.no_grad()
+def _with_old_logprobs(actor: Actor, part: _Part) -> _Part:
+    """By the very passes that its step makes, so that what has not moved has the ratio 1."""
+    batches = []
+    for batch in part.batches:
+        with actor.clock.measure("time/old_logprobs_s"):
+            both = _scores(actor, batch).logprobs
+        batches.append(replace(batch, old_logprobs=both[:, : batch.advantages.shape[1]]))
+    return replace(part, batches=batches)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Counts:
-    """What the sums are divided by."""
-
-    units: tuple[int, int, int]
-    """Groups, rollouts and tokens that are kept: by the dimensions of a loss, less one."""
-    nll_tokens: float
-    """A prompt counts once however many targets it has, with their mean length: they share its
-    weight."""
-
-
-def _counts(signal: Signal) -> _Counts:
-    kept = signal.groups.loss_mask & signal.keep[..., None]
-    prompts = signal.groups.prompts
-    lengths = prompts.target_mask.sum(-1)
-    mean_length = lengths.sum(1) / (lengths > 0).sum(1).clamp(min=1)
-    units = (kept.any(-1).any(-1), kept.any(-1), kept)
-    groups, rollouts, tokens = (max(int(unit.sum()), 1) for unit in units)
-    return _Counts(
-        units=(groups, rollouts, tokens),
-        nll_tokens=max(float(mean_length[signal.nll_weight != 0].sum()), 1.0),
+def _scores(actor: Actor, batch: Batch) -> BranchScores:
+    return branch_scores(
+        actor.policy, batch.prompts, batch.branches, actor.space, batch.branch_mask
     )
 
 
-def _step(actor: Actor, batches: list[Batch], counts: _Counts) -> Metrics:
-    tokens, nll_tokens = counts.units[2], counts.nll_tokens
+def _step(actor: Actor, part: _Part, step: int) -> tuple[_Part, Metrics]:
+    """One optimizer step; the part returns with the old log-probabilities it was made with."""
+    counts, catalog = part.counts, actor.policy.catalog
     model = actor.policy.model
     parameters = trained_parameters(actor.policy)
     actor.optimizer.zero_grad(set_to_none=True)
-    if not batches:  # an optimizer leaves out parameters without a gradient, its momentum included
+    if not part.batches:  # an optimizer leaves out parameters without a gradient, its momentum too
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-    sent_tokens = max(sum(int(batch.loss_mask.sum()) for batch in batches), 1)
-    sums = torch.zeros(4, dtype=torch.float64)
+    sent_tokens = max(sum(int(batch.loss_mask.sum()) for batch in part.batches), 1)
+    kl_units = counts.units[2 if actor.loss_agg == "token-mean" else 1]
+    sums = torch.zeros(8, dtype=torch.float64)
+    entropies = torch.zeros(2, catalog.num_levels + 1, dtype=torch.float64)
+    batches = []
     # Checkpointing works in training mode alone, decoding with a cache only outside of it.
     model.train(model.is_activation_checkpointing)
-    for batch in batches:
-        both = branch_logprobs(
-            actor.policy, batch.prompts, batch.branches, actor.space, batch.branch_mask
-        )
-        logprobs, target_logprobs = both.tensor_split([batch.advantages.shape[1]], dim=1)
-        old = logprobs.detach() if actor.updates_per_rollout == 1 else batch.rollout_logprobs
-        policy_loss = _policy_loss(actor.loss, batch, logprobs, old, counts.units)
+    for batch in part.batches:
+        kept = batch.advantages.shape[1]
+        scores = _scores(actor, batch)
+        logprobs, target_logprobs = scores.logprobs.tensor_split([kept], dim=1)
+        old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+        policy_loss = _policy_loss(actor, batch, logprobs, old, counts.units)
         nll = -(target_logprobs * batch.nll_weight).sum()
-        total = policy_loss + nll / nll_tokens
+        total = policy_loss + nll / counts.nll_tokens
         kl = policy_loss.new_zeros(())
         if actor.kl_coef and batch.ref_logprobs is not None:
-            over = batch.loss_mask
-            if actor.kl_rollouts == "weighted":
-                over = over & (batch.advantages != 0).any(-1, keepdim=True)
-            kl = _masked_sum(kl_k3(logprobs, batch.ref_logprobs), over)
-            total = total + actor.kl_coef * kl / tokens
+            kl = _kl_sum(actor, batch, logprobs)
+            total = total + actor.kl_coef * kl / kl_units
+        clipped = _clipped(actor.loss, batch, policy_loss, logprobs)
         total.backward()
-        moved = _masked_sum(((logprobs - old).detach().exp() - 1).abs(), batch.loss_mask)
-        sums += torch.stack([policy_loss, nll, kl, moved]).detach().double().cpu()
+        change = (logprobs - old).detach()
+        moved = _masked_sum((change.exp() - 1).abs(), batch.loss_mask)
+        fell = _masked_sum(-change, batch.loss_mask)
+        scalars = torch.stack([policy_loss, nll, kl, moved, fell, *clipped]).detach().double()
+        levels = levels_of(catalog, batch.branches[:, :kept])
+        per_level = entropy_sums(
+            scores.entropy[:, :kept], levels, batch.loss_mask, catalog.num_levels
+        )
+        both = torch.cat([scalars, per_level.flatten()]).cpu()  # the one wait for the device
+        sums += both[:8]
+        entropies += both[8:].view(2, -1)
+        batches.append(replace(batch, old_logprobs=old))
     model.eval()
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, actor.max_grad_norm)
-    actor.optimizer.step()
-    kl_metric = {"actor/kl": float(sums[2]) / tokens} if actor.kl_coef else {}
-    return kl_metric | {
+    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, actor.max_grad_norm))
+    kl_metric = {"actor/kl": float(sums[2]) / kl_units} if actor.kl_coef else {}
+    metrics = kl_metric | {
         "actor/policy_loss": float(sums[0]),
-        "actor/nll": float(sums[1]) / nll_tokens,
+        "actor/nll": float(sums[1]) / counts.nll_tokens,
         "actor/ratio_deviation": float(sums[3]) / sent_tokens,
-        "actor/grad_norm": float(grad_norm),
+        "actor/ppo_kl": float(sums[4]) / sent_tokens,
+        "actor/grad_norm": grad_norm,
     }
+    _require_finite(actor.loss, metrics, step)
+    actor.optimizer.step()
+    torch.clear_autocast_cache()  # it holds the weights as they were
+    metrics |= clip_metrics(actor.loss, sums[5:].tolist(), counts.units[2])
+    return replace(part, batches=batches), metrics | entropy_metrics(entropies)
 
 
 def _policy_loss(
-    loss: Loss,
+    actor: Actor,
     batch: Batch,
     logprobs: Float[Tensor, "B K L"],
     old_logprobs: Float[Tensor, "B K L"],
@@ -281,6 +259,7 @@ def _policy_loss(
     """This batch's part of the mean of the loss over all that it is a loss of."""
     if not batch.advantages.shape[1]:
         return logprobs.sum()  # of nothing: 0, and part of the graph
+    loss = actor.loss
     inputs = (logprobs, old_logprobs, batch.ref_logprobs, batch.advantages, batch.loss_mask)
     named = dict(zip(LOSS_INPUTS, inputs, strict=True))
     values = loss(**{name: value for name, value in named.items() if needs(loss, name)})
@@ -290,9 +269,47 @@ def _policy_loss(
     if fault:
         raise RecastError(f"the loss gave {fault.what}")
     mask = batch.loss_mask
+    if values.ndim == 3 and actor.loss_agg == "seq-mean-token-mean":
+        values = rollout_mean(values, mask)
     while mask.ndim > values.ndim:
         mask = mask.any(-1)
     return _masked_sum(values, mask) / counts[values.ndim - 1]
+
+
+def _kl_sum(actor: Actor, batch: Batch, logprobs: Float[Tensor, "B K L"]) -> Float[Tensor, ""]:
+    """Of the tokens, or of the rollouts' means."""
+    assert batch.ref_logprobs is not None
+    over = batch.loss_mask
+    if actor.kl_rollouts == "weighted":
+        over = over & (batch.advantages != 0).any(-1, keepdim=True)
+    kl = KLS[actor.kl_estimator](logprobs, batch.ref_logprobs)
+    if actor.loss_agg == "seq-mean-token-mean":
+        return rollout_mean(kl, over).sum()
+    return _masked_sum(kl, over)
+
+
+def _clipped(
+    loss: Loss, batch: Batch, policy_loss: Float[Tensor, ""], logprobs: Float[Tensor, "B K L"]
+) -> Float[Tensor, 3]:
+    """Tokens that the loss clips, low, high and dual: none at the ratio 1."""
+    if batch.old_logprobs is None or not has_clip(loss) or not logprobs.numel():
+        return policy_loss.new_zeros(3)
+    (slope,) = torch.autograd.grad(policy_loss, logprobs, retain_graph=True)
+    change = logprobs.detach() - batch.old_logprobs
+    has_dual = needs(loss, "dual_clip")
+    counts = clipped_tokens(slope, change, batch.advantages, batch.loss_mask, has_dual=has_dual)
+    return counts.to(policy_loss)
+
+
+def _require_finite(loss: Loss, metrics: Metrics, step: int) -> None:
+    """Refuse a step that would write NaN or infinity into the weights."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            if is_users(loss):
+                remedy = f"give a lower lr, or mend loss {name_of(loss)} if that gave it"
+            else:
+                remedy = "the run has diverged, start it again with a lower lr"
+            raise RecastError(f"{name} is {value} at step {step}: {remedy}")
 
 
 def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:

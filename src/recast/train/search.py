@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ from recast.policy.passes import by_length
 from recast.policy.tasks import Task
 from recast.rollout.add_gt import add_gt
 from recast.rollout.fill import Drawn, Rewarded, fill_batch
+from recast.run.clock import Clock
 from recast.types import Draw, Prompts, RecastError, RolloutGroups
 
 
@@ -62,6 +63,7 @@ class Search:
     """Tokens that take as long as one more pass; a call makes one for every token of an item."""
     folder: str
     """Where a group that a part fails on is written."""
+    clock: Clock = field(default_factory=Clock)
 
     def batch(
         self, step: int, rows: Int[Tensor, " B"], further: Int[Tensor, "batches B"]
@@ -77,11 +79,13 @@ class Search:
     def draw(self, step: int, rows: Int[Tensor, " B"]) -> Drawn:
         """The rollouts of these rows with their rewards, as drawn and as the signal is given them:
         `add_gt` comes in between, so that what is measured is what the policy wrote."""
-        drawn = self._rewarded(self.roll_out(step, self.task.prompts(rows)))
+        with self.clock.measure("time/rollout_s"):
+            groups = self.roll_out(step, self.task.prompts(rows))
+        drawn = self._rewarded(groups)
         return Drawn(drawn, self._rewarded(add_gt(drawn.groups)) if self.method.add_gt else drawn)
 
     def _rewarded(self, groups: RolloutGroups) -> Rewarded:
-        with blame("reward", self.method.reward):
+        with self.clock.measure("time/signal_s"), blame("reward", self.method.reward):
             rewards = self.method.reward(groups)
         guard_rewards(self.method.reward, groups, rewards, self.folder)
         return Rewarded(groups, rewards)

@@ -18,8 +18,8 @@ from torch import Tensor
 from recast.config import Precision
 from recast.policy.attention import Layout
 from recast.policy.body import hidden_states
+from recast.policy.head import vocabulary_scores
 from recast.policy.load import Policy
-from recast.policy.logprobs import vocabulary_scores
 from recast.policy.passes import by_length
 
 MOST_SHARED = 512

@@ -13,7 +13,7 @@ from torch import Tensor
 from recast.config import Precision, RLConfig, SFTConfig
 from recast.config.check import refuse_ranks, take
 from recast.data.folder import load_data
-from recast.evaluation.rank import sample_rows
+from recast.evaluation.rank import sample_rows, validate
 from recast.groups import select
 from recast.items.catalog import load_catalog
 from recast.methods.assembly import equip, resolve, sampler_of
@@ -32,11 +32,12 @@ from recast.policy.memory import MemoryPlan, plan_memory, require_memory
 from recast.policy.passes import MOST_PASS_TOKENS, measure_pass_tokens
 from recast.policy.tasks import HistoryTask, Task, check_catalog, load_task
 from recast.policy.threads import choose_threads
+from recast.run.clock import Clock
 from recast.run.files import refuse_existing
 from recast.train.actor import Actor, frozen_reference, trained_parameters
 from recast.train.search import Search, branch_tokens, prompt_batches
 from recast.train.sequences import MOST_SHARED, learn
-from recast.types import Prompts, RecastError
+from recast.types import Metrics, Prompts, RecastError
 
 _MEASURED = 4096  # tokens of a pass that is timed: more says the same
 
@@ -52,16 +53,24 @@ class RLSetup:
     task: Task
     search: Search
     actor: Actor
+    clock: Clock
+    """That both report their phases to."""
     batches: Int[Tensor, "steps B"]
     """Row ids of every step."""
     surplus: Int[Tensor, "batches B"]
     """Row ids that a method fills its batches from."""
     valid_rows: Int[Tensor, " N"]
+    valid_metrics: list[str]
     warmup_steps: int
     precision: Precision
     plan: MemoryPlan
     settings: dict[str, Any]
     """What the run uses: the config, with what it left to the method filled in."""
+
+    def validate(self) -> Metrics:
+        """The chosen metrics on the validation rows."""
+        with self.clock.measure("time/valid_s"):
+            return validate(self.policy, self.task, self.valid_rows, self.valid_metrics)
 
 
 def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
@@ -91,7 +100,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         reference=_compares(method) and not has_adapters(policy.model),
         reads=config.prompts_per_step * width,
     )
-    name = method.sampler
+    name, clock = method.sampler, Clock(device=policy.catalog.device)
     search = Search(
         policy=policy,
         task=task,
@@ -103,6 +112,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         micro_batch_tokens=plan.micro_batch_tokens,
         pass_tokens=MOST_PASS_TOKENS,
         folder=config.output,
+        clock=clock,
     )
     one = select(prompts, torch.zeros(1, dtype=torch.long, device=policy.catalog.device))
     search.roll_out(0, one)  # a sampler that cannot work says so before there is a folder
@@ -113,10 +123,12 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         policy=policy,
         task=task,
         search=replace(search, pass_tokens=pass_tokens),
-        actor=_actor(config, method, policy, plan, pass_tokens),
+        actor=replace(_actor(config, method, policy, plan, pass_tokens), clock=clock),
+        clock=clock,
         batches=batches[: config.steps],
         surplus=batches[config.steps :],
         valid_rows=sample_rows(task.rows("valid"), config.valid_rows),
+        valid_metrics=config.valid_metrics,
         warmup_steps=config.warmup_steps,
         precision=config.precision,
         plan=plan,
@@ -245,10 +257,13 @@ def _actor(
         loss=method.loss,
         kl_coef=method.kl_coef,
         kl_rollouts=config.kl_rollouts,
+        kl_estimator=config.kl_estimator,
+        loss_agg=method.loss_agg,
         max_grad_norm=config.max_grad_norm,
         space=method.space,
         micro_batch_tokens=plan.micro_batch_tokens,
         updates_per_rollout=config.updates_per_rollout,
+        mini_batch_rows=config.mini_batch_rows,
         pass_tokens=pass_tokens,
     )
 
@@ -258,5 +273,5 @@ def _settings(config: RLConfig, method: Method, threads: int, plan: MemoryPlan) 
     used["micro_batch_tokens"] = plan.micro_batch_tokens
     for kind in ("reward", "signal", "loss"):
         used[kind], used[f"{kind}_args"] = spell(getattr(method, kind))
-    names = ("sampler", "lr", "kl_coef", "nll_coef", "add_gt", "list_length")
+    names = ("sampler", "lr", "kl_coef", "loss_agg", "nll_coef", "add_gt", "list_length")
     return used | {name: getattr(method, name) for name in names}
