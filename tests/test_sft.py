@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import polars as pl
@@ -15,6 +15,7 @@ import yaml
 from data_folder import forget_hashes
 from small_walk import MODEL, metric_lines, same, sft_config, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
 
 from recast.data.folder import data_hash, load_data
 from recast.data.windows import user_windows
@@ -136,6 +137,26 @@ def test_a_policy_of_ones_own_is_the_start(walk: Path, tmp_path: Path) -> None:
     before, after = weights(walk / "sft"), weights(tmp_path / "run")
     assert before.keys() == after.keys()
     assert all(torch.allclose(before[k], after[k], atol=1e-9) for k in before)
+
+
+def test_a_model_of_ones_own_is_the_start(
+    walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny.tiny_config("qwen3", 40)
+    AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(tmp_path / "model")
+    tiny.tiny_tokenizer(9).save_pretrained(tmp_path / "model")
+    model = type(MODEL)(path=str(tmp_path / "model"))
+    config = sft_config(walk, tmp_path / "run", model=model, epochs=1)
+    train_sft(config)
+    last = 9 + sum(load_catalog(walk / "catalog").codebook_sizes) - 1
+    said = capsys.readouterr().out
+    assert f"model: tokens 9 to {last} are semantic IDs, new_rows: spread\n" in said
+    assert "trained in float32 and rounded to bfloat16" in said
+    used = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert used == asdict(replace(config, model=replace(model, new_rows="spread")))
+    assert {weight.dtype for weight in weights(tmp_path / "run").values()} == {torch.bfloat16}
+    tokenizer = load_policy(tmp_path / "run" / "policy").tokenizer
+    assert tokenizer("w3 <a_0>")["input_ids"] == [3, 9]
 
 
 def test_the_cost_of_a_pass_is_not_measured_for_short_sequences(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -14,6 +15,7 @@ from transformers import (
     MistralConfig,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen3Config,
 )
 
@@ -119,6 +121,15 @@ def tiny_policy(name: str, catalog: Catalog, dtype: torch.dtype = torch.float32)
         config = tiny_config(name, catalog.vocab_size)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
     return Policy(model=model.to(dtype).eval(), catalog=catalog, window=20)
+
+
+def tiny_tokenizer(size: int, **settings: object) -> PreTrainedTokenizerFast:
+    """Words between spaces, in any case: <unk> is 0, <s> 1, </s> 2, w3 3, ..., up to `size`."""
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, size)}
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", **settings)
 
 
 def twin(model: PreTrainedModel, attention: str = "sdpa") -> PreTrainedModel:

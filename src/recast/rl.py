@@ -39,7 +39,7 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
     state = LoopState(model=policy.model, optimizer=setup.actor.optimizer)
     with RunLog(config.output, setup.settings, parent=log) as run:
         run.environment(data_hash(config.data))
-        run.say(setup.plan.text)
+        run.say(setup.text)
         state.valid = setup.validate()
         run.metrics(0, state.valid | setup.clock.read(), stage=setup.name)
         with run.stage(setup.name, total=config.steps) as stage:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -37,11 +36,12 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, total))
     state = LoopState(model=policy.model, optimizer=optimizer)
-    measured = {"threads": setup.threads, "pass_tokens": setup.pass_tokens}
-    with RunLog(config.output, asdict(config) | measured, parent=log) as run:
+    with RunLog(config.output, setup.settings, parent=log) as run:
         run.environment(data_hash(config.data))
         said = f"{setup.num_windows} windows of {config.window} items"
-        run.say(f"{said}, torch threads: {setup.threads}")
+        run.say(f"{said}, torch threads: {setup.settings['threads']}")
+        if setup.text:
+            run.say(setup.text)
         with run.stage("SFT", total=config.epochs) as stage:
             while state.step < config.epochs and state.waited < config.patience:
                 learned = train_epoch(

@@ -72,7 +72,7 @@ def test_the_vocabulary_of_a_given_model_is_extended(tmp_path: Path, name: str) 
     kept = AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight
     policy = create_policy(ModelConfig(path=folder), tiny.tiny_catalog(), window=5, seed=0)
     catalog = policy.catalog
-    assert (catalog.first_token, catalog.bos_token, catalog.pad_token) == (9, 1, 1)
+    assert (catalog.first_token, catalog.bos_token, catalog.pad_token) == (9, 1, 0)
     assert catalog.codes.tolist() == tiny.CODES.tolist()
     weight = policy.model.get_input_embeddings().weight
     assert policy.model.config.vocab_size == len(weight) == 9 + 3 + 3 + 4

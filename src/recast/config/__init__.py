@@ -20,6 +20,7 @@ from recast.config.train import KLRollouts as KLRollouts
 from recast.config.train import LoRAConfig as LoRAConfig
 from recast.config.train import LossAgg as LossAgg
 from recast.config.train import ModelConfig as ModelConfig
+from recast.config.train import NewRows as NewRows
 from recast.config.train import Precision as Precision
 from recast.config.train import RLConfig as RLConfig
 from recast.config.train import SFTConfig as SFTConfig

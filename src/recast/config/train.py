@@ -22,6 +22,9 @@ from recast.types import LogprobSpace, require
 Precision = Literal["float32", "bfloat16"]
 """Of the matrix products; weights, sums and the optimizer are in float32."""
 
+NewRows = Literal["text", "spread"]
+"""What the rows of semantic IDs begin as in a model of one's own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -29,6 +32,10 @@ class ModelConfig:
 
     path: str | None = None
     """Hugging Face folder to start from; the shape below is then its own, not this one."""
+    new_rows: NewRows | None = None
+    """Rows of the semantic IDs in the model of `path`: begun from the texts of their items (text)
+    or drawn with the spread of its own rows (spread); unset: text where it has a tokenizer and
+    items have texts."""
     hidden_size: int = 96
     """Width of the residual stream."""
     num_layers: int = 2
@@ -57,6 +64,8 @@ class ModelConfig:
         remedy = f"give a divisor of num_heads {heads}"
         require(heads % shared == 0, "model.num_kv_heads", shared, remedy)
         require(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "give an even number")
+        fits = self.path is not None or self.new_rows is None
+        require(fits, "model.new_rows", self.new_rows, "it belongs to model.path, give one")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -197,6 +197,7 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
     refuse_existing(config.output)
     find_device(config.device)
     policy = load_policy(config.policy).to(config.device)
+    policy.model.float()  # as in training, where near ties are told apart
     task = load_task(config.data, policy.catalog, policy.window)
     rows = rows_to_rank(task.rows(config.split), config.data, config.split)
     guide = load_ranker(config.guide, policy.catalog) if config.guide else None

@@ -60,6 +60,7 @@ def stratify_policy(config: StratifyConfig) -> str:
     refuse_ranks()
     refuse_existing(config.output)
     policy = load_policy(config.policy)
+    policy.model.float()
     task = load_task(config.data, policy.catalog, policy.window)
     ranker = load_ranker(config.ranker, policy.catalog)
     rows = sample_rows(task.rows(config.split), config.rows)

@@ -23,11 +23,11 @@ from recast.items.catalog import Catalog, load_catalog
 from recast.policy.attention import ATTENTION, DROPS_NOTHING
 from recast.policy.body import steady_positions
 from recast.policy.device import find_device
+from recast.policy.extend import add_sid_tokens, choose_new_rows, is_policy
 from recast.policy.folder import ADAPTERS, read_object
 from recast.policy.lora import (
     has_adapters,
     load_adapters,
-    merged_weights,
     read_adapters,
     save_adapters,
 )
@@ -38,6 +38,8 @@ from recast.policy.packable import (
     packed_gap,
     text_config,
 )
+from recast.policy.save import save_generation, save_weights
+from recast.policy.tokenizer import load_tokenizer
 from recast.policy.weights import load_model, no_bars, require_finite, require_same_shapes
 from recast.run.files import LOADING, kind_of, reading, reason_of, staged_folder
 from recast.types import RecastError
@@ -54,6 +56,8 @@ class Policy:
     catalog: Catalog
     window: int
     """Items per training window: a prompt holds the latest `window - 1` items."""
+    tokenizer: Any = None
+    """Of the backbone, with the names of the semantic IDs; None for a model that never had one."""
 
     def computing_in(self, precision: Precision) -> AbstractContextManager[object]:
         """A context in which matrix products are made in that precision; weights stay as they are.
@@ -78,40 +82,49 @@ class Policy:
 def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int) -> Policy:
     """A Qwen3 with random weights, or the model of `config.path` with the SID tokens added.
 
-    Added tokens come behind the model's own vocabulary, so the policy's catalogue may differ from
-    `catalog` in its token numbers, never in its codes.
+    Added tokens come behind the model's own ones (`recast.policy.extend`), so the policy's
+    catalogue may differ from `catalog` in its token numbers, never in its codes. A policy of the
+    same semantic IDs has them already.
 
     Raises `RecastError` when the context of a given model is shorter than a window, or when its
     attention cannot be replaced by the packed one.
     """
+    name, tokenizer = config.path or "the model", None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.path is None:
             model = _from_config(_qwen3(config, catalog, window))
+        elif is_policy(name):
+            policy = load_policy(name)
+            if not torch.equal(policy.catalog.codes, catalog.codes):
+                raise RecastError(
+                    f"{name} writes other semantic IDs than this catalogue: use its own"
+                )
+            choose_new_rows(config, catalog, policy.tokenizer)
+            model, catalog, tokenizer = policy.model, policy.catalog, policy.tokenizer
         else:
-            model, catalog = _with_sid_tokens(Path(config.path), catalog)
-            require_same_shapes(model, config.path)
-    return as_policy(model, catalog, window, config.path or "the model")
+            model, catalog, tokenizer = _with_sid_tokens(name, config, catalog, seed)
+    return replace(as_policy(model, catalog, window, name), tokenizer=tokenizer)
 
 
 def save_policy(policy: Policy, folder: str | Path, *, merge: bool = True) -> None:
     """A plain Hugging Face folder (safetensors) with the catalogue in `catalog/`.
 
-    Adapters are added to the weights they belong to, unless `merge` is False: then the folder holds
-    them alone, as PEFT reads them. Raises `RecastError` when a weight is not finite.
+    What came with the backbone stays: its tokenizer and chat template, its settings of generation
+    but for `do_sample`, which is off, and the precision of its weights, to which trained ones are
+    rounded. Adapters are added to the weights they belong to, unless `merge` is False: then the
+    folder holds them alone, as PEFT reads them. Raises `RecastError` when a weight is not finite.
     """
     require_finite(policy.model, "the policy")
     with staged_folder(folder) as stage:
         with no_bars():
-            if not has_adapters(policy.model):
-                policy.model.save_pretrained(stage)
-            elif merge:
-                plain = policy.model.get_base_model()
-                plain.save_pretrained(stage, state_dict=merged_weights(policy.model))
+            if merge or not has_adapters(policy.model):
+                save_weights(policy.model, stage)
             else:
                 save_adapters(policy.model, stage)
-        # Foreign code that reads generation settings must not add sampling of its own.
-        (stage / "generation_config.json").write_text('{"do_sample": false}\n')
+        save_generation(policy.model, stage)
+        if policy.tokenizer is not None:
+            policy.tokenizer.save_pretrained(stage)
         record = {"window": policy.window, "catalog": _digest(policy.catalog)}
         (stage / "recast.json").write_text(json.dumps(record) + "\n")
         policy.catalog.save(stage / "catalog")
@@ -123,7 +136,7 @@ def load_policy(folder: str | Path) -> Policy:
     Raises `RecastError` when the folder holds none or its vocabulary does not fit its catalogue.
     """
     path = Path(as_path("policy", folder))
-    if not os.path.isfile(path / "recast.json"):
+    if not is_policy(path):
         raise RecastError(
             f"{path}{kind_of(path)} holds no policy (recast.json): make one with `recast sft`"
         )
@@ -144,7 +157,7 @@ def load_policy(folder: str | Path) -> Policy:
             f"{path / 'catalog'} is not the catalogue that this policy was trained with: use the "
             "folder as it was saved"
         )
-    return policy
+    return replace(policy, tokenizer=load_tokenizer(path))
 
 
 def _digest(catalog: Catalog) -> str:
@@ -192,30 +205,23 @@ def _from_config(config: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
 
 
-def _with_sid_tokens(path: Path, catalog: Catalog) -> tuple[PreTrainedModel, Catalog]:
-    """The model with rows for the SID tokens behind its own vocabulary, and the catalogue that
-    knows them; a policy of the same semantic IDs has both already."""
-    if (path / "recast.json").is_file():
-        policy = load_policy(path)
-        if not torch.equal(policy.catalog.codes, catalog.codes):
-            raise RecastError(f"{path} writes other semantic IDs than this catalogue: use its own")
-        return policy.model, policy.catalog
+def _with_sid_tokens(
+    name: str, config: ModelConfig, catalog: Catalog, seed: int
+) -> tuple[PreTrainedModel, Catalog, Any]:
+    """The model of a folder with rows for the semantic IDs, the catalogue in its tokens, and its
+    tokenizer."""
     if not catalog.codebook_sizes:
         raise RecastError(
-            f"{path} has a vocabulary of its own, and this catalogue writes tokens of another: "
+            f"{name} has a vocabulary of its own, and this catalogue writes tokens of another: "
             "give semantic IDs, or leave model.path out"
         )
-    model = load_model(path)
-    rows = model.get_input_embeddings().weight.shape[0]
-    settings = text_config(model)
-    tokens = [getattr(settings, f"{name}_token_id", None) for name in ("bos", "eos")]
-    bos = tokens[1] if tokens[0] is None else tokens[0]
-    if not (isinstance(bos, int) and 0 <= bos < rows):
-        raise RecastError(f"{path} has bos_token_id {bos!r} of {rows} tokens: name one of them")
-    tokens = catalog.tokens + (rows - catalog.first_token)
-    catalog = replace(catalog, tokens=tokens, first_token=rows, bos_token=bos, pad_token=bos)
-    model.resize_token_embeddings(catalog.vocab_size)
-    return model, catalog
+    tokenizer = load_tokenizer(Path(name))
+    new_rows = choose_new_rows(config, catalog, tokenizer)
+    model = load_model(Path(name))
+    assert new_rows is not None
+    catalog = add_sid_tokens(model, tokenizer, catalog, new_rows, seed, name)
+    require_same_shapes(model, name)
+    return model, catalog, tokenizer
 
 
 def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) -> Policy:

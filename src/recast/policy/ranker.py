@@ -70,6 +70,7 @@ def latest(history: Int[Tensor, "B H"], width: int) -> Int[Tensor, "B W"]:
 
 def _load(folder: str, catalog: Catalog) -> Policy:
     policy = load_policy(folder).to(str(catalog.device))
+    policy.model.float()
     own = policy.catalog
     if own.num_levels != 1 or own.trie.num_leaves < own.num_items:
         what = "several items on one token" if own.num_levels == 1 else f"{own.num_levels} levels"

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from recast.config import Precision, RLConfig, SFTConfig
+from recast.config import NewRows, Precision, RLConfig, SFTConfig
 from recast.config.check import refuse_ranks, take
 from recast.data.folder import load_data
 from recast.evaluation.rank import sample_rows, validate
@@ -20,6 +20,7 @@ from recast.methods.assembly import equip, resolve, sampler_of
 from recast.methods.parts import needs, spell
 from recast.methods.table import Method
 from recast.policy.device import find_device
+from recast.policy.extend import choose_new_rows
 from recast.policy.load import (
     Policy,
     create_policy,
@@ -30,6 +31,7 @@ from recast.policy.logprobs import branch_logprobs
 from recast.policy.lora import add_adapters, has_adapters
 from recast.policy.memory import MemoryPlan, plan_memory, require_memory
 from recast.policy.passes import MOST_PASS_TOKENS, measure_pass_tokens
+from recast.policy.save import rounding
 from recast.policy.tasks import HistoryTask, Task, check_catalog, load_task
 from recast.policy.threads import choose_threads
 from recast.run.clock import Clock
@@ -63,7 +65,8 @@ class RLSetup:
     valid_metrics: list[str]
     warmup_steps: int
     precision: Precision
-    plan: MemoryPlan
+    text: str
+    """Its memory and what becomes of its weights, for the screen."""
     settings: dict[str, Any]
     """What the run uses: the config, with what it left to the method filled in."""
 
@@ -131,7 +134,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         valid_metrics=config.valid_metrics,
         warmup_steps=config.warmup_steps,
         precision=config.precision,
-        plan=plan,
+        text="\n".join([plan.text, *rounding(policy.model)]),
         settings=_settings(config, method, threads, plan) | {"pass_tokens": pass_tokens},
     )
 
@@ -147,7 +150,10 @@ class SFTSetup:
     num_windows: int
     """Of the first epoch."""
     valid_rows: Int[Tensor, " N"]
-    threads: int
+    text: str
+    """Where the policy comes from, for the screen."""
+    settings: dict[str, Any]
+    """What the run uses: the config, with what it left open filled in."""
     pass_tokens: int
 
 
@@ -195,15 +201,27 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     pass_tokens = config.pass_tokens or MOST_PASS_TOKENS
     if config.pass_tokens is None and int(sequences.lengths.max()) - 1 > MOST_SHARED:
         pass_tokens = measure_pass_tokens(work, len(few), config.device)
+    new_rows = choose_new_rows(config.model, catalog, policy.tokenizer)
+    settings = asdict(replace(config, model=replace(config.model, new_rows=new_rows)))
     return SFTSetup(
         policy=policy,
         task=task,
         rows=rows,
         num_windows=len(sequences),
         valid_rows=sample_rows(task.rows("valid"), config.valid_rows),
-        threads=threads,
+        text=_said(policy, config.model.path, new_rows),
+        settings=settings | {"threads": threads, "pass_tokens": pass_tokens},
         pass_tokens=pass_tokens,
     )
+
+
+def _said(policy: Policy, path: str | None, new_rows: NewRows | None) -> str:
+    """Where a policy comes from, one fact a line."""
+    lines = []
+    if new_rows is not None:
+        first, last = policy.catalog.first_token, policy.catalog.vocab_size - 1
+        lines.append(f"{path}: tokens {first} to {last} are semantic IDs, new_rows: {new_rows}")
+    return "\n".join([*lines, *rounding(policy.model)])
 
 
 def _trainable(policy: Policy, config: RLConfig) -> Policy:

@@ -1,0 +1,183 @@
+"""A backbone that learns to write items: rows of its tables for the tokens of semantic IDs.
+
+Enters: a model of one's own, its tokenizer if there is one, a catalogue. Leaves: both extended in
+place, and the catalogue in their tokens. The new rows stand behind the tokenizer's last token, or
+behind the model's last row where there is no tokenizer; spare rows are used before any is added.
+
+How they begin (`new_rows`), in the input embedding and, where that is another table, the output
+layer with its bias, each by its own rows, of which none is changed:
+
+- `spread`: normal with the mean and the standard deviation of every column of the own rows.
+- `text`: the mean over the code's items, at that level, of the mean row of their text's tokens,
+  plus a tenth of that spread, without which items of one text would begin alike. A code without an
+  item whose text has a token begins as `spread` says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from recast.config import ModelConfig, NewRows
+from recast.items.catalog import Catalog
+from recast.policy.packable import text_config
+from recast.policy.tokenizer import add_names
+from recast.types import RecastError, require
+
+_TEXT_NOISE = 0.1
+"""Of the own rows' deviation: see docs/log.md, 2026-11-25, "how new rows begin"."""
+_TEXTS = 4096  # that are tokenized together
+
+
+def is_policy(folder: str | Path) -> bool:
+    """Whether `recast.policy.load.save_policy` made the folder."""
+    return os.path.isfile(Path(folder) / "recast.json")  # Path raises for links in a circle
+
+
+def choose_new_rows(config: ModelConfig, catalog: Catalog, tokenizer: Any) -> NewRows | None:
+    """How new rows of the model that is asked for begin: as asked, else by `text` where there is a
+    tokenizer and an item with a text; None where none are new.
+
+    Raises `RecastError` for what is asked for and cannot be.
+    """
+    asked = config.new_rows
+    if config.path is None or is_policy(config.path):
+        remedy = f"{config.path} is a policy and has its rows, leave it out"
+        require(asked is None, "model.new_rows", asked, remedy)
+        return None
+    has_text = any(text.strip() for text in catalog.texts)
+    remedy = f"{config.path} has no tokenizer, give spread"
+    require(tokenizer is not None or asked != "text", "model.new_rows", asked, remedy)
+    remedy = "no item has a text, give spread, or `recast prepare` --items and --text"
+    require(has_text or asked != "text", "model.new_rows", asked, remedy)
+    return asked or ("text" if tokenizer is not None and has_text else "spread")
+
+
+def add_sid_tokens(
+    model: Any, tokenizer: Any, catalog: Catalog, new_rows: NewRows, seed: int, name: str
+) -> Catalog:
+    """The catalogue in the model's tokens; model and tokenizer are extended in place.
+
+    Prompts begin with the model's BOS, or its end of text where it has none. The pad token is its
+    own one or its end of text, unless prompts begin with it; `name` is what errors call the model.
+
+    Raises `RecastError` when there is no token to begin with, when the tokenizer is not the model's
+    or knows the names of semantic IDs already.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    first = rows
+    if tokenizer is not None:
+        first = add_names(tokenizer, catalog.codebook_sizes, rows, name)
+    count = sum(catalog.codebook_sizes)
+    bos, pad = _begin_and_pad(model, tokenizer, first, count, name)
+    tokens = catalog.tokens + (first - catalog.first_token)
+    catalog = replace(catalog, tokens=tokens, first_token=first, bos_token=bos, pad_token=pad)
+    if catalog.vocab_size > rows:
+        model.resize_token_embeddings(catalog.vocab_size, mean_resizing=False)
+    titles = title_weights(tokenizer, catalog) if new_rows == "text" else None
+    draw = torch.Generator().manual_seed(seed)
+    for table in _tables(model):
+        begin_rows(table, first, count, titles, draw)
+    return catalog
+
+
+def _begin_and_pad(
+    model: Any, tokenizer: Any, first: int, count: int, name: str
+) -> tuple[int, int]:
+    """BOS and pad token. A model whose pad would hide its BOS from `generate` gets this one."""
+    settings, generation = text_config(model), model.generation_config
+
+    def named(kind: str, *sources: Any) -> list[int]:
+        listed = [getattr(source, f"{kind}_token_id", None) for source in sources]
+        flat = [x for y in listed for x in (y if isinstance(y, list | tuple) else [y])]
+        return [token for token in flat if token is not None]
+
+    pads, ends = (named(kind, settings, generation, tokenizer) for kind in ("pad", "eos"))
+    bos = next(iter(named("bos", settings, tokenizer) or ends), None)
+    if not (isinstance(bos, int) and 0 <= bos < first):
+        raise RecastError(f"{name} has bos_token_id {bos!r} of {first} tokens: name one of them")
+    for kind, tokens in (("eos", ends), ("pad", pads)):
+        if taken := next((x for x in tokens if first <= x < first + count), None):
+            raise RecastError(
+                f"{name} has {kind}_token_id {taken} and {first} tokens, behind which semantic IDs "
+                "stand: name one of them"
+            )
+    special = [] if tokenizer is None else tokenizer.all_special_ids
+    pad = next((x for x in (*pads, *ends, *special, 0, 1) if x != bos and 0 <= x < first), bos)
+    if generation is not None and generation.pad_token_id == bos and bos not in ends:
+        settings.pad_token_id = generation.pad_token_id = pad
+    return bos, pad
+
+
+def _tables(model: Any) -> Iterator[Float[Tensor, "V W"]]:
+    """What holds a row for every token: the input embedding, the output layer, its bias."""
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    yield embedding.data
+    if head.weight is not embedding:
+        yield head.weight.data
+    if getattr(head, "bias", None) is not None:
+        yield head.bias.data[:, None]
+
+
+def begin_rows(
+    table: Float[Tensor, "V W"],
+    first: int,
+    count: int,
+    titles: Float[Tensor, "N F"] | None,
+    draw: torch.Generator,
+) -> None:
+    """Fill the `count` rows of a table from `first` on; those in front of them are its own.
+
+    `titles`, sparse, says how much of each of the F = `first` own rows a new one begins with
+    (`title_weights`).
+    """
+    own = table[:first].float()
+    mean, spread = own.mean(0), own.std(0, correction=0)
+    noise = torch.randn(count, table.shape[1], generator=draw).to(table.device) * spread
+    rows = mean + noise
+    if titles is not None:
+        has_title = (titles.sum(1).to_dense() > 0)[:, None]
+        rows = torch.where(has_title, titles @ own + _TEXT_NOISE * noise, rows)
+    table[first : first + count] = rows.to(table.dtype)
+
+
+def title_weights(tokenizer: Any, catalog: Catalog) -> Float[Tensor, "N F"]:
+    """For every code of every level the share of each token in its items' texts, sparse.
+
+    Every item with a token counts the same, however long its text; the shares of a code sum to 1,
+    or are all 0 where no item has one. One that stands for
+    unknown text is none, nor is a semantic ID.
+
+    Example: codes 0 and 1 of one level; item 0 has code 0 and the tokens 5 5 7, item 1 the same
+    code and the token 7: the row of code 0 is 1/3 at 5 and 2/3 at 7, that of code 1 is empty.
+    """
+    codes = catalog.codes.long() + torch.tensor((0, *catalog.codebook_sizes[:-1])).cumsum(0)
+    size = (sum(catalog.codebook_sizes), catalog.first_token)
+    total = _sparse(torch.empty(2, 0, dtype=torch.long), torch.empty(0), size)
+    num_items = torch.zeros(size[0])
+    for start in range(0, catalog.num_items, _TEXTS):
+        read = tokenizer(catalog.texts[start : start + _TEXTS], add_special_tokens=False)
+        words = [
+            [word for word in text if word != tokenizer.unk_token_id and word < size[1]]
+            for text in read["input_ids"]
+        ]
+        length = torch.tensor([len(text) for text in words])
+        token = torch.tensor([word for text in words for word in text], dtype=torch.long)
+        share = (1 / length).repeat_interleave(length)
+        for level in codes[start : start + _TEXTS].T:
+            index = torch.stack([level.repeat_interleave(length), token])
+            total = (total + _sparse(index, share, size)).coalesce()
+            num_items.index_add_(0, level, (length > 0).float())
+    index, share = total.indices(), total.values()
+    return _sparse(index, share / num_items[index[0]], size)
+
+
+def _sparse(index: Tensor, value: Tensor, size: tuple[int, int]) -> Tensor:
+    return torch.sparse_coo_tensor(index, value, size, check_invariants=True).coalesce()

@@ -1,0 +1,65 @@
+"""What of a model goes to disk: its weights as precise as they came, how it ends a text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recast.policy.lora import has_adapters, merged_weights
+from recast.types import RecastError
+
+
+def saved_dtype(model: Any) -> torch.dtype:
+    """That in which the model came, however it is trained: `model.float()` leaves its config."""
+    dtype = model.config.dtype or model.dtype
+    found: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return found
+
+
+def rounding(model: Any) -> list[str]:
+    """A line for the screen when the trained weights are more precise than those that are saved."""
+    trained = {p.dtype for p in model.parameters() if p.requires_grad}
+    dtype = saved_dtype(model)
+    if all(kind.itemsize <= dtype.itemsize for kind in trained):
+        return []
+    return [f"weights are trained in float32 and rounded to {_name(dtype)}, as they came, on disk"]
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """The weights, adapters added to them, in the precision of the backbone, and the config.
+
+    Raises `RecastError` for a weight beyond what that precision holds.
+    """
+    dtype = saved_dtype(model)
+    weights = model.state_dict()
+    if has_adapters(model):
+        weights, model = merged_weights(model), model.get_base_model()
+    rounded: dict[Any, torch.Tensor] = {}  # by their place: tied weights stay tied
+    for name, weight in weights.items():
+        if weight.is_floating_point():
+            place = (weight.data_ptr(), weight.shape)
+            weights[name] = rounded.setdefault(place, weight.to(dtype))
+            if not bool(weights[name].isfinite().all()):
+                raise RecastError(
+                    f"{name} of the policy does not fit into {_name(dtype)}, in which the model "
+                    "came: the run diverged, use a lower lr"
+                )
+    model.save_pretrained(folder, state_dict=weights)
+    # transformers notes the precision of training, in the folder and in the model
+    config = json.loads((folder / "config.json").read_text())
+    model.config.dtype = config["dtype"] = _name(dtype)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def save_generation(model: Any, folder: Path) -> None:
+    """The backbone's own settings of generation, its end tokens among them, without sampling,
+    which foreign code that reads them must not add of its own."""
+    settings = json.loads(model.generation_config.to_json_string()) | {"do_sample": False}
+    (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,121 @@
+"""What of a backbone stays in the folder of a policy made of it, however often it is saved."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recast.config import LoRAConfig, ModelConfig
+from recast.policy.load import create_policy, load_policy, save_policy
+from recast.policy.lora import add_adapters
+from recast.policy.save import rounding
+from recast.types import RecastError
+
+GENERATION = {"eos_token_id": [2, 5], "pad_token_id": 2, "bos_token_id": 1, "do_sample": True}
+GENERATION |= {"temperature": 0.6, "max_new_tokens": 64}
+
+
+def backbone(folder: Path, dtype: torch.dtype) -> str:
+    """A tied Qwen3 of 30 rows with a tokenizer of 12 words."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(tiny.tiny_config("qwen3", 30)).to(dtype)
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
+    tiny.tiny_tokenizer(12, chat_template="{{ messages }}").save_pretrained(folder)
+    return str(folder)
+
+
+def kept(folder: Path) -> dict[str, Any]:
+    """What must be the same in all folders; weights, as they may be trained, by dtype."""
+    generation = json.loads((folder / "generation_config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    return {
+        "generation": {key: generation[key] for key in GENERATION},
+        "chat": (folder / "chat_template.jinja").read_text(),
+        "words": tokenizer("w4 <a_1><b_2><c_3> w5")["input_ids"],
+        "dtypes": {weight.dtype for weight in weights.values()},
+        "config": json.loads((folder / "config.json").read_text())["dtype"],
+        "tied": "lm_head.weight" not in weights,
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_policy_keeps_what_its_backbone_had(tmp_path: Path, dtype: torch.dtype) -> None:
+    config = ModelConfig(path=backbone(tmp_path / "model", dtype))
+    policy = create_policy(config, tiny.tiny_catalog(), window=5, seed=0)
+    assert policy.model.dtype == dtype
+    policy.model.float()  # as training does
+    save_policy(policy, tmp_path / "sft")
+    wanted = {
+        "generation": GENERATION | {"do_sample": False},
+        "chat": "{{ messages }}",
+        "words": [4, 13, 17, 21, 5],
+        "dtypes": {dtype},
+        "config": str(dtype).removeprefix("torch."),
+        "tied": True,
+    }
+    assert kept(tmp_path / "sft") == wanted
+    # The policy in memory goes on as it was, and is saved the same again.
+    assert policy.model.dtype == torch.float32
+    save_policy(policy, tmp_path / "again")
+    assert kept(tmp_path / "again") == wanted
+
+    further = load_policy(tmp_path / "sft")
+    further.model.float()
+    save_policy(further, tmp_path / "rl")
+    assert kept(tmp_path / "rl") == wanted
+    continued = ModelConfig(path=str(tmp_path / "sft"))
+    save_policy(create_policy(continued, tiny.tiny_catalog(), 5, 0), tmp_path / "sft2")
+    assert kept(tmp_path / "sft2") == wanted
+    for name, weight in load_file(tmp_path / "sft2" / "model.safetensors").items():
+        assert weight.equal(policy.model.state_dict()[name].to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_that_are_merged_keep_it_too(tmp_path: Path, dtype: torch.dtype) -> None:
+    config = ModelConfig(path=backbone(tmp_path / "model", dtype))
+    save_policy(create_policy(config, tiny.tiny_catalog(), window=5, seed=0), tmp_path / "sft")
+    policy = load_policy(tmp_path / "sft")
+    model = add_adapters(policy.model, LoRAConfig(rank=2), str(tmp_path / "sft"), seed=0)
+    save_policy(replace(policy, model=model), tmp_path / "merged")
+    assert kept(tmp_path / "merged") == kept(tmp_path / "sft")
+    save_policy(replace(policy, model=model), tmp_path / "alone", merge=False)
+    further = load_policy(tmp_path / "alone")
+    save_policy(further, tmp_path / "whole")
+    assert kept(tmp_path / "whole") == kept(tmp_path / "sft")
+
+
+def test_a_model_of_ours_has_no_tokenizer(tmp_path: Path) -> None:
+    policy = create_policy(ModelConfig(), tiny.tiny_catalog(), window=5, seed=0)
+    save_policy(policy, tmp_path / "policy")
+    names = {file.name for file in (tmp_path / "policy").iterdir()}
+    assert names == {
+        *("catalog", "config.json", "generation_config.json", "model.safetensors", "recast.json")
+    }
+    again = load_policy(tmp_path / "policy")
+    assert again.tokenizer is None
+    assert again.catalog.pad_token == again.model.generation_config.pad_token_id == 0
+
+
+def test_rounding_is_said_and_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    config = ModelConfig(path=backbone(tmp_path / "model", torch.float16))
+    policy = create_policy(config, tiny.tiny_catalog(), window=5, seed=0)
+    assert rounding(policy.model) == []
+    policy.model.float()
+    said = ["weights are trained in float32 and rounded to float16, as they came, on disk"]
+    assert rounding(policy.model) == said
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight[3, 0] = 1e5
+    with pytest.raises(RecastError, match=r"embed_tokens.weight of the policy does not fit into f"):
+        save_policy(policy, tmp_path / "policy")
+    assert not (tmp_path / "policy").exists()
