@@ -187,7 +187,7 @@ def test_weights_that_are_cut_short(walk: Path, tmp_path: Path, fail: Fail) -> N
     assert line.startswith(f"{policy} does not load (Error while deserializing header")
     file.unlink()
     line = fail(*rl_args(walk, tmp_path / "run", policy=policy))
-    assert line.startswith(f"{policy} does not load (Error no file named model.safetensors")
+    assert line.startswith(f"{policy} has no model.safetensors: save it again with")
 
 
 def test_an_output_that_holds_a_run(walk: Path, tmp_path: Path, fail: Fail) -> None:

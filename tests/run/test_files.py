@@ -51,19 +51,16 @@ def test_a_place_that_takes_no_folder_is_refused_at_once(tmp_path: Path) -> None
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
     for name, reason in (
-        ("loop", "a link that leads nowhere"),
-        ("a\0b", "a zero byte in its name"),
-        ("file/x/y", "Not a directory"),
+        ("loop", "is a link that leads nowhere: remove it or choose another output"),
+        ("file/x/y", r"cannot be written \(.*file is no folder\): choose another output"),
     ):
-        with pytest.raises(
-            RecastError, match=rf"cannot be written \({reason}\): free some space or"
-        ):
+        with pytest.raises(RecastError, match=reason):
             refuse_existing(tmp_path / name)
 
 
 @pytest.mark.skipif(os.access("/proc/self", os.W_OK), reason="root writes anywhere")
 def test_a_parent_that_takes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RecastError, match=r"x cannot be written \(Permission denied\): free some"):
+    with pytest.raises(RecastError, match=r"x cannot be written \(nobody may write to /proc/\d+\)"):
         refuse_existing("/proc/self/x")
 
 

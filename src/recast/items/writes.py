@@ -192,8 +192,9 @@ class Catalog:
         """
         if self.codebook_sizes:
             bounds = [self.level_tokens(level) for level in range(self.max_length)]
-            first, end = torch.tensor(bounds, device=tokens.device).T
-            is_sid = ((tokens >= first) & (tokens < end)).all(-1)
+            of_level = zip(tokens.unbind(-1), bounds, strict=True)
+            fits = [(token >= first) & (token < end) for token, (first, end) in of_level]
+            is_sid = torch.stack(fits).all(0)
             return tokens.masked_fill(~is_sid[..., None], -1)
         path = self.path_of(tokens)
         ends = self.ends_of(path)

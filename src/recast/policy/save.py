@@ -37,11 +37,11 @@ def save_weights(model: Any, folder: Path) -> None:
     weights = model.state_dict()
     if has_adapters(model):
         weights, model = merged_weights(model), model.get_base_model()
-    rounded: dict[Any, torch.Tensor] = {}  # by their place: tied weights stay tied
+    own = {name: id(weight) for name, weight in model.named_parameters(remove_duplicate=False)}
+    rounded: dict[Any, torch.Tensor] = {}  # by their parameter: tied weights stay tied
     for name, weight in weights.items():
         if weight.is_floating_point():
-            place = (weight.data_ptr(), weight.shape)
-            weights[name] = rounded.setdefault(place, weight.to(dtype))
+            weights[name] = rounded.setdefault(own.get(name, name), weight.to(dtype))
             if not bool(weights[name].isfinite().all()):
                 raise RecastError(
                     f"{name} of the policy does not fit into {_name(dtype)}, in which the model "
