@@ -258,7 +258,7 @@ def test_a_result_that_goes_wrong_later_names_its_step_and_its_prompt(
     [
         ("--signal=bad_parts:crash", "signal crash failed (IndexError: "),
         ("--signal=bad_parts:weather", "needs forecast (weather): give it a default, or bind it"),
-        ("--signal=bad_parts:none", "signal is 'bad_parts:none': bad_parts has no function 'none'"),
+        ("--signal=bad_parts:none", "signal is 'bad_parts:none': bad_parts, /"),
         ("--signal=bad_parts:leaves", "signal leaves failed (SystemExit: 0): mend it"),
         ("--signal=bad_parts:writes", "signal writes changed its input rewards in place: clone it"),
         ("--signal=builtins:dict", "signal is 'builtins:dict', which tells nothing of its"),

@@ -149,12 +149,13 @@ def test_a_function_of_the_working_directory(folder: Path) -> None:
     [
         ("my_signals_z:f", "signal is 'my_signals_z:f': there is no module 'my_signals_z' in "),
         ("my_signals_z.y:f", "there is no module 'my_signals_z.y'"),
-        ("my_signals_a:none", "my_signals_a has no function 'none'"),
-        ("my_signals_a:number", "my_signals_a has no function 'number'"),
+        ("my_signals_a:none", "my_signals_a.py, has no function 'none': it has mine"),
+        ("my_signals_a:minee", "my_signals_a.py, has no function 'minee': did you mean 'mine'?"),
+        ("my_signals_a:number", "my_signals_a.py is no function but of type int: it has mine"),
         ("my_signals_b:f", "its module needs 'no_such_thing'"),
-        ("my_signals_c:f", "does not import (ZeroDivisionError: division by zero)"),
-        (":f", "Empty module name"),
-        ("my_signals_a:", "my_signals_a has no function ''"),
+        ("my_signals_c:f", "does not import (ZeroDivisionError: division by zero in "),
+        (":f", "give module:function"),
+        ("my_signals_a:", "give module:function"),
     ],
 )
 def test_a_function_that_is_not_there(folder: Path, name: str, message: str) -> None:
