@@ -65,6 +65,6 @@ def require_steady(model: Any, positions: Int[Tensor, "B S"]) -> None:
     if most is not None and positions.numel() and int(positions.max()) >= most:
         raise RecastError(
             f"a prompt of {int(positions.max()) + 1} tokens: beyond {most} the model's rotary "
-            "embeddings look at the longest prompt of a call, and all numbers with them; "
+            "position embeddings look at the longest prompt of a call, and all numbers with them; "
             f"shorten prompts to {most} tokens"
         )

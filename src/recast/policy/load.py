@@ -274,7 +274,7 @@ def _require_room(model: PreTrainedModel, catalog: Catalog, window: int, name: s
     steady = steady_positions(model)
     if steady is not None and steady < longest:
         raise RecastError(
-            f"{name} has rotary embeddings that look at the longest prompt of a call from "
-            f"{steady} tokens on, a window of {window} items needs {longest}: choose a window of "
-            f"at most {(steady - 1) // catalog.max_length}"
+            f"{name} has rotary position embeddings that look at the longest prompt of a call "
+            f"from {steady} tokens on, a window of {window} items needs {longest}: choose a window "
+            f"of at most {(steady - 1) // catalog.max_length}"
         )
