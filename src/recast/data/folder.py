@@ -25,6 +25,7 @@ from recast.config.check import as_path
 from recast.data.events import pairs
 from recast.data.split import SPLIT_NAMES
 from recast.run.files import kind_of, reading, staged_folder
+from recast.run.fingerprint import sha256_of
 from recast.types import SPLITS, Interactions, RecastError
 
 _FILES = ("interactions.parquet", "users.parquet", "items.parquet", "data.json")
@@ -156,8 +157,8 @@ def data_hash(folder: str | Path) -> str:
     """Sha256 of the events, for the record of a run that used them."""
     facts, file = load_facts(folder), Path(folder) / "interactions.parquet"
     with reading(folder, _REMEDY):
-        _check_stamp(file, facts)
-        return _sha256(file)
+        stamp = _check_stamp(file, facts)
+        return str(stamp["sha256"]) if stamp else sha256_of(file)
 
 
 def describe(folder: str | Path) -> str:
@@ -207,19 +208,16 @@ def _described(facts: dict[str, Any]) -> str:
 
 
 def _stamp(file: Path) -> dict[str, Any]:
-    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _check_stamp(file: Path, facts: dict[str, Any]) -> None:
-    stamp = facts.get("files", {}).get(file.name)
+def _check_stamp(file: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """What `data.json` says of a file, which holds; None in folders of earlier releases."""
+    stamp: dict[str, Any] | None = facts.get("files", {}).get(file.name)
     # The size first, since a sparse file takes long to read.
     if stamp and (file.stat().st_size != stamp["bytes"] or _stamp(file) != stamp):
         raise ValueError(f"{file.name} was changed since it was written")
+    return stamp
 
 
 def _digest(facts: dict[str, Any]) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from recast.data.movielens import read_packaged, read_zip
 from recast.data.split import RL_FRAC, SPLIT_NAMES, leave_one_out, split_events
 from recast.data.tables import Tables, read_tables
 from recast.run.files import refuse_existing
+from recast.run.fingerprint import sha256_of
 from recast.types import SPLITS, Interactions, RecastError
 
 
@@ -75,7 +74,7 @@ def prepare(config: PrepareConfig) -> Interactions:
     starts = np.searchsorted(events["user"].to_numpy(), events["user"].to_numpy())
     facts: dict[str, Any] = {
         "source": config.interactions,
-        "sha256": [_sha256(file) for file in files],
+        "sha256": [sha256_of(file) for file in files],
         "split_name": SPLIT_NAMES[config.split],
         "cuts": cuts._asdict(),
         "exclude_seen": exclude_seen,
@@ -147,8 +146,3 @@ def _count_splits(users: np.ndarray, splits: np.ndarray, starts: np.ndarray) -> 
     test = splits == SPLITS.index("test")
     new = np.setdiff1d(users[test], users[~test])
     return {"splits": counts, "new_test_users": len(new)}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

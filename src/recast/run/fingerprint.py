@@ -105,11 +105,11 @@ def digest(path: Path, patterns: Iterable[str], ignored: Iterable[str] = ()) -> 
     """Sha256 of a file, or of those files of a folder that match one of the patterns, with their
     names; in a JSON object the keys `ignored` do not count."""
     if path.is_file():
-        return _digest(path)
+        return sha256_of(path)
     files = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
     total = hashlib.sha256()
     for file in sorted(files):
-        content = _digest(file)
+        content = sha256_of(file)
         if ignored and file.suffix == ".json":
             facts = json.loads(file.read_text(encoding="utf-8"))
             kept = {key: facts[key] for key in facts if key not in ignored}
@@ -118,6 +118,7 @@ def digest(path: Path, patterns: Iterable[str], ignored: Iterable[str] = ()) -> 
     return total.hexdigest()
 
 
-def _digest(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """Of a file's content, read piece by piece."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
