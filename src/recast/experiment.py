@@ -26,7 +26,7 @@ import recast
 from recast.cell import Cell, default_of, inputs_of, listed, settings_of, verb_of
 from recast.config import EvaluateConfig, RLConfig
 from recast.config.check import as_path
-from recast.run.files import alone_in, reading, refuse_existing, staged_file
+from recast.run.files import alone_in, read_json, reading, refuse_existing, staged_file
 from recast.run.fingerprint import digest, plain
 from recast.run.log import RunLog
 from recast.types import Metrics, RecastError, require
@@ -257,7 +257,7 @@ def _empty(folder: Path) -> None:
 def _read(cell: Cell) -> Record:
     file = _mark(cell)
     with reading(file, f"remove {cell.folder} to run its cell again"):
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file, dict)
         kinds = {"settings": dict, "reads": dict, "returned": dict, "threads": int}
         for key, kind in kinds.items():
             if not isinstance(record[key], kind):

@@ -74,17 +74,14 @@ def test_a_parent_that_takes_nothing(tmp_path: Path) -> None:
         (b" " * 101, "more than 100 bytes of JSON"),
     ],
 )
-def test_json_of_any_kind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str | None
-) -> None:
-    if message and "100 bytes" in message:
-        monkeypatch.setattr("recast.run.files._MOST_JSON", 100)
+def test_json_of_any_kind(tmp_path: Path, content: bytes, message: str | None) -> None:
+    most = 100 if message and "100 bytes" in message else 2**20
     (tmp_path / "x").write_bytes(content)
     if message is None:
         assert read_json(tmp_path / "x", dict) == {"a": 1}
         return
     with pytest.raises(RecastError) as caught, reading("x", "make it again"):
-        read_json(tmp_path / "x", dict)
+        read_json(tmp_path / "x", dict, most)
     assert str(caught.value).startswith(f"x is damaged ({message}")
 
 

@@ -24,7 +24,7 @@ from recast.config import PrepareConfig
 from recast.config.check import as_path
 from recast.data.events import pairs
 from recast.data.split import SPLIT_NAMES
-from recast.run.files import kind_of, reading, staged_folder
+from recast.run.files import kind_of, read_json, reading, staged_folder
 from recast.run.fingerprint import sha256_of
 from recast.types import SPLITS, Interactions, RecastError
 
@@ -143,11 +143,7 @@ def load_facts(folder: str | Path) -> dict[str, Any]:
                 "`recast prepare`"
             )
     with reading(Path(folder) / "data.json", _REMEDY):
-        if (size := (Path(folder) / "data.json").stat().st_size) > _LARGEST_FACTS:
-            raise ValueError(f"{size:,} bytes")
-        facts = json.loads((Path(folder) / "data.json").read_text())
-        if not isinstance(facts, dict):
-            raise ValueError("no JSON object")
+        facts: dict[str, Any] = read_json(Path(folder) / "data.json", dict, _LARGEST_FACTS)
         if "digest" in facts and facts["digest"] != _digest(facts):
             raise ValueError("it was changed since it was written")
     return facts

@@ -6,7 +6,6 @@ code of the folder runs, and no file outside is reached.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -17,7 +16,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from recast.run.files import LOADING, reason_of
+from recast.run.files import LOADING, read_json, reading, reason_of
 from recast.types import RecastError
 
 ADAPTERS = "adapter_config.json"
@@ -62,16 +61,9 @@ def require_model_folder(path: Path) -> int:
 
 def read_object(file: Path) -> dict[str, Any]:
     """The settings in a JSON file; raises `RecastError` when there are none to be read."""
-    try:
-        if file.stat().st_size > _MOST_JSON:
-            raise ValueError(f"{file.stat().st_size:,} bytes, settings have a few thousand")
-        content = json.loads(file.read_text())
-        if not isinstance(content, dict):
-            raise ValueError(f"a {type(content).__name__} where settings stand by name")
-    except (OSError, ValueError, RecursionError) as error:
-        remedy = "use the folder as it was saved"
-        raise RecastError(f"{file} is damaged ({reason_of(error)}): {remedy}") from error
-    return content
+    with reading(file, "use the folder as it was saved"):
+        settings: dict[str, Any] = read_json(file, dict, _MOST_JSON)
+    return settings
 
 
 def _require_plain(config: dict[str, Any], path: Path) -> None:

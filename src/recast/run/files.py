@@ -195,17 +195,18 @@ def reading(path: str | Path, remedy: str) -> Iterator[None]:
         raise RecastError(f"{path} is damaged ({reason_of(error)}): {remedy}") from error
 
 
-def read_json(file: Path, kind: type) -> Any:
-    """A JSON file of bounded size whose value is a `kind` (dict, list), never a pipe or a device.
+def read_json(file: Path, kind: type, most: int = _MOST_JSON) -> Any:
+    """What a JSON file of at most `most` bytes holds, a `kind` (dict, list); never a pipe or a
+    device is read.
 
     Raises what `reading` makes a `RecastError` of.
     """
     if not file.is_file():
         raise ValueError("no plain file" if file.exists() else "no such file")
     with file.open("rb") as stream:
-        content = stream.read(_MOST_JSON + 1)
-    if len(content) > _MOST_JSON:
-        raise ValueError(f"more than {_MOST_JSON:,} bytes of JSON")
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"more than {most:,} bytes of JSON")
     value = json.loads(content.decode())
     if not isinstance(value, kind):
         raise ValueError(f"it holds a {type(value).__name__}, no {kind.__name__}")
