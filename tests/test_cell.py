@@ -113,6 +113,16 @@ def test_other_events(moved: Path, events: Path, tmp_path: Path) -> None:
     assert line.startswith(f"interactions of cell 'data' is {copy}, which is not there: ")
 
 
+def test_data_made_anew_from_another_path(moved: Path, events: Path, tmp_path: Path) -> None:
+    """`data.json` names the path, and its digest covers it; neither is read by a verb."""
+    copy = shutil.copy(events, tmp_path / "copy.csv")
+    shutil.rmtree(moved / "data")
+    before = times(moved)
+    run_cells(moved, cells_of(moved, copy))
+    after = times(moved)
+    assert {file: after[file] for file in before} == before
+
+
 @pytest.mark.parametrize("name", ["interactions.parquet", "items.parquet", "data.json"])
 def test_a_changed_data_folder(moved: Path, events: Path, name: str) -> None:
     file = moved / "data" / name

@@ -42,8 +42,8 @@ _WRITTEN = (
 )
 """What verbs write into their folders; whatever else lies there is not ours to remove."""
 
-_UNREAD = ("source", "sha256")
-"""Keys of `data.json` that tell where the events came from; no verb reads them."""
+_UNREAD = ("source", "sha256", "digest")
+"""Keys of `data.json` that tell where the events came from, and the digest that covers them."""
 
 Record = dict[str, Any]
 """What `cell.json` holds."""
