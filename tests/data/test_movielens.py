@@ -158,6 +158,19 @@ def test_a_cache_that_was_changed(cache: Path, folder: Path) -> None:
     file.write_bytes(content)
 
 
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_a_damaged_zip_of_any_compression(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "z.zip", "w", method) as archive:
+        archive.writestr("ml-100k/u.data", "1\t1\t3\t9\n" * 999)
+    content = bytearray((tmp_path / "z.zip").read_bytes())
+    content[60:70] = b"\xff" * 10
+    (tmp_path / "z.zip").write_bytes(content)
+    with pytest.raises(RecastError, match=r"is not MovieLens-100K \(.*\): give GroupLens'"):
+        read_zip(str(tmp_path / "z.zip"))
+
+
 def test_no_zip(tmp_path: Path) -> None:
     (tmp_path / "z.zip").write_text("no zip")
     with pytest.raises(RecastError, match="File is not a zip file"):

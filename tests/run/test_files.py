@@ -23,6 +23,7 @@ from recast.run.files import (
     require_plain_files,
     staged_file,
     staged_folder,
+    stays_inside,
 )
 from recast.types import RecastError
 
@@ -97,6 +98,17 @@ def test_pipes_and_large_json_are_not_read(tmp_path: Path) -> None:
         file.truncate(2**40)
     with pytest.raises(RecastError, match=r"sparse.json has 1,099,511,627,776 bytes: give a JSON"):
         require_plain_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "stays"),
+    [
+        *[(path, True) for path in ("", "a", "a/b.txt", "1_Pooling", "a..b", "./a")],
+        *[(path, False) for path in ("/a", "..", "a/../b", "a\\b", "C:a", "C:/a", "//a")],
+    ],
+)
+def test_paths_that_leave_their_folder(path: str, stays: bool) -> None:
+    assert stays_inside(path) == stays
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:

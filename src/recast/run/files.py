@@ -9,9 +9,11 @@ import json
 import os
 import shutil
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -23,11 +25,19 @@ from recast.types import RecastError
 if sys.platform != "win32":
     import fcntl
 
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python without it unpacks no such member
+    LZMAError = zipfile.BadZipFile  # type: ignore[misc, assignment]
+
 LOADING = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
     *(AssertionError, MemoryError, ImportError, StrictDataclassError, SafetensorError),
 )
 """What transformers, tokenizers and safetensors raise for broken files and missing packages."""
+
+UNPACKING = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, RuntimeError)
+"""What zipfile raises for a damaged, an encrypted or an unknown archive once it is open."""
 
 _MOST_JSON = 2**28
 """Bytes of a JSON file; the largest that we know of, a tokenizer of 256,000 words, has 2**25."""
@@ -211,6 +221,13 @@ def read_json(file: Path, kind: type, most: int = _MOST_JSON) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"it holds a {type(value).__name__}, no {kind.__name__}")
     return value
+
+
+def stays_inside(path: str) -> bool:
+    """Whether a path that an archive or a config names cannot leave the folder it is taken in, on
+    no system."""
+    inner = PurePosixPath(path)
+    return not (inner.is_absolute() or ".." in inner.parts or "\\" in path or ":" in path)
 
 
 def require_plain_files(folder: Path) -> None:
