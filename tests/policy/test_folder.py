@@ -94,6 +94,14 @@ def test_settings_that_are_no_settings(folder: Path) -> None:
         load_policy(folder)
 
 
+def test_weights_that_no_memory_holds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recast.policy.folder.memory_gib", lambda: 2**-30)
+    with pytest.raises(RecastError, match=r"its weights need 0 GiB, this machine has 0 GiB of mem"):
+        load_policy(folder)
+    monkeypatch.setattr("recast.policy.folder.memory_gib", lambda: None)
+    load_policy(folder)
+
+
 def test_no_pickle_is_read(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()

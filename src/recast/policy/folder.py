@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from recast.run.environment import memory_gib
 from recast.run.files import LOADING, read_json, reading, reason_of
 from recast.types import RecastError
 
@@ -145,10 +146,9 @@ def require_size(config: Any, stored: int, path: Path) -> None:
             "use the folder as it was saved"
         )
     needed = asked * getattr(config.dtype, "itemsize", 4)
-    names = getattr(os, "sysconf_names", {})
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if names else needed
-    if needed > memory:
+    memory = memory_gib()
+    if memory is not None and needed > memory * 2**30:
         raise RecastError(
-            f"{path}: its weights need {needed / 1e9:,.0f} GB, this machine has {memory / 1e9:,.0f}"
-            " GB of memory: choose a smaller model"
+            f"{path}: its weights need {needed / 2**30:,.0f} GiB, this machine has {memory:,.0f} "
+            "GiB of memory: choose a smaller model"
         )
