@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recast.config import EvaluateConfig, PrepareConfig, RLConfig, SFTConfig, TokenizeConfig
+from recast.config.check import names_code
 from recast.config.plugin import load_function
 from recast.data.folder import data_hash
 from recast.data.folder import describe as describe_data
@@ -181,8 +182,8 @@ def settings_of(cell: Cell) -> dict[str, Any]:
     else:
         require(cell.method is None, f"method of cell {cell.name!r}", "given", "only rl has one")
     for kind in ("ranker", "guide"):
-        if is_function(spec := settings.get(kind)):
-            settings[kind] = load_function(kind, str(spec))
+        if names_code(spec := settings.get(kind)):
+            settings[kind] = load_function(kind, spec)
     if cell.run is not None:
         settings["run"] = cell.run
     kept = {key: value for key, value in settings.items() if key not in _MACHINE}
@@ -198,13 +199,8 @@ def inputs_of(cell: Cell) -> dict[str, tuple[Path, tuple[str, ...]]]:
         for key, patterns in _READ.items()
         if isinstance(named.get(key), str | Path)
         and named[key] not in _PUBLISHED
-        and not (key in ("ranker", "guide") and is_function(named[key]))
+        and not (key in ("ranker", "guide") and names_code(named[key]))
     }
-
-
-def is_function(spec: Any) -> bool:
-    """Whether a ranker is named as `module:function`."""
-    return isinstance(spec, str) and ":" in spec and not Path(spec).is_dir()
 
 
 def default_of(cell: Cell, key: str) -> Any:

@@ -14,14 +14,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import is_dataclass
 from itertools import takewhile
-from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 
-from recast.config.check import CODE, check_text, fits_type, in_words, options_of
+from recast.config.check import CODE, check_text, fits_type, in_words, names_code, options_of
 from recast.config.settings_file import load_text, read_settings
 from recast.types import RecastError, in_short
 
@@ -167,7 +166,7 @@ def _read_file(file: str, hints: dict[str, Any], flags: set[str]) -> dict[str, A
     check(content, "")
     for key in CODE:
         value = content.get(key)
-        if isinstance(value, str) and ":" in value and not Path(value).is_dir():
+        if names_code(value):
             if f"--{key}" not in flags:
                 raise RecastError(
                     f"{file}: {key} is {in_short(value)}: a file names no code to run, add "

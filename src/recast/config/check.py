@@ -9,7 +9,7 @@ import re
 from dataclasses import fields, is_dataclass
 from os import PathLike, fspath
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, Union, cast, get_args, get_origin, get_type_hints
 
 from recast.types import RecastError, in_short, require
 
@@ -135,6 +135,11 @@ def check_text(name: str, text: str) -> None:
     except UnicodeEncodeError:
         require(False, name, text, "it is no UTF-8, rename it")
     require("\0" not in text, name, text, "leave out the NUL character")
+
+
+def names_code(value: object) -> TypeGuard[str]:
+    """Whether a setting of `CODE` is `module:function`: no name of ours and no folder."""
+    return isinstance(value, str) and ":" in value and not os.path.isdir(value)
 
 
 def _expand(name: str, path: str) -> str:
