@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from recast.cell import Cell
 from recast.config import EvaluateConfig, StratifyConfig
 from recast.experiment import run_cells
 from recast.methods.table import METHODS
+from recast.run.log import RunLog
 from recast.types import RecastError, RolloutGroups, Signal
 
 
@@ -132,6 +133,33 @@ def test_a_changed_data_folder(moved: Path, events: Path, name: str) -> None:
         pl.read_parquet(file)[::-1].write_parquet(file)
     line = refusal(moved, cells_of(moved, events))
     assert line.startswith(f"{moved}/items is finished with another content of data (data): ")
+
+
+@dataclass(frozen=True)
+class Own:
+    output: str
+    encoder: str
+
+
+def made(config: Own, log: RunLog) -> dict[str, float]:
+    Path(config.output).mkdir()
+    return {}
+
+
+def test_a_changed_pooling(tmp_path: Path) -> None:
+    """An encoder's folder has lists in its JSON, and files that decide below it."""
+    encoder = tmp_path / "encoder"
+    (encoder / "1_Pooling").mkdir(parents=True)
+    (encoder / "modules.json").write_text('[{"type": "Pooling", "path": "1_Pooling"}]')
+    (encoder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    root = tmp_path / "run"
+    cells = [Cell(name="x", config=Own(f"{root}/x", str(encoder)), run=made)]
+    assert run_cells(root, cells) == run_cells(root, cells) == {"x": {}}
+    (encoder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    assert refusal(root, cells).startswith(f"{root}/x is finished with another content of encoder ")
+    (encoder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    (encoder / "modules.json").write_text("[]")
+    assert refusal(root, cells).startswith(f"{root}/x is finished with another content of encoder ")
 
 
 def test_a_changed_policy_is_found_before_anything_runs(moved: Path, events: Path) -> None:

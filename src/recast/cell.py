@@ -135,10 +135,11 @@ _POLICY = (
     *(f"catalog/{f}" for f in _CATALOG),
 )
 _MODEL = ("*.json", "*.safetensors", "*.txt", "*.model", *(f"catalog/{f}" for f in _CATALOG))
+_ENCODER = tuple(f"**/*.{kind}" for kind in ("json", "safetensors", "txt", "model"))
 _READ: dict[str, tuple[str, ...]] = {
     "interactions": (),
     "items": (),
-    "encoder": _MODEL,
+    "encoder": _ENCODER,
     "data": ("interactions.parquet", "items.parquet", "data.json"),
     "catalog": _CATALOG,
     "model.path": _MODEL,

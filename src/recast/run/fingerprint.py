@@ -112,8 +112,9 @@ def digest(path: Path, patterns: Iterable[str], ignored: Iterable[str] = ()) -> 
         content = sha256_of(file)
         if ignored and file.suffix == ".json":
             facts = json.loads(file.read_text(encoding="utf-8"))
-            kept = {key: facts[key] for key in facts if key not in ignored}
-            content = json.dumps(kept, sort_keys=True)
+            if isinstance(facts, dict):
+                facts = {key: facts[key] for key in facts if key not in ignored}
+            content = json.dumps(facts, sort_keys=True)
         total.update(f"{file.relative_to(path).as_posix()}\n{content}\n".encode())
     return total.hexdigest()
 
