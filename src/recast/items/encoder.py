@@ -223,7 +223,7 @@ def _tokens(encoder: _Encoder, texts: list[str]) -> _Batch:
             f"its tokenizer knows token {int(tokens.max())}, its model {encoder.vocabulary} tokens",
         )
     unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
-    is_word = (mask > 0) & ~is_special & (tokens != (unknown))
+    is_word = (mask > 0) & ~is_special & (tokens != unknown)
     counted = mask.clone()
     if pooling.prompt and not pooling.include_prompt:
         # All but an end behind it, as sentence-transformers counts the tokens of a prompt.

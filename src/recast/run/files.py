@@ -178,13 +178,10 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, ComputeError) as error:
         # A full disk reaches us as any of these, by the library that was writing.
-        raise _unwritable(path, getattr(error, "strerror", None) or str(error)) from error
-
-
-def _unwritable(path: Path, reason: str) -> RecastError:
-    return RecastError(
-        f"{path} cannot be written ({reason}): free some space or choose another output"
-    )
+        raise RecastError(
+            f"{path} cannot be written ({reason_of(error)}): free some space or choose another "
+            "output"
+        ) from error
 
 
 _DAMAGE = (
