@@ -97,9 +97,10 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for count in ("1", "", "x", "0"):
         monkeypatch.setenv("WORLD_SIZE", count)
         refuse_ranks()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecastError, match=r"WORLD_SIZE is 2: .* start it without torchrun"):
-        refuse_ranks()
+    for count, said in (("2", "2"), (" 010 ", "10"), ("9" * 5000, "9" * 20)):
+        monkeypatch.setenv("WORLD_SIZE", count)
+        with pytest.raises(RecastError, match=rf"WORLD_SIZE is {said}: .* start it without torchr"):
+            refuse_ranks()
 
 
 def test_a_verb_takes_its_own_config() -> None:

@@ -11,7 +11,7 @@ from os import PathLike, fspath
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeGuard, Union, cast, get_args, get_origin, get_type_hints
 
-from recast.types import RecastError, in_short, require
+from recast.types import RecastError, require
 
 _GROUPS = {"ModelConfig": "model.", "LoRAConfig": "lora."}
 """Nested settings and what their names begin with."""
@@ -206,9 +206,8 @@ def check_threads(config: object) -> None:
 
 def refuse_ranks() -> None:
     """Raise `RecastError` where a launcher such as torchrun has started several processes."""
-    count = os.environ.get("WORLD_SIZE", "1").strip()
-    if count.isascii() and count.isdigit() and int(count) > 1:
+    count = os.environ.get("WORLD_SIZE", "1").strip().lstrip("0")
+    if count.isascii() and count.isdigit() and count != "1":
         raise RecastError(
-            f"WORLD_SIZE is {in_short(int(count))}: recast runs in one process, start it without "
-            "torchrun"
+            f"WORLD_SIZE is {count[:20]}: recast runs in one process, start it without torchrun"
         )
