@@ -5,15 +5,14 @@ A fact that is None is not known (of a folder written before facts were) and agr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from recast.config.settings_file import read_settings
 from recast.data.folder import data_hash
+from recast.run.files import read_json
 from recast.types import RecastError
 
 EVALUATOR = 1
@@ -109,11 +108,11 @@ def training_of(policy: str | Path, data: str | Path) -> tuple[tuple[str, ...] |
     """
     run = Path(policy).parent
     try:
-        settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        same_data = json.loads((run / "env.json").read_text())["data_hash"] == data_hash(data)
+        settings = read_settings(str(run / "config.yaml"))
+        same_data = read_json(run / "env.json", dict)["data_hash"] == data_hash(data)
         seed = settings["seed"]
         start = settings.get("policy")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecastError):
         return None, None
     seed = seed if type(seed) is int else None
     if not same_data:

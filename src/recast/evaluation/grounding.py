@@ -16,12 +16,12 @@ from pathlib import Path
 
 import polars as pl
 import torch
-import yaml
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from recast.config import GroundConfig
 from recast.config.check import refuse_ranks, take
+from recast.config.settings_file import read_settings
 from recast.data.folder import load_data
 from recast.evaluation.metrics import write_evaluation
 from recast.evaluation.rank import rank_scores, rows_to_rank
@@ -186,8 +186,8 @@ def _encoder_of(folder: str) -> str:
     file = Path(folder) / "config.yaml"
     with reading(file, "give --encoder the one the catalogue was made with"):
         try:
-            encoder = yaml.safe_load(file.read_text())["encoder"]
-        except yaml.YAMLError as error:
+            encoder = read_settings(str(file))["encoder"]
+        except RecastError as error:
             raise ValueError("no YAML") from error
         if not isinstance(encoder, str):
             raise ValueError(f"encoder is {encoder!r}")

@@ -24,7 +24,7 @@ from torch import Tensor
 from recast.config import METRICS, Level
 from recast.evaluation.facts import Facts, read_facts
 from recast.evaluation.resample import DRAWS, user_intervals
-from recast.run.files import reading, staged_folder
+from recast.run.files import read_json, reading, staged_folder
 from recast.types import Metrics, RecastError
 
 HR_AT = (1, 5, 10, 32)
@@ -251,7 +251,7 @@ def read_ranks(folder: str | Path) -> Ranks:
                 raise ValueError(f"column {name!r} has other targets")
         mask = _targets_of(table["sid_rank"])
     with reading(Path(folder) / "eval.json", remedy):
-        facts = read_facts(json.loads((Path(folder) / "eval.json").read_text()))
+        facts = read_facts(read_json(Path(folder) / "eval.json", dict))
     return Ranks(
         row_ids=columns["row_id"][:, 0],
         users=columns["user"][:, 0],

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from recast.evaluation.facts import Facts, read_facts
-from recast.run.files import reading, staged_file
+from recast.run.files import read_json, reading, staged_file
 
 _REMEDY = "make it again, or use the file as it was saved"
 
@@ -103,7 +103,7 @@ class Results:
     def load(file: str | Path) -> Results:
         """What `save` wrote; `RecastError` when it is damaged."""
         with reading(file, _REMEDY):
-            return _results(json.loads(Path(file).read_text()))
+            return _results(read_json(Path(file), dict))
 
 
 def save_tables(tables: Mapping[str, Results], file: str | Path) -> None:
@@ -117,8 +117,7 @@ def load_tables(file: str | Path) -> dict[str, Results]:
     """What `save_tables` wrote, by earlier releases too (their facts are not known);
     `RecastError` when it is damaged."""
     with reading(file, _REMEDY):
-        content = json.loads(Path(file).read_text())
-        return {name: _results(table) for name, table in content.items()}
+        return {name: _results(table) for name, table in read_json(Path(file), dict).items()}
 
 
 def _results(table: dict[str, Any]) -> Results:
