@@ -101,7 +101,8 @@ def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int)
                     f"{name} writes other semantic IDs than this catalogue: use its own"
                 )
             choose_new_rows(config, catalog, policy.tokenizer)
-            model, catalog, tokenizer = policy.model, policy.catalog, policy.tokenizer
+            _require_room(policy.model, policy.catalog, window, name)
+            return replace(policy, window=window)  # `load_policy` has checked the rest
         else:
             model, catalog, tokenizer = _with_sid_tokens(name, config, catalog, seed)
     return replace(as_policy(model, catalog, window, name), tokenizer=tokenizer)
@@ -152,7 +153,7 @@ def load_policy(folder: str | Path) -> Policy:
     else:
         model = load_model(path)
     policy = as_policy(model, catalog, window, str(path))
-    if record.get("catalog", _digest(catalog)) != _digest(catalog):  # older folders note none
+    if "catalog" in record and record["catalog"] != _digest(catalog):  # older folders note none
         raise RecastError(
             f"{path / 'catalog'} is not the catalogue that this policy was trained with: use the "
             "folder as it was saved"
