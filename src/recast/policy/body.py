@@ -42,10 +42,15 @@ def body_of(model: Any) -> Any:
     return plain.base_model
 
 
+def text_config(model: Any) -> Any:
+    """Of what writes tokens: the model's own settings, or a part of a multimodal model's."""
+    return model.config.get_text_config(decoder=True)
+
+
 def steady_positions(model: Any) -> int | None:
     """Positions that a call may hold before the rotary embeddings of all its rows change with the
     longest of them, as `dynamic` and `longrope` ones do; None where they never do."""
-    config = model.config.get_text_config(decoder=True)
+    config = text_config(model)
     rope = getattr(config, "rope_parameters", None) or {}
     context = getattr(config, "max_position_embeddings", None)
     found: list[int | None] = []

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from recast.config import ModelConfig, NewRows
 from recast.items.catalog import Catalog
-from recast.policy.packable import text_config
+from recast.policy.body import text_config
 from recast.policy.tokenizer import add_names
 from recast.types import RecastError, require
 

@@ -21,7 +21,7 @@ from recast.config import ModelConfig, Precision
 from recast.config.check import as_path
 from recast.items.catalog import Catalog, load_catalog
 from recast.policy.attention import ATTENTION, DROPS_NOTHING
-from recast.policy.body import steady_positions
+from recast.policy.body import steady_positions, text_config
 from recast.policy.device import find_device
 from recast.policy.extend import add_sid_tokens, choose_new_rows, is_policy
 from recast.policy.folder import ADAPTERS, read_object
@@ -36,7 +36,6 @@ from recast.policy.packable import (
     is_packable,
     other_attention,
     packed_gap,
-    text_config,
 )
 from recast.policy.save import save_generation, save_weights
 from recast.policy.tokenizer import load_tokenizer

@@ -14,10 +14,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from recast.config import ModelConfig
 from recast.items.catalog import Catalog
-from recast.policy.body import hidden_states
+from recast.policy.body import hidden_states, text_config
 from recast.policy.head import MOST_LOGITS
 from recast.policy.load import Policy
-from recast.policy.packable import text_config
 from recast.types import RecastError
 
 MOST_TOKENS = 65536

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from recast.items.catalog import Catalog
+from recast.policy.body import text_config
 from recast.policy.packed import pack, packed_forward
 from recast.types import RecastError
 
@@ -23,11 +24,6 @@ _BRANCHES = torch.tensor(
     [[[8, 9, 0], [8, 10, 0], [11, 9, 0]], [[11, 10, 0], [11, 8, 0], [9, 8, 0]]]
 )
 _CANDIDATES = 128  # embeddings that are compared, of the model's own tokens and of the items'
-
-
-def text_config(model: Any) -> Any:
-    """Of what writes tokens: the model's own settings, or a part of a multimodal model's."""
-    return model.config.get_text_config(decoder=True)
 
 
 def is_packable(model: Any) -> bool:

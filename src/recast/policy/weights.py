@@ -20,8 +20,9 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from recast.policy.attention import ATTENTION
+from recast.policy.body import text_config
 from recast.policy.folder import require_model_folder, require_size
-from recast.policy.packable import other_attention, text_config
+from recast.policy.packable import other_attention
 from recast.run.files import LOADING, reason_of
 from recast.types import RecastError
 
