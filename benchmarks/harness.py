@@ -29,7 +29,8 @@ from recast.policy.attention import ATTENTION
 from recast.policy.load import Policy
 from recast.policy.passes import MOST_PASS_TOKENS
 from recast.policy.prompts import make_prompts
-from recast.train.actor import Actor, frozen_reference, trained_parameters
+from recast.train.actor import Actor, trained_parameters
+from recast.train.reference import frozen_reference
 from recast.types import Loss, Prompts
 
 MAX_GRAD_NORM = 1.0

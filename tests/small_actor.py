@@ -12,7 +12,8 @@ import torch
 from recast.losses import ppo_clip
 from recast.policy.load import Policy
 from recast.rollout.sample import sample
-from recast.train.actor import Actor, frozen_reference
+from recast.train.actor import Actor
+from recast.train.reference import frozen_reference
 from recast.types import Draw, Prompts, Signal
 
 GROUP = 5

@@ -25,7 +25,8 @@ from recast.rewards.hit import first_hit, set_ratio
 from recast.rewards.scores import structural_score
 from recast.signals.grpo import grpo
 from recast.signals.recast import recast
-from recast.train.actor import Actor, frozen_reference, update
+from recast.train.actor import Actor, update
+from recast.train.reference import frozen_reference
 from recast.types import Prompts, RolloutGroups, Signal
 
 ROOT = Path(__file__).parents[1]

@@ -31,7 +31,8 @@ from recast.policy.lora import add_adapters, without_adapters
 from recast.rl import train_rl
 from recast.rollout import beam
 from recast.rollout.add_gt import add_gt
-from recast.train.actor import Actor, frozen_reference, trained_parameters, update
+from recast.train.actor import Actor, trained_parameters, update
+from recast.train.reference import frozen_reference
 from recast.types import Prompts, RecastError, Signal
 
 # Of PEFT itself, whenever it wraps a model.

@@ -13,12 +13,10 @@ mean over: `[B, K, L]` counted tokens, `[B, K]` rollouts, `[B]` groups with a ke
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from recast.config import KLEstimator, KLRollouts, LossAgg
@@ -27,8 +25,7 @@ from recast.losses.rollouts import rollout_mean
 from recast.methods.contract import Fault, loss_fault
 from recast.methods.parts import is_users, name_of, needs, traits_of
 from recast.policy.load import Policy
-from recast.policy.logprobs import BranchScores, branch_logprobs, branch_scores
-from recast.policy.lora import has_adapters, without_adapters
+from recast.policy.logprobs import BranchScores, branch_scores
 from recast.policy.passes import MOST_PASS_TOKENS
 from recast.run.clock import Clock
 from recast.train.batches import (
@@ -48,28 +45,13 @@ from recast.train.measures import (
     levels_of,
     mean_metrics,
 )
-from recast.types import LogprobSpace, Loss, Metrics, Prompts, RecastError, Signal
-
-Reference = Callable[[Prompts, Int[Tensor, "B K L"], Bool[Tensor, "B K L"]], Float[Tensor, "B K L"]]
-"""Log-probabilities of the tokens in a mask: by a frozen copy, by the policy without its adapters,
-or by another process."""
+from recast.train.reference import Reference
+from recast.types import LogprobSpace, Loss, Metrics, RecastError, Signal
 
 
 def trained_parameters(policy: Policy) -> list[torch.nn.Parameter]:
     """All weights, or those of the adapters alone."""
     return [p for p in policy.model.parameters() if p.requires_grad]
-
-
-def frozen_reference(policy: Policy, space: LogprobSpace) -> Reference:
-    """The log-probabilities of a policy that nobody trains; of one with adapters, without them."""
-
-    def reference(
-        prompts: Prompts, branches: Int[Tensor, "B K L"], mask: Bool[Tensor, "B K L"]
-    ) -> Float[Tensor, "B K L"]:
-        with without_adapters(policy.model) if has_adapters(policy.model) else nullcontext():
-            return branch_logprobs(policy, prompts, branches, space, mask)
-
-    return reference
 
 
 LOSS_INPUTS = ("logprobs", "old_logprobs", "ref_logprobs", "advantages", "loss_mask")

@@ -36,7 +36,8 @@ from recast.policy.tasks import HistoryTask, Task, check_catalog, load_task
 from recast.policy.threads import choose_threads
 from recast.run.clock import Clock
 from recast.run.files import refuse_existing
-from recast.train.actor import Actor, frozen_reference, trained_parameters
+from recast.train.actor import Actor, trained_parameters
+from recast.train.reference import frozen_reference
 from recast.train.search import Search, branch_tokens, prompt_batches
 from recast.train.sequences import MOST_SHARED, learn
 from recast.types import Metrics, Prompts, RecastError

@@ -25,7 +25,8 @@ from recast.rollout.sample import sample
 from recast.signals.grpo import grpo
 from recast.signals.gumbel import gumbel_pg
 from recast.signals.recast import recast
-from recast.train.actor import Actor, frozen_reference, update
+from recast.train.actor import Actor, update
+from recast.train.reference import frozen_reference
 from recast.types import RecastError, RolloutGroups, Signal
 
 # TRL itself calls what transformers has renamed.
