@@ -59,6 +59,10 @@ def in_short(value: object, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
+LARGEST_FACTOR = 1e6
+"""Of a setting of a signal or a loss: far beyond use, and its products still fit into float32."""
+
+
 def require_range(
     name: str, value: object, least: float, most: float, *, above: bool = False
 ) -> None:

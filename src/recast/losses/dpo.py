@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from recast.losses.rollouts import rollout_sum
-from recast.types import require_range
+from recast.types import LARGEST_FACTOR, require_range
 
 
 def dpo(
@@ -36,7 +36,7 @@ def dpo(
     >>> dpo(lp, torch.zeros(1, 2, 1), torch.tensor([[[1.0], [0.0]]]), mask, beta=1.0)
     tensor([0.3133])
     """
-    require_range("beta", beta, 0, 1e6, above=True)
+    require_range("beta", beta, 0, LARGEST_FACTOR, above=True)
     gain = beta * rollout_sum(logprobs - ref_logprobs, loss_mask)
     positive, negative = sides(advantages, loss_mask)
     pairs = positive[:, :, None] & negative[:, None, :]

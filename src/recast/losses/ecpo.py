@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recast.losses.ppo_clip import clipped, ratio, require_clip
-from recast.types import require_range
+from recast.types import LARGEST_FACTOR, require_range
 
 
 def ecpo(
@@ -35,7 +35,7 @@ def ecpo(
     tensor([1.3000, 1.1111])
     """
     require_clip(clip_low, clip_high)
-    require_range("delta", delta, 0, 1e6)
+    require_range("delta", delta, 0, LARGEST_FACTOR)
     cap = math.log(1 + clip_high + delta)
     old = torch.maximum(logprobs.detach() - cap, old_logprobs)
     moved = ratio(logprobs - old)

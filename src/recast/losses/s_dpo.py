@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 
 from recast.losses.dpo import sides
 from recast.losses.rollouts import rollout_sum
-from recast.types import require_range
+from recast.types import LARGEST_FACTOR, require_range
 
 
 def s_dpo(
@@ -36,7 +36,7 @@ def s_dpo(
     >>> s_dpo(lp, torch.zeros_like(lp), torch.tensor([[[1.0], [0.0], [0.0], [0.0]]]), mask)
     tensor([1.3372])
     """
-    require_range("beta", beta, 0, 1e6, above=True)
+    require_range("beta", beta, 0, LARGEST_FACTOR, above=True)
     gain = beta * rollout_sum(logprobs - ref_logprobs, loss_mask)
     positive, negative = sides(advantages, loss_mask)
     chosen = gain.gather(1, positive.int().argmax(1, keepdim=True))

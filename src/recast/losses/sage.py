@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recast.losses.ppo_clip import clipped, ratio, require_clip
 from recast.losses.rollouts import rollout_mean
-from recast.types import require, require_range
+from recast.types import LARGEST_FACTOR, require, require_range
 
 
 def sage_clip(
@@ -41,8 +41,8 @@ def sage_clip(
             [ 0.7000]])
     """
     require_clip(clip_low, clip_high)
-    require_range("boost", boost, 1, 1e6)
-    require_range("penalty", penalty, 0, 1e6)
+    require_range("boost", boost, 1, LARGEST_FACTOR)
+    require_range("penalty", penalty, 0, LARGEST_FACTOR)
     remedy = "give less, so that clip_low (1 + penalty) stays below 1"
     require(clip_low * (1 + penalty) < 1, "penalty", penalty, remedy)
     moved = ratio(rollout_mean(logprobs - old_logprobs, loss_mask))

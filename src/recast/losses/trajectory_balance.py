@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from recast.losses.rollouts import rollout_mean, rollout_sum
-from recast.types import require_range
+from recast.types import LARGEST_FACTOR, require_range
 
 
 def trajectory_balance(
@@ -38,7 +38,7 @@ def trajectory_balance(
     """
     require_range("floor", floor, 0, 1, above=True)
     if log_z is not None:
-        require_range("log_z", log_z, -1e6, 1e6)
+        require_range("log_z", log_z, -LARGEST_FACTOR, LARGEST_FACTOR)
     kept = loss_mask.any(-1)
     rewards = rollout_mean(advantages, loss_mask).clamp(min=floor)
     flow = rollout_sum(logprobs, loss_mask) - rewards.log()

@@ -19,8 +19,8 @@ from __future__ import annotations
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from recast.signals.grpo import LARGEST_WEIGHT, require_eps, standardise
-from recast.types import RolloutGroups, Signal, require_range
+from recast.signals.grpo import require_eps, standardise
+from recast.types import LARGEST_FACTOR, RolloutGroups, Signal, require_range
 
 
 def random_gate(
@@ -76,7 +76,7 @@ def gated(
     eps: float,
 ) -> Signal:
     """Likelihood weight 1 everywhere, standardised rewards where the gate is open."""
-    require_range("grpo_weight", grpo_weight, 0, LARGEST_WEIGHT)
+    require_range("grpo_weight", grpo_weight, 0, LARGEST_FACTOR)
     require_eps(eps)
     keep = groups.exists & gate[:, None]
     counted = groups.loss_mask

@@ -72,7 +72,3 @@ def centre(rewards: Float[Tensor, "B G"], exists: Bool[Tensor, "B G"]) -> Float[
 def require_eps(eps: float) -> None:
     """Refuse a number that is no small addition to a standard deviation."""
     require_range("eps", eps, 0, 1)
-
-
-LARGEST_WEIGHT = 1e6
-"""Of what a signal gives: far beyond use, and its products still fit into float32."""

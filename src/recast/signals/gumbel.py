@@ -20,8 +20,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from recast.signals.grpo import LARGEST_WEIGHT
-from recast.types import RecastError, RolloutGroups, Signal, require_range
+from recast.types import LARGEST_FACTOR, RecastError, RolloutGroups, Signal, require_range
 
 
 def gumbel_pg(
@@ -38,7 +37,7 @@ def gumbel_pg(
     >>> signal.advantages[..., 0]  # 2 * 0.5 * 0.5 and 2 * 0.25 * -0.5
     tensor([[ 0.5000, -0.2500]])
     """
-    require_range("baseline", baseline, -LARGEST_WEIGHT, LARGEST_WEIGHT)
+    require_range("baseline", baseline, -LARGEST_FACTOR, LARGEST_FACTOR)
     weights, exists = groups.weights, groups.exists
     if weights is None:
         raise RecastError(

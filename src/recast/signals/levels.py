@@ -24,9 +24,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recast.groups import is_new
-from recast.signals.grpo import LARGEST_WEIGHT
 from recast.signals.recast import repair
-from recast.types import RolloutGroups, Signal, require_range
+from recast.types import LARGEST_FACTOR, RolloutGroups, Signal, require_range
 
 
 def recast_levels(
@@ -48,9 +47,9 @@ def recast_levels(
     >>> signal.groups.loss_mask[0].tolist()
     [[True, True], [False, True], [True, False]]
     """
-    require_range("anchor_weight", anchor_weight, 0, LARGEST_WEIGHT)
-    require_range("contrast_weight", contrast_weight, 0, LARGEST_WEIGHT)
-    require_range("temperature", temperature, 0, LARGEST_WEIGHT, above=True)
+    require_range("anchor_weight", anchor_weight, 0, LARGEST_FACTOR)
+    require_range("contrast_weight", contrast_weight, 0, LARGEST_FACTOR)
+    require_range("temperature", temperature, 0, LARGEST_FACTOR, above=True)
     repaired, rewards, anchored = repair(groups, rewards)
     tokens, exists = repaired.tokens, repaired.exists
     num_prompts, group_size, num_levels = tokens.shape

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from recast.groups import choose_target, has_hit, is_new, overwrite
 from recast.rewards.scores import structural_score
-from recast.signals.grpo import LARGEST_WEIGHT, require_eps, standardise
-from recast.types import RolloutGroups, Signal, require_range
+from recast.signals.grpo import require_eps, standardise
+from recast.types import LARGEST_FACTOR, RolloutGroups, Signal, require_range
 
 
 def recast(groups: RolloutGroups, rewards: Float[Tensor, "B G"], *, w: float = 1.0) -> Signal:
@@ -123,7 +123,7 @@ def boundary_pair(
 def _contrast(
     groups: RolloutGroups, rewards: Float[Tensor, "B G"], anchored: Bool[Tensor, " B"], w: float
 ) -> Signal:
-    require_range("w", w, 0, LARGEST_WEIGHT, above=True)
+    require_range("w", w, 0, LARGEST_FACTOR, above=True)
     scores = structural_score(groups.predictions, groups.prompts.target_sids)
     eligible = groups.exists & is_new(groups)
     positive, negative, has_pair = boundary_pair(rewards, scores, eligible)

@@ -32,9 +32,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recast.groups import append_target, has_hit, is_new
-from recast.signals.grpo import LARGEST_WEIGHT, require_eps, standardise
+from recast.signals.grpo import require_eps, standardise
 from recast.signals.simpo import simpo_pair, simpo_slope
-from recast.types import RolloutGroups, Signal, require_range
+from recast.types import LARGEST_FACTOR, RolloutGroups, Signal, require_range
 
 
 def riser(
@@ -63,10 +63,10 @@ def riser(
             [-2.2500, -2.2500,  4.5000]])
     """
     require_eps(eps)
-    require_range("beta", beta, 0, LARGEST_WEIGHT, above=True)
-    require_range("gamma", gamma, 0, LARGEST_WEIGHT)
+    require_range("beta", beta, 0, LARGEST_FACTOR, above=True)
+    require_range("gamma", gamma, 0, LARGEST_FACTOR)
     require_range("forced_weight", forced_weight, 0, 1)
-    require_range("pair_weight", pair_weight, 0, LARGEST_WEIGHT)
+    require_range("pair_weight", pair_weight, 0, LARGEST_FACTOR)
     wide, scores, added = append_target(groups, rewards)
     last = torch.arange(wide.items.shape[1], device=rewards.device) == groups.items.shape[1]
     is_target = added[:, None] & last

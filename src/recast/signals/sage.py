@@ -24,9 +24,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from recast.rewards.scores import structural_score
-from recast.signals.grpo import LARGEST_WEIGHT, require_eps, standardise
+from recast.signals.grpo import require_eps, standardise
 from recast.signals.rank_grpo import as_lists
-from recast.types import RolloutGroups, Signal, require_range
+from recast.types import LARGEST_FACTOR, RolloutGroups, Signal, require_range
 
 
 def sage(
@@ -56,7 +56,7 @@ def sage(
     require_range("floor", floor, 0, 0.5, above=True)
     weights = {"reward_weight": reward_weight, "structure_weight": structure_weight}
     for name, weight in weights.items():
-        require_range(name, weight, 0, LARGEST_WEIGHT)
+        require_range(name, weight, 0, LARGEST_FACTOR)
     structure = structural_score(groups.predictions, groups.prompts.target_sids).to(rewards.dtype)
     exists = as_lists(groups.exists, list_length)
     slates = [
