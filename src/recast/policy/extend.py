@@ -152,8 +152,7 @@ def title_weights(tokenizer: Any, catalog: Catalog) -> Float[Tensor, "N F"]:
     """For every code of every level the share of each token in its items' texts, sparse.
 
     Every item with a token counts the same, however long its text; the shares of a code sum to 1,
-    or are all 0 where no item has one. One that stands for
-    unknown text is none, nor is a semantic ID.
+    or are all 0 where no item has one. The token of unknown text is none, nor is a semantic ID's.
 
     Example: codes 0 and 1 of one level; item 0 has code 0 and the tokens 5 5 7, item 1 the same
     code and the token 7: the row of code 0 is 1/3 at 5 and 2/3 at 7, that of code 1 is empty.
