@@ -97,6 +97,10 @@ def test_a_policy_of_the_same_semantic_ids_keeps_its_vocabulary(tmp_path: Path) 
     other = build_catalog(tiny.CODES.flip(0), tiny.SIZES)
     with pytest.raises(RecastError, match="policy writes other semantic IDs than this catalogue"):
         create_policy(config, other, window=5, seed=0)
+    names = [f"other {index}" for index in range(len(tiny.CODES))]
+    other = build_catalog(tiny.CODES, tiny.SIZES, item_ids=names)
+    with pytest.raises(RecastError, match="policy writes other items than this catalogue"):
+        create_policy(config, other, window=5, seed=0)
 
 
 def test_a_model_without_a_token_to_begin_with_is_refused(tmp_path: Path) -> None:

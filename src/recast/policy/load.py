@@ -99,6 +99,11 @@ def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int)
                 raise RecastError(
                     f"{name} writes other semantic IDs than this catalogue: use its own"
                 )
+            if policy.catalog.item_ids != catalog.item_ids:
+                raise RecastError(
+                    f"{name} writes other items than this catalogue, by the same semantic IDs: "
+                    f"give {Path(name) / 'catalog'}, its own"
+                )
             choose_new_rows(config, catalog, policy.tokenizer)
             _require_room(policy.model, policy.catalog, window, name)
             return replace(policy, window=window)  # `load_policy` has checked the rest
