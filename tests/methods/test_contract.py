@@ -74,7 +74,7 @@ def test_the_check_and_the_guard_say_the_same_of_metrics(
 def test_the_metrics_of_the_loop_are_those_it_logs() -> None:
     groups = probe_groups(4)
     rewards = first_hit(groups)
-    logged = group_metrics([(groups, rewards)], grpo(groups, rewards))
+    logged = group_metrics([(groups, rewards)] * 2, grpo(groups, rewards))
     assert logged.keys() - {"group/repaired_frac"} == set(OURS)
 
 
@@ -113,6 +113,7 @@ def broken(name: str, value: Callable[[RolloutGroups], Any]) -> Callable[..., Ro
         (broken("tokens", lambda g: None), "tokens of type NoneType: return a tensor"),
         (broken("prompts", lambda g: None), "groups of other prompts: return those it was"),
         (broken("target_logprobs", lambda g: None), "target_logprobs of type NoneType: return"),
+        (broken("injected", lambda g: g.items > 0), "groups with `injected` set: leave that to"),
         (broken("weights", lambda g: [1.0]), "weights of type list: return a tensor [2, 3]"),
         (broken("items", lambda g: g.items.float()), "items of torch.float32: return torch.int64"),
         (broken("items", lambda g: g.items[:, :1]), r"items of the shape [2, 1]: return [2, 3]"),

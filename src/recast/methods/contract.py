@@ -24,6 +24,7 @@ OURS = (
     "group/natural_frac",
     "group/distinct_frac",
     "group/target_logprob",
+    "group/rollout_batches",
     "reward/mean",
     "reward/zero_frac",
 )
@@ -53,6 +54,8 @@ def sampler_fault(
         return Fault(f"a {kind}: return RolloutGroups of its {count} prompts")
     if returned.prompts is not prompts:
         return Fault("groups of other prompts: return those it was given, `prompts=prompts`")
+    if returned.injected is not None:
+        return Fault("groups with `injected` set: leave that to `add_gt`")
     whole = (count, num_rollouts, prompts.targets.shape[2])
     of_targets, weights = tuple(prompts.targets.shape), returned.weights
     return (
