@@ -30,9 +30,9 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
     """Post-train `config.policy` with `method`, by default the one that `config.method` names; the
     last state goes to `config.output`/policy.
 
-    All methods see the same prompts in the same order and make the same number of optimizer
-    steps. Returns the last validation metrics, the number of rollouts and optimizer steps, and the
-    CPU seconds without validation.
+    All methods see the same prompts in the same order and make the same number of steps, each of
+    one optimizer step or of one for every mini-batch. Returns the last validation metrics, the
+    number of rollouts and optimizer steps, and the CPU seconds without validation.
     """
     setup = set_up_rl(config, method)
     policy = setup.policy
