@@ -5,7 +5,14 @@ It is here, and not in a fixture, because the hook must be in place before `reca
 
 from __future__ import annotations
 
+import os
+
 from jaxtyping import install_import_hook
+
+# A caller's launcher, or a wish for settings from variables, is not that of the tests.
+for name in ("WORLD_SIZE", "RANK", *(x for x in os.environ if x.startswith("JSONARGPARSE_"))):
+    os.environ.pop(name, None)
+os.environ["COLUMNS"] = "80"  # how wide a help is, not a narrow terminal's
 
 install_import_hook("recast", "checked.check")
 

@@ -35,7 +35,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_FIND_LINKS", folder.as_uri())  # a path may hold spaces
     monkeypatch.setenv("RECAST_CACHE", str(tmp_path / "cache"))
     return folder
 
@@ -159,6 +159,7 @@ def test_pip_that_hangs_is_ended(
     with pytest.raises(RecastError, match=line):
         fetch_from_wheel("tiny==1.0", "0" * 64, "tiny")
     assert not leftovers(tmp_path)
+    monkeypatch.setattr("recast.run.fetch.STALL_S", 60.0)  # a busy machine is slow to say a word
     python.write_text("#!/bin/sh\nseq 99999\necho $TMPDIR\necho " + "x" * 999 + "\nexit 3\n")
     with pytest.raises(RecastError, match=rf"\({'x' * 147}\.\.\.\): check the network"):
         fetch_from_wheel("tiny==1.0", "0" * 64, "tiny")
