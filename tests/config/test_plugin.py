@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,10 @@ def test_a_file_named_like_a_library_shadows_nothing(here: Path) -> None:
         (here / f"{name}.py").write_text(f"def mine():\n    return {name!r}\n")
         assert load_function("signal", f"{name}:mine")() == name
     assert sys.modules["torch"] is torch
+    (here / "colorsys.py").write_text("")
+    spec = PathFinder.find_spec("colorsys")  # of Python, and beside the part
+    assert spec is not None
+    assert spec.origin != str(here / "colorsys.py")
 
 
 @pytest.mark.parametrize(
@@ -62,9 +67,13 @@ def test_what_cannot_be_taken(here: Path, name: str, message: str) -> None:
 
 def test_what_it_sets_for_the_process_is_set_back(here: Path) -> None:
     (here / "sets.py").write_text(
-        "import os, torch\ntorch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\n"
-        "os.chdir('/')\ndef mine(): ...\n"
+        "import os, sys, torch\ntorch.set_default_dtype(torch.float64)\n"
+        "torch.set_grad_enabled(False)\ntorch.set_num_threads(torch.get_num_threads() + 1)\n"
+        "os.chdir('/')\nsys.stdout = sys.stderr = None\ndef mine(): ...\n"
     )
+    threads, streams = torch.get_num_threads(), (sys.stdout, sys.stderr)
     load_function("reward", "sets:mine")
+    assert torch.get_num_threads() == threads
+    assert (sys.stdout, sys.stderr) == streams
     assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (torch.float32, True)
     assert Path.cwd() == here

@@ -13,9 +13,11 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPTBigCodeConfig
 
 from recast.config import ModelConfig
 from recast.items.catalog import build_catalog
+from recast.policy.folder import require_size
 from recast.policy.load import Policy, create_policy, load_policy, save_policy
 from recast.types import RecastError
 
@@ -75,6 +77,19 @@ def test_a_config_that_is_not_that_of_the_weights(
         with pytest.raises(RecastError, match=message) as caught:
             load(folder)
         assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_the_weights_or_the_memory_do_not_bear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """About 2**20 weights of 4 bytes, and a table of all pairs of 2**17 positions beside them."""
+    shape = {"vocab_size": 9, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 2**17}
+    with pytest.raises(RecastError, match=r"config.json asks for 17,18\d,\d+,\d+ numbers"):
+        require_size(GPTBigCodeConfig(**shape), 2**21, tmp_path)
+    require_size(GPT2Config(**shape), 2**21, tmp_path)
+    monkeypatch.setattr("os.sysconf", lambda name: 2000)  # pages of 2000 bytes
+    with pytest.raises(RecastError, match="its weights need 0 GB, this machine has 0 GB of mem"):
+        require_size(GPT2Config(**shape), 2**21, tmp_path)
 
 
 def test_settings_that_are_no_settings(folder: Path) -> None:
