@@ -162,17 +162,23 @@ def test_no_rows_give_no_ranks() -> None:
 
 
 def test_invalid_beams_are_counted() -> None:
-    catalog = tiny.tiny_catalog()
-    data, policy = many_events(catalog), tiny.tiny_policy("qwen3", catalog)
-    rows = data.rows("test")[:9]
-    valid = {tuple(tokens) for tokens in catalog.tokens_of(torch.arange(8)).tolist()}
-    invalid = []
+    """Seen items among them, also where they are no candidates: they belong to the catalogue."""
+    catalog = build_catalog(torch.ones(3, 3).nonzero(), (3, 3))
+    policy = tiny.tiny_policy("llama", catalog)
+    task, free = (
+        tiny.task_of(many_events(catalog, exclude_seen=exclude), policy)
+        for exclude in (True, False)
+    )
+    rows = task.rows("test")[:9]
+    valid = {tuple(tokens) for tokens in catalog.tokens_of(torch.arange(9)).tolist()}
+    invalid = {True: 0, False: 0}
     for row in rows:
-        prompts = tiny.task_of(data, policy).prompts(row[None])
-        beams = beam_search(policy, prompts, 4, decoder=Decoder(constrained=False))
-        invalid += [tuple(beam) not in valid for beam in beams.tokens[0].tolist()]
-    assert len(invalid) == 36
-    assert invalid_frac(policy, tiny.task_of(data, policy), rows, 4) == sum(invalid) / 36
+        for exclude in invalid:
+            prompts = (task if exclude else free).prompts(row[None])
+            beams = beam_search(policy, prompts, 8, decoder=Decoder(constrained=False))
+            invalid[exclude] += sum(tuple(x) not in valid for x in beams.tokens[0].tolist())
+    assert 0 < invalid[False] < invalid[True] < 72
+    assert invalid_frac(policy, task, rows, 8) == invalid[False] / 72
 
 
 def test_validation_reads_the_same_numbers_and_leaves_the_mode() -> None:

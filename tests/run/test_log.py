@@ -193,6 +193,16 @@ def test_plain_lines_without_a_terminal(
     ]
 
 
+def test_no_hint_where_more_groups_teach_than_hit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with `add_gt`: 15 % of the groups hit by themselves, and 15 or 90 % teach."""
+    for trainable, count in ((0.9, 0), (0.15, 1)):
+        with RunLog(tmp_path / str(count), CONFIG) as run, run.stage("rl", total=1) as stage:
+            stage.advance({"group/all_zero_frac": 0.85, "group/trainable_frac": trainable})
+        assert capsys.readouterr().out.count("hint: ") == count
+
+
 def test_a_live_bar_on_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
