@@ -88,7 +88,7 @@ def test_a_size_that_the_weights_or_the_memory_do_not_bear(
         require_size(GPTBigCodeConfig(**shape), 2**21, tmp_path)
     require_size(GPT2Config(**shape), 2**21, tmp_path)
     monkeypatch.setattr("os.sysconf", lambda name: 2000)  # pages of 2000 bytes
-    with pytest.raises(RecastError, match="its weights need 0 GB, this machine has 0 GB of mem"):
+    with pytest.raises(RecastError, match="its weights need 0 GiB, this machine has 0 GiB of mem"):
         require_size(GPT2Config(**shape), 2**21, tmp_path)
 
 
