@@ -102,7 +102,7 @@ def test_what_is_refused_is_named_with_its_row(rows: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(b"u,i,t\n"), "e.csv is compressed by gzip: unpack it"),
+        (gzip.compress(b"u,i,t\n", mtime=0), "e.csv is compressed by gzip: unpack it"),
         ("u,i,t\n1,2,3\n".encode("utf-16"), "e.csv is UTF-16: save it as UTF-8"),
         (b"u,i,t\n1,2,3\n1,caf\xe9,3\n", "e.csv, line 3 is not UTF-8 (invalid continuation byte)"),
         (b"u;i;t\n1;2;3\n", "no column 'u': its header is separated by semicolons, write it with"),
