@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: quickstart test bench check format clean
+.PHONY: quickstart test torture bench check format clean
 .DEFAULT_GOAL := quickstart
 
 quickstart: .venv/.installed
@@ -13,6 +13,11 @@ quickstart: .venv/.installed
 # One torch thread per worker: two that wait for each other on a busy core spin.
 test: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4
+
+# Real processes killed at 100 random moments and gone on with, a disk that fails at every write.
+torture: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills 100
+	OMP_NUM_THREADS=1 RECAST_TORTURE=1 $(BIN)/pytest --numprocesses auto tests/test_faults.py
 
 # Both sides of every ratio, half an hour on two cores; writes benchmarks/RESULTS.md.
 bench: .venv/.installed

@@ -34,7 +34,7 @@ from recast.policy.prompts import make_prompts
 from recast.policy.tasks import HistoryTask
 from recast.rewards.hit import set_ratio
 from recast.rollout.beam import beam_search
-from recast.sft import train_epoch
+from recast.sft import train_batch
 from recast.signals.grpo import grpo
 from recast.train.actor import update
 from recast.train.search import Search
@@ -74,22 +74,22 @@ class Epoch:
         self.policy, self.batch_size = policy, batch_size
         self.sequences: Sequences = task.sequences(task.rows("train"), 0)
         optimizer = torch.optim.AdamW(policy.model.parameters(), lr=0.0, weight_decay=0.0)
-        self.state = LoopState(model=policy.model, optimizer=optimizer)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        self.state = LoopState(model=policy.model, optimizer=optimizer, keep="best")
         self.padding = 0.0
 
     def ours(self) -> None:
-        done = train_epoch(
-            self.state,
-            self.schedule,
-            self.policy,
-            self.sequences,
-            batch_size=self.batch_size,
-            dropout=0.0,
-            precision="float32",
-            pass_tokens=MOST_PASS_TOKENS,
-        )
-        self.padding = done["sft/padding"]
+        for index in torch.arange(len(self.sequences)).split(self.batch_size):
+            train_batch(
+                self.policy,
+                self.state,
+                *self.sequences.batch(index),
+                lr=0.0,
+                dropout=0.0,
+                precision="float32",
+                pass_tokens=MOST_PASS_TOKENS,
+            )
+        self.padding = self.state.epoch_metrics()["sft/padding"]
+        self.state.end_epoch()
 
     def floor(self) -> None:
         model = self.policy.model

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 
-def forget_hashes(folder: Path, **changes: Any) -> None:
-    """Make it a folder as earlier releases wrote it, with other facts in `data.json`."""
-    facts = json.loads((folder / "data.json").read_text())
+def forget_hashes(folder: Path, name: str = "data.json", /, **changes: Any) -> None:
+    """Make it a folder as earlier releases wrote it, with other facts in this file of it."""
+    facts = json.loads((folder / name).read_text())
     kept = {key: value for key, value in facts.items() if key not in ("files", "digest")}
-    (folder / "data.json").write_text(json.dumps(kept | changes))
+    (folder / name).write_text(json.dumps(kept | changes))

@@ -65,8 +65,8 @@ def rl_args(walk: Path, output: Path, *more: str, policy: Path | None = None) ->
     return [*args, *more]
 
 
-def weights(run: Path) -> dict[str, Tensor]:
-    return load_file(run / "policy" / "model.safetensors")
+def weights(run: Path, policy: str = "policy") -> dict[str, Tensor]:
+    return load_file(run / policy / "model.safetensors")
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from small_walk import failure, metric_lines, rl_args, sft_args
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch import Tensor
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
@@ -145,7 +146,7 @@ def edited(policy: Path, name: str, **changes: object) -> None:
 def test_a_vocabulary_that_does_not_fit(walk: Path, tmp_path: Path, fail: Fail) -> None:
     """2 special tokens and 3 levels of 8 codes are 26."""
     policy = copy_of(walk / "sft" / "policy", tmp_path / "policy")
-    edited(policy, "catalog/sid.json", codebook_sizes=[8, 8, 9])
+    forget_hashes(policy / "catalog", "sid.json", codebook_sizes=[8, 8, 9])
     args = rl_args(walk, tmp_path / "run", policy=policy)
     assert fail(*args) == (
         f"{policy} has 26 tokens, its catalogue needs 27: use the policy with the catalogue it "
@@ -290,15 +291,32 @@ def test_a_model_larger_than_the_memory(
 
 
 def test_sft_that_diverges(walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The decay makes every weight 99 times larger in each step; what was measured is kept."""
-    more = ["--lr=1", "--weight_decay=100", "--epochs=9"]
-    line, code = failure(capsys, *map(str, sft_args(walk, tmp_path / "run", *more)))
+    """The decay makes every weight 99 times larger in each step; the run can go on from the last
+    weights that are numbers, and ends there again."""
+    run = tmp_path / "run"
+    args = [*map(str, sft_args(walk, run, "--lr=1", "--weight_decay=100", "--epochs=9"))]
+    line, code = failure(capsys, *args)
     assert code == 2
     assert re.fullmatch(
-        r"\S+ is nan at step \d+ of SFT: the run has diverged, start it again with a lower lr", line
+        r"the gradient of SFT is nan in optimizer step 6: the run has diverged, start it again "
+        rf"with a lower lr; its prompts are in {run}/diverged.jsonl",
+        line,
     )
-    assert metric_lines(tmp_path / "run")
-    assert not (tmp_path / "run" / "policy").exists()
+    rows = [json.loads(row) for row in (run / "diverged.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in rows} == {6}
+    assert len({row["window"] for row in rows}) == len(rows) > 1
+    assert all(len(row["tokens"]) == len(row["learned"]) > 1 for row in rows)
+    assert not (run / "policy").exists()
+    kept = newest_tensors(run)
+    assert all(bool(x.isfinite().all()) for name, x in kept.items() if name.startswith("model."))
+    (run / "diverged.jsonl").unlink()
+    assert failure(capsys, *args, "--resume=true") == (line, 2)
+    assert [json.loads(row) for row in (run / "diverged.jsonl").read_text().splitlines()] == rows
+
+
+def newest_tensors(run: Path) -> dict[str, Tensor]:
+    (*_, newest) = sorted((run / "checkpoints").iterdir())
+    return load_file(newest / "tensors.safetensors")
 
 
 @pytest.mark.parametrize("method", ["openonerec_rl", "recast", "sft_continued"])
@@ -309,13 +327,24 @@ def test_rl_that_diverges(
     monkeypatch: pytest.MonkeyPatch,
     method: str,
 ) -> None:
-    """What the run measured before is kept, a policy is not."""
+    """What the run measured before is kept, a policy is not, and what did not fit is told."""
     run = tmp_path / "run"
     monkeypatch.setitem(METHODS, method, replace(METHODS[method], lr=1e30))
     more = ["--warmup_steps=0", f"--method={method}"]
     line, code = failure(capsys, *map(str, rl_args(walk, run, *more)))
     assert code == 2
-    assert line.endswith(" is nan at step 2: the run has diverged, start it again with a lower lr")
+    assert line.endswith(
+        " is nan at step 2: the run has diverged, start it again with a lower lr; its prompts are "
+        f"in {run}/diverged.jsonl"
+    )
+    rows = [json.loads(row) for row in (run / "diverged.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in rows} == {2}
+    assert 1 <= len({row["row_id"] for row in rows}) == len(rows) <= 4
+    for row in rows:
+        shape = torch.tensor(row["rollouts"]).shape
+        assert torch.tensor(row["advantages"]).shape == shape
+        assert torch.tensor(row["rewards"]).shape == torch.tensor(row["keep"]).shape == shape[:1]
+        assert row["nll_weight"] or any(row["keep"])
     assert [entry["step"] for entry in metric_lines(run)] == [0, 1]
     assert not (run / "policy").exists()
     assert not list(run.rglob("*.partial"))

@@ -20,6 +20,7 @@ def run(
     """`python -m recast ARGS`; `shell` stands behind it, such as a redirection."""
     command = " ".join([f'"{sys.executable}" -m recast', *args, shell])
     env = os.environ | {"OMP_NUM_THREADS": "1"} | variables
+    env.pop("TORCHINDUCTOR_CACHE_DIR", None)  # which torch has set in this very process
     return subprocess.run(
         ["sh", "-c", command], capture_output=True, text=True, check=False, cwd=cwd, env=env
     )
@@ -34,8 +35,10 @@ def test_the_package_runs_as_a_command() -> None:
 def test_files_of_the_working_directory_are_no_modules_of_ours(tmp_path: Path) -> None:
     for name in ("torch", "numpy", "signal", "random", "yaml", "polars", "json"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')")
-    done = run("methods", cwd=tmp_path)
+    (tmp_path / "tmp").mkdir()
+    done = run("methods", cwd=tmp_path, TMPDIR=str(tmp_path / "tmp"))
     assert (done.returncode, done.stderr) == (0, "")
+    assert list((tmp_path / "tmp").iterdir()) == []  # where torch makes a folder
 
 
 def test_several_processes_say_one_line(tmp_path: Path) -> None:

@@ -113,6 +113,11 @@ def test_a_killed_list_goes_on(
         for folder in (root, finished[0])
     )
     assert ours == theirs
+    steps = [
+        [(line["stage"], line["step"]) for line in metric_lines(folder)]
+        for folder in (root, finished[0])
+    ]
+    assert steps[0] == steps[1]
     assert sorted(file.name for file in root.iterdir()) == sorted(
         file.name for file in finished[0].iterdir()
     )

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from small_walk import metric_lines, rl_config, same, weights
 from torch import Tensor
 
-from recast.config import RLConfig
+from recast.config import LoRAConfig, RLConfig
 from recast.data.folder import load_data
 from recast.draws import uniforms
 from recast.evaluation.metrics import row_metrics
@@ -450,3 +450,55 @@ def test_a_target_that_is_put_in_changes_what_is_learned_and_not_what_is_measure
         columns = ["row_id", "rank", "item", "logprob", "reward"]
         assert first.select(columns).equals(other.select(columns))
         assert not other["injected"].any()
+
+
+@pytest.mark.parametrize("lora", [{}, {"rank": 2}])
+def test_a_run_that_gets_worse_stops_and_keeps_what_it_is_told(
+    walk: Path, tmp_path: Path, lora: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rate that breaks the policy: no validation is better than the start's, which is step 0."""
+    changes: dict[str, Any] = {"lr": 0.5, "warmup_steps": 0, "steps": 9, "eval_every": 1}
+    changes |= {"patience": 2, "lora": LoRAConfig(**lora), "method": "openonerec_rl"}
+    for keep in ("best", "last"):
+        run = tmp_path / keep
+        result = train_rl(rl_config(walk, run, keep=keep, **changes))
+        lines = metric_lines(run)
+        assert [line["step"] for line in lines] == [0, 1, 2]
+        kept = lines[0] if keep == "best" else lines[-1]
+        assert result["valid/ndcg@10"] == kept["valid/ndcg@10"]
+        assert same(weights(run), weights(walk / "sft")) == (keep == "best")
+        said = "stopped at step 2 by patience 2: valid/ndcg@10 was best at step 0 "
+        said += f"({lines[0]['valid/ndcg@10']:.4f}); policy/ holds the {keep} weights"
+        assert said in capsys.readouterr().out
+
+
+def test_the_best_of_a_run_is_the_policy_of_its_step(walk: Path, tmp_path: Path) -> None:
+    """The rows of validation are the same each time, so its number comes out again."""
+    config = rl_config(walk, tmp_path / "run", keep="best", steps=4, eval_every=1, lr=1e-3)
+    result = train_rl(config)
+    curve = [line["valid/ndcg@10"] for line in metric_lines(tmp_path / "run")]
+    assert result["valid/ndcg@10"] == max(curve)
+    assert result["rl/step"] == curve.index(max(curve)) > 0
+    data, policy = load_data(walk / "data"), load_policy(tmp_path / "run" / "policy")
+    again = validate(policy, tiny.task_of(data, policy), sample_rows(data.rows("valid"), 2000))
+    assert again["valid/ndcg@10"] == max(curve)
+
+
+def test_alarms_are_said_and_logged(
+    walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recast.train.alarms.WINDOW", 2)
+    monkeypatch.setattr("recast.train.alarms.MOST_ALL_ZERO", 0.01)
+    train_rl(rl_config(walk, tmp_path / "run", method="openonerec_rl", group_size=2))
+    lines = metric_lines(tmp_path / "run")[1:]
+    assert [line["alarm/all_zero"] for line in lines] == [0, 1, 1]
+    names = ["all_zero", "kl", "entropy", "overfit", "invalid"]
+    assert {f"alarm/{name}" for name in names} == {x for x in lines[-1] if x.startswith("alarm/")}
+    out = capsys.readouterr().out
+    assert out.count("alarm all_zero at step 2: group/all_zero_frac") == 1
+
+
+def test_what_chooses_needs_its_metric(walk: Path, tmp_path: Path) -> None:
+    for changes in ({"patience": 2}, {"keep": "best"}):
+        with pytest.raises(RecastError, match=r"\['hr@1'\]: add ndcg@10, by which"):
+            rl_config(walk, tmp_path, valid_metrics=["hr@1"], **changes)

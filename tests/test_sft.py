@@ -123,6 +123,9 @@ def test_patience(walk: Path, tmp_path: Path) -> None:
     """A rate too small to change a rank: the first epoch stays the best, two more are waited."""
     config = sft_config(walk, tmp_path / "run", lr=1e-12, epochs=30, patience=2)
     found = train_sft(config)
+    last = train_sft(replace(config, output=str(tmp_path / "last"), keep="last"))
+    assert last["sft/epoch"] == 3
+    assert not same(weights(tmp_path / "run"), weights(tmp_path / "last"))
     lines = metric_lines(tmp_path / "run")
     assert len(lines) == 3
     assert found["sft/epoch"] == 1

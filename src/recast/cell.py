@@ -8,7 +8,7 @@ the version or how a method is called.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,8 @@ from recast.methods.assembly import resolve
 from recast.methods.parts import find_part, spell
 from recast.methods.table import Method
 from recast.rl import train_rl
-from recast.run.fingerprint import plain
+from recast.run import fingerprint
+from recast.run.fingerprint import MACHINE, Input, flat, plain
 from recast.run.log import RunLog
 from recast.sft import train_sft
 from recast.types import Metrics, require
@@ -126,34 +127,6 @@ _VERBS = {
     EvaluateConfig: Verb("evaluate", _evaluate),
 }
 
-_CATALOG = ("catalog.parquet", "sid.json")
-_POLICY = (
-    "recast.json",
-    "config.json",
-    "adapter_config.json",
-    "*.safetensors",
-    *(f"catalog/{f}" for f in _CATALOG),
-)
-_MODEL = ("*.json", "*.safetensors", "*.txt", "*.model", *(f"catalog/{f}" for f in _CATALOG))
-_ENCODER = tuple(f"**/*.{kind}" for kind in ("json", "safetensors", "txt", "model"))
-_READ: dict[str, tuple[str, ...]] = {
-    "interactions": (),
-    "items": (),
-    "encoder": _ENCODER,
-    "data": ("interactions.parquet", "items.parquet", "data.json"),
-    "catalog": _CATALOG,
-    "model.path": _MODEL,
-    "policy": _POLICY,
-    "ranker": _POLICY,
-    "guide": _POLICY,
-    "embeddings": (*_CATALOG, "embeddings.safetensors"),
-}
-"""Settings that name a file or a folder, and the files of the folder that a verb reads."""
-_PUBLISHED = ("movielens-100k", "minilm")
-"""Their values that name what is fetched, pinned by its hash."""
-
-_MACHINE = ("output", "threads", "device", "micro_batch_tokens", "pass_tokens")
-"""Settings that move numbers by rounding at most."""
 _RESOLVED = ("method", "logprob_space", "reward_args", "signal_args", "loss_args")
 """Settings of `RLConfig` that the resolved method holds."""
 _WORDS = ("summary", "paper", "label", "samplers")
@@ -187,21 +160,14 @@ def settings_of(cell: Cell) -> dict[str, Any]:
             settings[kind] = load_function(kind, spec)
     if cell.run is not None:
         settings["run"] = cell.run
-    kept = {key: value for key, value in settings.items() if key not in _MACHINE}
-    written = dict(_flat(plain(kept, f"cell {cell.name!r}")))
+    kept = {key: value for key, value in settings.items() if key not in MACHINE}
+    written = dict(flat(plain(kept, f"cell {cell.name!r}")))
     return {key: value for key, value in written.items() if key not in inputs_of(cell)}
 
 
-def inputs_of(cell: Cell) -> dict[str, tuple[Path, tuple[str, ...]]]:
-    """Dotted name of a setting -> the path it names and the files there that decide."""
-    named = dict(_flat(asdict(cell.config)))
-    return {
-        key: (Path(os.path.abspath(named[key])), patterns)
-        for key, patterns in _READ.items()
-        if isinstance(named.get(key), str | Path)
-        and named[key] not in _PUBLISHED
-        and not (key in ("ranker", "guide") and names_code(named[key]))
-    }
+def inputs_of(cell: Cell) -> dict[str, Input]:
+    """What the cell reads, by the dotted name of the setting."""
+    return fingerprint.inputs_of(asdict(cell.config))
 
 
 def default_of(cell: Cell, key: str) -> Any:
@@ -218,12 +184,4 @@ def default_of(cell: Cell, key: str) -> Any:
             defaults[field.name] = field.default_factory()
         elif field.default is not MISSING:
             defaults[field.name] = field.default
-    return dict(_flat(plain(defaults, "a default"))).get(key, ...)
-
-
-def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return dict(flat(plain(defaults, "a default"))).get(key, ...)

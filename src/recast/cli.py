@@ -1,14 +1,17 @@
 """The command line: a verb and its settings in, one stage run, one line per error out.
 
 Settings come from the verb's dataclass in `recast.config`. Exit codes: 0 done, 2 bad input or
-surroundings (a setting, a file, a full disk), 1 a bug of ours, 130 interrupted.
+surroundings (a setting, a file, a full disk), 1 a bug of ours, 128 + its number for a signal:
+130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
 """
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import os
+import signal
 import sys
 import time
 import traceback
@@ -18,11 +21,13 @@ from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
 import recast
+from recast.run.stop import Stopped, listening
 
-BAD_INPUT, BUG, INTERRUPTED = 2, 1, 130
+BAD_INPUT, BUG = 2, 1
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 _LONGEST = 4000
 """Characters of an error."""
+_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class Verb(NamedTuple):
@@ -91,7 +96,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in args
     try:
-        run([arg for arg in args if arg != "--debug"])
+        with listening():
+            run([arg for arg in args if arg != "--debug"])
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read us left (`| head`)
         _drop_output()
@@ -103,8 +109,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _settle() -> None:
-    """Make the process independent of its caller: closed streams, signals, warnings as errors."""
-    import signal
+    """Make the process independent of its caller: closed streams, warnings as errors."""
     import warnings
 
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -114,13 +119,18 @@ def _settle() -> None:
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r"))
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores one
-            signal.signal(number, signal.default_int_handler)
     for name in [name for name in os.environ if name.startswith("JSONARGPARSE_")]:
         del os.environ[name]  # it would read settings from others, and end on a wrong value
+    if _COMPILED not in os.environ:
+        atexit.register(_drop_cache)
     if any("error" in option for option in sys.warnoptions):
         warnings.simplefilter("ignore")  # what a library warns of is no error of a run
+
+
+def _drop_cache() -> None:
+    """torch makes a folder for compiled code as soon as it is imported, and nothing is compiled."""
+    with suppress(OSError, KeyError):  # not empty: of others; never made
+        os.rmdir(os.environ[_COMPILED])
 
 
 def _drop_output() -> None:
@@ -147,6 +157,10 @@ def run(args: list[str]) -> None:
     if config is None:
         print(_resolve(verb.stage)())
         return
+    from recast.run.doors import enter
+
+    # Before the stage is imported, which takes seconds.
+    enter(config, type(config), goes_on=name == "quickstart")
     began = time.monotonic()
     result = _resolve(verb.stage)(config)
     if verb.describe:
@@ -218,7 +232,8 @@ def methods_help() -> str:
 def explain(error: BaseException) -> tuple[str, int]:
     """One line for a person and the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", INTERRUPTED
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        return str(error) or "interrupted", 128 + number
     from recast.types import RecastError
 
     text = str(error)

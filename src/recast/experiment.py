@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from fnmatch import fnmatch
 from glob import escape
@@ -26,8 +27,8 @@ import recast
 from recast.cell import Cell, default_of, inputs_of, listed, settings_of, verb_of
 from recast.config import EvaluateConfig, RLConfig
 from recast.config.check import as_path
-from recast.run.files import alone_in, read_json, reading, refuse_existing, staged_file
-from recast.run.fingerprint import digest, plain
+from recast.run.files import CHECKPOINTS, alone_in, read_json, reading, refuse_existing, staged_file
+from recast.run.fingerprint import Input, plain
 from recast.run.log import RunLog
 from recast.types import Metrics, RecastError, require
 
@@ -36,14 +37,12 @@ MARK = "cell.json"
 
 _WRITTEN = (
     *("config.yaml", "env.json", "metrics.jsonl", "tb", "rollouts", "policy", MARK),
+    *(CHECKPOINTS, "diverged.jsonl"),
     *("interactions.parquet", "users.parquet", "items.parquet", "data.json"),
     *("catalog.parquet", "sid.json", "card.json", "embeddings.safetensors"),
     *("rows.parquet", "eval.json", ".*.partial"),
 )
 """What verbs write into their folders; whatever else lies there is not ours to remove."""
-
-_UNREAD = ("source", "sha256", "digest")
-"""Keys of `data.json` that tell where the events came from, and the digest that covers them."""
 
 Record = dict[str, Any]
 """What `cell.json` holds."""
@@ -87,7 +86,7 @@ class _Runs:
         """Look at every folder; nothing is written."""
         self.done: dict[str, Record] = {}
         self._root, self._cells, self._used = root, cells, used
-        self._digests: dict[object, str] = {}
+        self._digests: dict[Input, str] = {}
         to_come: list[Path] = []
         for cell in cells:
             if _mark(cell).exists():
@@ -143,17 +142,25 @@ class _Runs:
             "settings": self._used[cell.name],
             "reads": self._reads(cell),
         }
-        begun = _begun(cell)
-        if begun.exists():
-            log.say(f"{cell.name}: was begun but not finished, begins anew")
-            _empty(cell.folder)
-        _write(begun, record)
+        begun, cell = _begun(cell), self._with_threads(cell)
+        if begun.exists() and _goes_on(cell, then := _read_begun(begun), record):
+            log.say(f"{cell.name}: was begun but not finished, goes on")
+            record["metrics_bytes"] = then["metrics_bytes"]
+            cell = replace(cell, config=replace(cell.config, resume=True))
+        else:
+            if begun.exists():
+                log.say(f"{cell.name}: was begun but not finished, begins anew")
+                _empty(cell.folder)
+                log.cut_metrics(then.get("metrics_bytes", sys.maxsize))
+            record["metrics_bytes"] = log.position()["bytes"][0]
+            _write(begun, record)
         try:
-            returned = verb_of(cell).run(self._with_threads(cell), log)
+            returned = verb_of(cell).run(cell, log)
         except BaseException:
             if not cell.folder.exists() or not any(cell.folder.iterdir()):
                 begun.unlink()
             raise
+        del record["metrics_bytes"]
         threads, version = torch.get_num_threads(), recast.__version__
         record |= {"returned": returned, "threads": threads, "recast": version}
         _write(_mark(cell), record)
@@ -176,17 +183,18 @@ class _Runs:
     def _reads(self, cell: Cell) -> dict[str, dict[str, str]]:
         """Where each input of the cell is, for a person, and its digest, which decides."""
         reads = {}
-        for key, (path, patterns) in inputs_of(cell).items():
+        for key, source in inputs_of(cell).items():
+            path = source.path
             if not path.exists():
                 raise RecastError(
                     f"{key} of cell {cell.name!r} is {path}, which is not there: check the path, "
                     "or let the cell that makes it stand before this one"
                 )
-            if (path, patterns) not in self._digests:
+            if source not in self._digests:
                 with reading(path, "make it again"):
-                    self._digests[path, patterns] = digest(path, patterns, _UNREAD)
+                    self._digests[source] = source.digest()
             shown = path.relative_to(self._root) if _is_below(path, [self._root]) else path
-            reads[key] = {"path": shown.as_posix(), "sha256": self._digests[path, patterns]}
+            reads[key] = {"path": shown.as_posix(), "sha256": self._digests[source]}
         return reads
 
 
@@ -265,6 +273,21 @@ def _read(cell: Cell) -> Record:
         if not all(isinstance(value, int | float) for value in record["returned"].values()):
             raise ValueError("returned is not all numbers")
         return dict(record)
+
+
+def _read_begun(file: Path) -> Record:
+    """What a cell noted when it began; nothing where that is damaged."""
+    with suppress(OSError, ValueError):
+        record: Record = read_json(file, dict)
+        return record
+    return {}
+
+
+def _goes_on(cell: Cell, then: Record, now: Record) -> bool:
+    """Whether what is in a cell's folder is of the same cell, and can be gone on with."""
+    is_same = all(then.get(key) == now[key] for key in ("settings", "reads"))
+    is_same = is_same and "metrics_bytes" in then
+    return is_same and any((cell.folder / CHECKPOINTS).glob("step-*"))
 
 
 def _write(file: Path, record: Record) -> None:

@@ -21,8 +21,7 @@ from recast.config import (
     SFTConfig,
     TokenizeConfig,
 )
-from recast.config.check import refuse_ranks, take
-from recast.data.folder import load_data
+from recast.data.folder import data_hash, load_data
 from recast.evaluation.compare import compare
 from recast.evaluation.metrics import PRIMARY, read_ranks, row_metrics, write_evaluation
 from recast.evaluation.rank import rank_scores, sample_rows
@@ -33,9 +32,11 @@ from recast.methods.table import METHODS
 from recast.policy.baselines import FIT_SPLITS, Scorer, item_knn, popularity, tune_item_knn
 from recast.policy.threads import choose_threads
 from recast.report.table import markdown, plain
+from recast.run.doors import enter
 from recast.run.files import staged_file
 from recast.run.log import RunLog
-from recast.types import Interactions, Metrics
+from recast.run.space import require_space
+from recast.types import Interactions, Metrics, RecastError
 
 COMPARED = ("openonerec_rl", "recast")
 """Methods with rollouts; each runs once per sampler of `SAMPLERS`."""
@@ -56,6 +57,7 @@ SFT_SETTINGS: dict[str, Any] = {"backwards_frac": 0.3}
 RL_LR = {"sft_continued": 1e-5, "openonerec_rl": 3e-5, "recast": 1e-5}
 """Each method's best on the validation rows of those tried, see docs/log.md."""
 
+_BYTES = 13_000_000  # of a whole run, measured
 _COSTS = ("rollouts", "cpu_s", "optimizer_steps")
 
 
@@ -65,9 +67,12 @@ def quickstart(config: QuickstartConfig) -> str:
 
     Test rows are ranked once, by finished models; everything is chosen on validation rows.
     """
-    take(config, QuickstartConfig)
-    refuse_ranks()
+    enter(config, QuickstartConfig, goes_on=True)
     out = Path(config.output)
+    if config.resume and not (out / "config.yaml").is_file():
+        raise RecastError(f"{out} holds no quickstart that was begun: start without --resume")
+    if not out.exists():
+        require_space(out, _BYTES)
     metrics = run_cells(out, cells_of(config), asdict(config))
     results: dict[str, Results] = {
         sampler: tabulate(out, metrics, sampler, config.seed) for sampler in SAMPLERS
@@ -154,7 +159,7 @@ class BaselineConfig:
 
 def rank_popularity(config: BaselineConfig, log: RunLog) -> Metrics:
     interactions, catalog = load_data(config.data), load_catalog(config.catalog)
-    _rank_on_test(popularity(interactions), interactions, catalog, config.output)
+    _rank_on_test(popularity(interactions), interactions, catalog, config)
     return {}
 
 
@@ -171,17 +176,18 @@ def rank_item_knn(config: BaselineConfig, log: RunLog) -> Metrics:
     knn, settings, value = tune_item_knn(interactions, quality)
     cpu_s = time.process_time() - started
     log.say(f"item-kNN: validation NDCG@10 {value:.4f} with {settings}")
-    _rank_on_test(knn, interactions, catalog, config.output)
+    _rank_on_test(knn, interactions, catalog, config)
     return {"cpu_s": cpu_s}
 
 
 def _rank_on_test(
-    scorer: Scorer, interactions: Interactions, catalog: Catalog, folder: str
+    scorer: Scorer, interactions: Interactions, catalog: Catalog, config: BaselineConfig
 ) -> None:
     rows = interactions.rows("test")
     ranks = rank_scores(scorer, interactions, catalog, rows, events_seen=FIT_SPLITS)
+    ranks = replace(ranks, facts=replace(ranks.facts, data=data_hash(config.data)))
     facts = {"split": "test", "split_name": interactions.split_name}
-    write_evaluation(ranks, folder, facts)
+    write_evaluation(ranks, config.output, facts)
 
 
 def tabulate(out: Path, metrics: dict[str, Metrics], sampler: str, seed: int) -> Results:

@@ -6,95 +6,132 @@ A policy and rows of the `rl` slice in, a better policy (one hopes) out. The loo
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from recast.config import RLConfig
-from recast.data.folder import data_hash
-from recast.methods.guard import blame, guard_inputs, guard_signal, versions
+from recast.methods.guard import ask_signal, blame
 from recast.methods.parts import supply
 from recast.methods.table import Method
-from recast.policy.load import save_policy
 from recast.policy.memory import peak_bytes
-from recast.rollout.fill import Rewarded
+from recast.rollout.fill import Drawn
 from recast.run.log import RunLog
 from recast.train.actor import update
+from recast.train.alarms import watch
+from recast.train.diverged import prompts_kept, rollouts_learned
 from recast.train.learnability import group_metrics
+from recast.train.result import save_result
 from recast.train.setup import RLSetup, set_up_rl
 from recast.train.state import LoopState
-from recast.types import Metrics, RolloutGroups, Signal
+from recast.types import Metrics, Signal
 
 
 def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None = None) -> Metrics:
     """Post-train `config.policy` with `method`, by default the one that `config.method` names; the
-    last state goes to `config.output`/policy.
+    weights that `config.keep` names go to `config.output`/policy.
 
     All methods see the same prompts in the same order and make the same number of steps, each of
-    one optimizer step or of one for every mini-batch. Returns the last validation metrics, the
-    number of rollouts and optimizer steps, and the CPU seconds without validation.
+    one optimizer step or of one for every mini-batch. Returns the validation metrics of those
+    weights, the number of rollouts and optimizer steps, and the CPU seconds without validation.
     """
     setup = set_up_rl(config, method)
     policy = setup.policy
-    state = LoopState(model=policy.model, optimizer=setup.actor.optimizer)
-    with RunLog(config.output, setup.settings, parent=log) as run:
-        run.environment(data_hash(config.data))
+    state = LoopState(model=policy.model, optimizer=setup.actor.optimizer, keep=config.keep)
+    is_free = config.sampler_args.get("constrained") is False
+    with setup.run.open(state, log) as (run, keeper):
         run.say(setup.text)
-        state.valid = setup.validate()
-        run.metrics(0, state.valid | setup.clock.read(), stage=setup.name)
-        with run.stage(setup.name, total=config.steps) as stage:
-            while state.step < config.steps:
-                done = train_step(setup, state)
-                run.rollouts(state.step, *done.drawn, done.signal, done.given)
-                metrics = done.metrics
-                if state.step % config.eval_every == 0 or state.step == config.steps:
-                    state.valid = setup.validate()
-                    metrics |= state.valid | setup.clock.read()
-                stage.advance(metrics, step=state.step)
-        save_policy(policy, Path(config.output) / "policy", merge=config.lora.merge)
-    return state.valid | state.counts
+        if not state.valid:
+            with keeper.step():
+                metrics = judge(setup, state)
+                run.metrics(0, metrics, stage=setup.name)
+                watch(state.watched, 0, metrics, len(setup.valid_rows))
+        with run.stage(setup.name, total=config.steps, done=state.step) as stage:
+            while state.step < config.steps and state.waited < (config.patience or math.inf):
+                found = roll_out(setup, state)
+                with keeper.step():
+                    metrics = learn(setup, state, found)
+                    run.rollouts(state.step, *found.batch.drawn, found.signal, found.batch.given[0])
+                    if state.step % config.eval_every == 0 or state.step == config.steps:
+                        metrics |= judge(setup, state)
+                    alarms, lines = watch(
+                        state.watched, state.step, metrics, len(setup.valid_rows), is_free=is_free
+                    )
+                    stage.advance(metrics | alarms, step=state.step)
+                    for line in lines:
+                        run.say(line)
+        if told := _ending(config, state):
+            run.say(told)
+        kept = state.take()
+        save_result(policy, Path(config.output) / "policy", merge=config.lora.merge)
+    return kept | state.counts
+
+
+def judge(setup: RLSetup, state: LoopState) -> Metrics:
+    """Validate the policy as it is; the state remembers that."""
+    valid = setup.validate()
+    state.validated(valid | {"rl/step": float(state.step)})
+    return valid | setup.clock.read()
+
+
+def _ending(config: RLConfig, state: LoopState) -> str:
+    """What `policy/` holds, where that is not simply what all steps led to."""
+    is_early = state.step < config.steps
+    if not is_early and config.keep == "last":
+        return ""
+    value, step = state.best["valid/ndcg@10"], state.best["rl/step"]
+    said = f"stopped at step {state.step} by patience {config.patience}: " if is_early else ""
+    best = f"valid/ndcg@10 was best at step {step:.0f} ({value:.4f})"
+    return f"{said}{best}; policy/ holds the {config.keep} weights"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """What one step did."""
+class Found:
+    """What a step learns from."""
 
-    drawn: Rewarded
-    """Of the groups that went into the update."""
-    given: RolloutGroups
-    """The same as the signal got them."""
+    batch: Drawn
+    """The groups that go into the update."""
+    everything: list[Drawn]
+    """All that were drawn for it."""
     signal: Signal
-    metrics: Metrics
+    began: float
+    """CPU seconds of the process when it began."""
 
 
-def train_step(setup: RLSetup, state: LoopState) -> Step:
-    """Rollout, reward, signal, update; the state moves one step on."""
-    started = time.process_time()
-    method, actor, search = setup.method, setup.actor, setup.search
-    computing = setup.policy.computing_in(setup.precision)
+def roll_out(setup: RLSetup, state: LoopState) -> Found:
+    """Rollout, reward, signal; the state stays where it is."""
+    began = time.process_time()
+    method, search = setup.method, setup.search
     rows, further = setup.batches[state.step], setup.surplus[state.further :]
-    with computing:
+    with setup.policy.computing_in(setup.precision):
         batch, everything = search.batch(state.step, rows, further)
     groups, rewards = batch.given
-    drawn = [one.drawn for one in everything]
     signal_of = supply(method.signal, {"natural_frac": state.natural_frac})
-    before = versions(groups, rewards)
-    with setup.clock.measure("time/signal_s"), blame("signal", method.signal):
-        signal = signal_of(groups, rewards)
-    guard_signal(method.signal, groups, signal, search.folder, setup.policy)
-    guard_inputs(method.signal, before, versions(groups, rewards))
+    with setup.clock.measure("time/signal_s"):
+        signal = ask_signal(signal_of, groups, rewards, search.folder, setup.policy)
     if method.nll_coef:
         signal = replace(signal, nll_weight=signal.nll_weight + method.nll_coef)
+    return Found(batch=batch, everything=everything, signal=signal, began=began)
+
+
+def learn(setup: RLSetup, state: LoopState, found: Found) -> Metrics:
+    """The update; the state moves one step on."""
+    method, actor = setup.method, setup.actor
+    drawn = [one.drawn for one in found.everything]
     for group in actor.optimizer.param_groups:
         group["lr"] = method.lr * min((state.step + 1) / max(setup.warmup_steps, 1), 1.0)
-    with blame("loss", method.loss), computing:
-        metrics = group_metrics(drawn, signal) | update(actor, signal)
+    rows = partial(rollouts_learned, found.signal, found.batch.given[1])
+    kept, blamed = prompts_kept(setup.search.folder, rows), blame("loss", method.loss)
+    with kept, blamed, setup.policy.computing_in(setup.precision):
+        metrics = group_metrics(drawn, found.signal) | update(actor, found.signal)
     state.step += 1
     state.further += len(drawn) - 1
     state.remember(metrics.get("group/natural_frac", 0.0))
     state.num_rollouts += sum(int(groups.exists.sum()) for groups, _ in drawn)
     state.optimizer_steps += int(metrics.get("actor/optimizer_steps", 0))
-    state.cpu_s += time.process_time() - started
+    state.cpu_s += time.process_time() - found.began
     metrics |= setup.clock.read()
     metrics["memory/peak_gb"] = peak_bytes(setup.policy.catalog.device) / 1e9
-    return Step(drawn=batch.drawn, given=groups, signal=signal, metrics=metrics)
+    return metrics

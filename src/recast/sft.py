@@ -8,96 +8,111 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from recast.config import Precision, SFTConfig
-from recast.data.folder import data_hash
 from recast.evaluation.rank import validate
-from recast.policy.load import Policy, save_policy
+from recast.policy.load import Policy
 from recast.run.log import RunLog
-from recast.train.sequences import Learned, learn
-from recast.train.setup import set_up_sft
+from recast.train.diverged import DivergedError, prompts_kept, windows_learned
+from recast.train.keeper import Keeper
+from recast.train.result import save_result
+from recast.train.sequences import learn
+from recast.train.setup import SFTSetup, set_up_sft
 from recast.train.state import LoopState
 from recast.types import Metrics, Sequences
 
 
 def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
-    """Train a policy on next items, stop early on validation NDCG@10, keep the best epoch.
+    """Train a policy on next items, stop early on validation NDCG@10, keep the best epoch
+    (`config.keep`).
 
-    Writes the policy to `config.output`/policy. Returns the best validation metrics and the cost.
+    Writes the policy to `config.output`/policy. Returns its validation metrics and the cost.
     """
     setup = set_up_sft(config)
     policy, task = setup.policy, setup.task
-    total = config.epochs * math.ceil(setup.num_windows / config.batch_windows)
     optimizer = torch.optim.AdamW(
         policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, total))
-    state = LoopState(model=policy.model, optimizer=optimizer)
-    with RunLog(config.output, setup.settings, parent=log) as run:
-        run.environment(data_hash(config.data))
+    state = LoopState(model=policy.model, optimizer=optimizer, keep=config.keep)
+    with setup.run.open(state, log) as (run, keeper):
         said = f"{setup.num_windows} windows of {config.window} items"
-        run.say(f"{said}, torch threads: {setup.settings['threads']}")
+        run.say(f"{said}, torch threads: {torch.get_num_threads()}")
         if setup.text:
             run.say(setup.text)
-        with run.stage("SFT", total=config.epochs) as stage:
+        with run.stage("SFT", total=config.epochs, done=state.step) as stage:
             while state.step < config.epochs and state.waited < config.patience:
-                learned = train_epoch(
-                    state,
-                    schedule,
-                    policy,
-                    task.sequences(setup.rows, state.step),
-                    batch_size=config.batch_windows,
-                    dropout=config.dropout,
-                    precision=config.precision,
-                    pass_tokens=setup.pass_tokens,
-                )
-                state.valid = validate(policy, task, setup.valid_rows, config.valid_metrics)
-                metrics = learned | state.valid
-                stage.advance(metrics, step=state.optimizer_steps)
-                state.keep_if_best(metrics | {"sft/epoch": float(state.step)})
-        policy.model.load_state_dict(state.best_weights)
-        save_policy(policy, Path(config.output) / "policy")
-    return state.best | state.counts
+                train_epoch(setup, config, state, task.sequences(setup.rows, state.step), keeper)
+                valid = validate(policy, task, setup.valid_rows, config.valid_metrics)
+                with keeper.step():
+                    metrics = state.epoch_metrics() | valid
+                    stage.advance(metrics, step=state.optimizer_steps)
+                    state.end_epoch()
+                    state.validated(metrics | {"sft/epoch": float(state.step)})
+        kept = state.take()
+        save_result(policy, Path(config.output) / "policy")
+    return kept | state.counts
 
 
 def train_epoch(
-    state: LoopState,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
+    setup: SFTSetup, config: SFTConfig, state: LoopState, sequences: Sequences, keeper: Keeper
+) -> None:
+    """One pass over the sequences in their order, from the batch on where the state stands."""
+    total = config.epochs * math.ceil(setup.num_windows / config.batch_windows)
+    order = torch.arange(len(sequences), device=setup.policy.catalog.device)
+    for index in order.split(config.batch_windows)[len(state.losses) :]:
+        batch = sequences.batch(index)
+        rows = partial(windows_learned, state.optimizer_steps + 1, index, *batch)
+        with keeper.step(), prompts_kept(config.output, rows):
+            train_batch(
+                setup.policy,
+                state,
+                *batch,
+                lr=config.lr * cosine(state.optimizer_steps, total),
+                dropout=config.dropout,
+                precision=config.precision,
+                pass_tokens=setup.pass_tokens,
+            )
+
+
+def train_batch(
     policy: Policy,
-    sequences: Sequences,
+    state: LoopState,
+    tokens: Int[Tensor, "B P"],
+    loss_mask: Bool[Tensor, "B P"],
     *,
-    batch_size: int,
+    lr: float,
     dropout: float,
     precision: Precision,
     pass_tokens: int,
-) -> Metrics:
-    """One pass over the sequences in their order; returns the mean loss of its batches, and the
-    tokens sent per real one."""
+) -> None:
+    """One optimizer step.
+
+    Raises `DivergedError` for a loss or a gradient that is not finite; the weights stay the same.
+    """
     started = time.process_time()
     policy.model.train()
-    done: list[Learned] = []
-    for index in torch.arange(len(sequences), device=policy.catalog.device).split(batch_size):
-        state.optimizer.zero_grad(set_to_none=True)
-        learned = learn(
-            policy,
-            *sequences.batch(index),
-            dropout=dropout,
-            precision=precision,
-            pass_tokens=pass_tokens,
-        )
-        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
-        state.optimizer.step()
-        schedule.step()
-        done.append(learned)
-    state.step += 1
-    state.optimizer_steps += len(done)
+    state.optimizer.zero_grad(set_to_none=True)
+    learned = learn(
+        policy, tokens, loss_mask, dropout=dropout, precision=precision, pass_tokens=pass_tokens
+    )
+    norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+    for what, value in (("loss", learned.loss), ("gradient", norm)):
+        if not bool(value.isfinite()):
+            raise DivergedError(
+                f"the {what} of SFT is {float(value)} in optimizer step "
+                f"{state.optimizer_steps + 1}: the run has diverged, start it again with a lower lr"
+            )
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.step()
+    state.remember_batch(*learned)
     state.cpu_s += time.process_time() - started
-    sent, real = (sum(batch[i] for batch in done) for i in (1, 2))
-    mean = float(torch.stack([batch.loss for batch in done]).mean())
-    return {"sft/loss": mean, "sft/padding": float(sent / real)}
 
 
 def cosine(step: int, steps: int, warmup_frac: float = 0.05) -> float:

@@ -47,7 +47,7 @@ def require(condition: bool, name: str, value: object, remedy: str) -> None:
 
 
 def in_short(value: object, length: int = 200) -> str:
-    """A value as Python writes it, cut to so many characters.
+    """A value as Python writes it, on one line and cut to so many characters.
 
     >>> in_short("x" * 100, 12)
     "'xxxxxxxx..."
@@ -56,6 +56,18 @@ def in_short(value: object, length: int = 200) -> str:
         text = repr(value)
     except Exception as error:  # a number of too many digits, or a type of the caller's
         text = f"a {type(value).__name__} that Python cannot write ({type(error).__name__})"
+    text = " ".join(text.split()) if "\n" in text else text  # arrays
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def one_line(text: str, length: int) -> str:
+    """A text without line breaks and what cannot be printed, cut to so many characters.
+
+    >>> one_line("too\\n long ", 7)
+    'too ...'
+    """
+    text = "".join(c if c.isprintable() else " " for c in text[: 9 * length])
+    text = " ".join(text.split())
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 

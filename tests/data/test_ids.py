@@ -3,7 +3,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from recast.data.ids import check_overlap, mixed_notes, read_ids
+from recast.data.ids import check_overlap, mixed_notes, read_ids, trimmed_notes
 from recast.types import RecastError
 
 
@@ -69,3 +69,10 @@ def test_ids_of_two_files() -> None:
         with pytest.raises(RecastError) as caught:
             overlap(events, items)
         assert example in str(caught.value)
+
+
+def test_white_space_that_is_dropped_is_said() -> None:
+    assert trimmed_notes(pl.Series(["a", " b", "c\t", None, " b"]), "user") == [
+        "user ids with white space around them, which is dropped: 3 rows (such as ' b')"
+    ]
+    assert trimmed_notes(pl.Series([1, 2]), "item") == trimmed_notes(pl.Series(["a b"]), "x") == []

@@ -304,7 +304,7 @@ def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
-        with pytest.raises(RecastError, match=r"out cannot be written \(.*\): free some space"):
+        with pytest.raises(RecastError, match=r"out cannot be written \(.*\): files are limited"):
             prepare(PrepareConfig(**settings))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

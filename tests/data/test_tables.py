@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import polars as pl
 import pytest
 
 from recast.config import PrepareConfig
-from recast.data import tables
 from recast.data.tables import read_tables
 from recast.types import RecastError
 
@@ -186,7 +186,7 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 def test_a_long_name_is_cut(tmp_path: Path) -> None:
     with pytest.raises(RecastError) as caught:
         read_tables(config(tmp_path, "\x01user" + "z" * 5000 + "\n1\n"))
-    assert str(caught.value).endswith(f"the nearest is '\\x01user{'z' * 52}...'")
+    assert str(caught.value).endswith(f"the nearest is '\\x01user{'z' * 50}...")
 
 
 def test_the_item_column_of_each_file_has_its_own_name(tmp_path: Path) -> None:
@@ -248,9 +248,23 @@ def test_more_rows_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyP
     pl.DataFrame({"user": ["a"] * 999, "item": "x", "time": 1}).write_parquet(
         tmp_path / "e.parquet"
     )
-    monkeypatch.setattr(tables, "memory_gib", lambda: 99_800 / 2**30)
+    monkeypatch.setattr("recast.data.parquet.memory_gib", lambda: 99_800 / 2**30)
     with pytest.raises(RecastError, match=r"e\.parquet holds 999 rows, too many for the .* GiB"):
         read_tables(config(tmp_path, interactions=str(tmp_path / "e.parquet")))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no bound on memory here")
+def test_a_few_kilobytes_that_unpack_to_more_than_memory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """192 MiB in 3 rows, where 128 MiB are to be used."""
+    items = ["x" * 2**26 + end for end in "xyz"]
+    frame = pl.DataFrame({"user": list("aab"), "item": items, "time": [1, 2, 3]})
+    frame.write_parquet(file := tmp_path / "e.parquet")
+    assert file.stat().st_size < 2**20
+    monkeypatch.setattr("recast.data.parquet.memory_gib", lambda: 0.5)
+    with pytest.raises(RecastError, match=r"e\.parquet unpacks to more than 0\.125 GiB, or is"):
+        read_tables(config(tmp_path, interactions=str(file)))
 
 
 def parquet() -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from data_folder import forget_hashes
 from small_ranks import FACTS, ranks_of
 
 from recast.evaluation.compare import compare
@@ -100,6 +101,12 @@ def test_a_folder_of_0_1_0(tmp_path: Path) -> None:
         {"sid_rank": [1, None]},
         {"sid_rank": ["1", "2"]},
         {"user": ["a", "b"]},
+        {"user": [[1], [2]]},
+        {"sid_rank": [-1, 1]},
+        {"items_before": [0, 2**40]},
+        {"row_id": [4, 4]},
+        {"popular_rank": [[1], [1, 2]]},
+        {"sid_mask": [2, 0]},
     ],
 )
 def test_damaged_rows(tmp_path: Path, change: dict[str, Any]) -> None:
@@ -119,5 +126,43 @@ def test_damaged_facts(tmp_path: Path) -> None:
     with pytest.raises(RecastError, match=r"eval.json is damaged \(fact evaluator is 'new'\)"):
         read_ranks(tmp_path / "eval")
     (tmp_path / "eval" / "eval.json").unlink()
-    with pytest.raises(RecastError, match=r"eval.json is damaged"):
+    with pytest.raises(RecastError, match=r"is no evaluation \(no eval.json\): make it again"):
+        read_ranks(tmp_path / "eval")
+
+
+def test_what_was_edited_is_found_by_its_digest(tmp_path: Path) -> None:
+    write_evaluation(ranks_of(0), tmp_path / "eval", {"policy": "p"})
+    rows, facts = tmp_path / "eval" / "rows.parquet", tmp_path / "eval" / "eval.json"
+    content = rows.read_bytes()
+    for place in range(0, len(content), 97):
+        rows.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(RecastError, match=r"damaged \(rows.parquet was changed since it was w"):
+            read_ranks(tmp_path / "eval")
+    rows.write_bytes(content)
+    facts.write_text(facts.read_text().replace('"split": "test"', '"split": "valid"'))
+    with pytest.raises(RecastError, match=r"eval.json is damaged \(it was changed since it was wr"):
+        read_ranks(tmp_path / "eval")
+    # A folder of an earlier release is tried in a process of its own first.
+    forget_hashes(tmp_path / "eval", "eval.json")
+    assert read_ranks(tmp_path / "eval").facts.split == "valid"
+    rows.write_bytes(content[:60])
+    with pytest.raises(RecastError, match=r"rows.parquet is damaged \("):
+        read_ranks(tmp_path / "eval")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"facts": []}', r"facts is \[\]"),
+        ('{"facts": {"split": "tset"}}', "fact split is 'tset'"),
+        ('{"facts": {"beam_width": 0}}', "fact beam_width is 0"),
+        ('{"facts": {"evaluator": 99}}', "fact evaluator is 99, of a newer recast"),
+        ('{"facts": {"seed": 1, "seed": 2}}', "the key 'seed' is there twice"),
+        ('{"facts": {"num_candidates": 5}}', "sid_rank of row .* is .*, outside 0 to 5"),
+    ],
+)
+def test_facts_that_cannot_be(tmp_path: Path, content: str, message: str) -> None:
+    write_evaluation(ranks_of(0), tmp_path / "eval", {})
+    (tmp_path / "eval" / "eval.json").write_text(content)
+    with pytest.raises(RecastError, match=message):
         read_ranks(tmp_path / "eval")

@@ -8,10 +8,11 @@ import polars as pl
 import pytest
 import tiny
 import torch
+from killed import check_goes_on
 
 from recast import cli
 from recast.config import EvaluateConfig, Level, ModelConfig, PrepareConfig
-from recast.data.folder import load_data
+from recast.data.folder import data_hash, load_data
 from recast.data.prepare import prepare
 from recast.evaluation import rank as evaluate
 from recast.evaluation.facts import EVALUATOR
@@ -70,12 +71,14 @@ def test_what_is_written_is_what_was_ranked(run: EvaluateConfig) -> None:
     assert torch.equal(ranks.popular_rank, ranks.sid_rank)  # no SID is shared
     facts = json.loads((folder / "eval.json").read_text())
     metrics = facts.pop("metrics")
+    assert (facts.pop("files").keys(), len(facts.pop("digest"))) == ({"rows.parquet"}, 64)
     assert facts == asdict(run) | {
         "split": "test",
         "split_name": data.split_name,
         "facts": {
             "split": "test",
             "split_name": data.split_name,
+            "data": data_hash(run.data),
             "num_candidates": 30,
             "exclude_seen": data.exclude_seen,
             "beam_width": 10,
@@ -83,6 +86,7 @@ def test_what_is_written_is_what_was_ranked(run: EvaluateConfig) -> None:
             "seed": 0,
             "events_seen": None,  # a policy of no run
             "training_seed": None,
+            "kept": None,
             "evaluator": EVALUATOR,
         },
         "rows": len(rows),
@@ -148,6 +152,7 @@ def test_a_beam_wider_than_the_catalogue(run: EvaluateConfig) -> None:
 
 
 def test_damaged_ranks(tmp_path: Path) -> None:
+    (tmp_path / "eval.json").write_text("{}")
     with pytest.raises(RecastError, match=r"rows.parquet is damaged \(.*\): make it again with"):
         read_ranks(tmp_path)
     pl.DataFrame({"row_id": [0.5]}).write_parquet(tmp_path / "rows.parquet")
@@ -241,6 +246,7 @@ def test_a_run_s_policy_says_what_it_was_trained_on(walk: Path, tmp_path: Path) 
     evaluate_policy(EvaluateConfig(**settings, output=output, threads=threads))
     facts = read_ranks(output).facts
     assert facts.events_seen == ("train",)
+    assert facts.kept == "best"
     assert facts.training_seed == 0
 
 
@@ -266,3 +272,16 @@ def test_cuts_on_the_command_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(RecastError, match=message):
             cli.configure("evaluate", [*flags, *args])
+
+
+def test_goes_on_after_a_kill(
+    run: EvaluateConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Behind its third batch of four rows."""
+    args: list[object] = ["evaluate", "--data", run.data, "--policy", run.policy]
+    args += ["--beam_width", 10, "--invalid_rows", 5, "--threads", 1]
+    line = f"goes on behind 12 of {len(load_data(run.data).rows('test'))} rows"
+    check_goes_on(args, tmp_path, monkeypatch, capsys, "between", line)

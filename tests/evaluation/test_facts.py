@@ -10,7 +10,14 @@ import yaml
 from small_ranks import FACTS, compared, ranks_of
 
 from recast.data.folder import data_hash
-from recast.evaluation.facts import EVALUATOR, Facts, read_facts, refuse_to_mix, training_of
+from recast.evaluation.facts import (
+    EVALUATOR,
+    Facts,
+    kept_of,
+    read_facts,
+    refuse_to_mix,
+    training_of,
+)
 from recast.types import RecastError
 
 OTHER: dict[str, Any] = {
@@ -86,3 +93,26 @@ def test_what_a_policy_was_trained_on(walk: Path, tmp_path: Path) -> None:
     (tmp_path / "sft" / "config.yaml").write_text("a: [")
     assert training_of(sft, data) == (None, None)
     assert training_of(rl, data) == (None, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"policy": "sft/policy", "keep": "best"}, "best"),
+        ({"catalog": "items", "keep": "last"}, "last"),
+        ({"policy": "sft/policy"}, "last"),  # as runs were before it was a setting
+        ({"catalog": "items"}, "best"),
+        ({"catalog": "items", "keep": "first"}, None),
+        ({"lr": 1}, None),  # of another program
+        ("a: [", None),
+        (None, None),
+    ],
+)
+def test_which_weights_a_run_kept(
+    settings: dict[str, str] | str | None, kept: str | None, tmp_path: Path
+) -> None:
+    if settings is not None:
+        (tmp_path / "config.yaml").write_text(
+            settings if isinstance(settings, str) else yaml.safe_dump(settings)
+        )
+    assert kept_of(tmp_path / "policy") == kept

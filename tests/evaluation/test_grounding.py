@@ -239,10 +239,17 @@ def test_parquet_and_texts_as_ids(tmp_path: Path) -> None:
         ("row_id,text\n3,a\n12,b\n3,c\n", r"t.csv, row 3: row_id 3 appears more than once: keep"),
         ("row_id,text\n3,a\n1.5,b\n", r"t.csv, row 2: row_id '1.5' is no whole number: give the"),
         ("row_id,text\n3,a\n,b\n", r"t.csv, row 2: row_id None is no whole number"),
-        ("row,text\n3,a\n12,b\n", r"t.csv has the columns row, text: name one of them row_id"),
-        ("row_id,title\n3,a\n", r"t.csv has the columns row_id, title: name one of them text"),
+        (
+            "row,text\n3,a\n12,b\n",
+            r"t.csv has no column 'row_id': rename one of row, text to row_id",
+        ),
+        ("row_id,title\n3,a\n", r"t.csv has no column 'text': rename one of row_id, title to text"),
         ("row_id,text\n3, \n12,\n", r"t.csv: all 2 texts are empty: give what the LLM wrote"),
-        ("", r"t.csv cannot be read \(.*\): give a UTF-8 CSV with a header, or Parquet"),
+        ("", r"t.csv is empty: give a file with a header and rows"),
+        ('row_id,text\n3,"a\n12,b\n', r"t.csv, row 1 \(line 2\): a quote is opened here and never"),
+        ('row_id,text\n3,"a\n12,b"\n', r"row 1 holds another row in quotes \('12,b'\): cl"),
+        ("row_id,text\n3,a,b\n12,c\n", r"t.csv, row 1 \(line 2\) has 3 fields, the header 2"),
+        ("row_id,text,text\n3,a,b\n12,c,d\n", r"has the column 'text' more than once: rename"),
     ],
 )
 def test_texts_that_do_not_fit_the_rows(tmp_path: Path, content: str, message: str) -> None:
@@ -253,12 +260,21 @@ def test_texts_that_do_not_fit_the_rows(tmp_path: Path, content: str, message: s
 
 def test_files_that_hold_no_texts(tmp_path: Path) -> None:
     rows = torch.tensor([3])
-    for name in ("nowhere.csv", str(tmp_path), "texts.json"):
-        with pytest.raises(RecastError, match=r"texts is '.*': give a .csv or .parquet file that"):
+    for name, message in (
+        ("nowhere.csv", "nowhere.csv: no such file: check the path"),
+        (str(tmp_path), "is a folder: give a .csv or .parquet file"),
+        (str(Path(__file__)), "ends in '.py': give a .csv or .parquet file"),
+    ):
+        with pytest.raises(RecastError, match=message):
             read_texts(name, rows)
-    pl.DataFrame({"row_id": [3], "text": [[1]]}).write_parquet(tmp_path / "t.parquet")
-    with pytest.raises(RecastError, match=r"column text holds List\(Int64\): give text"):
-        read_texts(str(tmp_path / "t.parquet"), rows)
+    for row_id, text, message in (
+        (3, [1], r"column text holds List\(Int64\): give text"),
+        ([3], "a", r"column row_id holds List\(Int64\): give whole numbers"),
+        (3.0, "a", "column row_id holds Float64: give whole numbers"),
+    ):
+        pl.DataFrame({"row_id": [row_id], "text": [text]}).write_parquet(tmp_path / "t.parquet")
+        with pytest.raises(RecastError, match=message):
+            read_texts(str(tmp_path / "t.parquet"), rows)
     (tmp_path / "t.parquet").write_bytes(b"cut")
     with pytest.raises(RecastError, match=r"t.parquet cannot be read \("):
         read_texts(str(tmp_path / "t.parquet"), rows)

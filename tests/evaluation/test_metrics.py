@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recast.evaluation.facts import Facts
 from recast.evaluation.metrics import (
     HR_AT,
     NDCG_AT,
@@ -18,6 +20,7 @@ from recast.evaluation.metrics import (
     row_metrics,
     write_evaluation,
 )
+from recast.types import RecastError
 
 
 def ranks_of(*places: tuple[int, int, int]) -> Ranks:
@@ -95,3 +98,42 @@ def test_ranks_survive_the_disk(tmp_path: Path) -> None:
     for f in fields(Ranks):
         own, other = getattr(ranks, f.name), getattr(back, f.name)
         assert torch.equal(own, other) if isinstance(own, torch.Tensor) else own == other
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"at": [3, 50]}, r"at has 50, and each row lists 32 SIDs \(beam_width\): leave it out or"),
+        ({"at": [0]}, r"at is \[0\]: give whole numbers from 1 to"),
+        ({"at": [True]}, r"at is \[True\]: give whole numbers"),
+        ({"levels": []}, r"levels is \[\]: give one or more of item, sid, popular_item"),
+        ({"names": ["mrr"]}, r"names is \['mrr'\]: choose from hr, pass"),
+    ],
+)
+def test_what_cannot_be_asked(asked: dict[str, Any], message: str) -> None:
+    ranks = replace(ranks_of((1, 0, 1)), facts=Facts(beam_width=32))
+    with pytest.raises(RecastError, match=message):
+        row_metrics(ranks, **asked)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sid_rank": torch.tensor([[1], [-2]])}, "sid_rank of row 1 is -2, outside 0 to"),
+        ({"row_ids": torch.tensor([3, 3])}, "a row is there more than once"),
+        ({"item_mask": torch.zeros(2, 1).bool()}, "sid_mask holds a target that item_mask has not"),
+    ],
+)
+def test_ranks_that_cannot_be(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecastError, match=rf"ranks that cannot be \({message}"):
+        row_metrics(replace(ranks_of((1, 0, 1), (2, 1, 1)), **change))
+
+
+def test_the_cuts_of_the_table_end_where_the_lists_do() -> None:
+    """HR@32 of ten beams would be HR@10 under another name."""
+    ranks = replace(ranks_of((1, 0, 1)), facts=Facts(beam_width=10))
+    assert [name for name in row_metrics(ranks, names=["hr"]) if name.startswith("item")] == [
+        "item/hr@1",
+        "item/hr@5",
+        "item/hr@10",
+    ]

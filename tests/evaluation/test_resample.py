@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from recast.evaluation import resample
 from recast.evaluation.resample import user_intervals, user_p_values
+from recast.types import RecastError
 
 RNG = np.random.default_rng
 
@@ -98,3 +101,17 @@ def test_same_seed_same_numbers_whatever_the_chunk(monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(first[0], second[0], rtol=1e-14)
     np.testing.assert_array_equal(first[1], second[1])
     assert not np.array_equal(first[0], user_intervals(a, users, draws=200, seed=2))
+
+
+@pytest.mark.parametrize(
+    ("values", "more", "message"),
+    [
+        (np.zeros((0, 1)), {}, "shape of values and users is"),
+        (np.full((2, 1), np.nan), {}, "values is array.*: give finite numbers alone"),
+        (np.ones((2, 1)), {"draws": 0}, "draws is 0: give a whole number from 1 to 1000000"),
+        (np.ones((2, 1)), {"seed": -1}, "seed is -1: give a whole number from 0"),
+    ],
+)
+def test_what_cannot_be_resampled(values: np.ndarray, more: Any, message: str) -> None:
+    with pytest.raises(RecastError, match=message):
+        user_intervals(values, np.arange(len(values)), **more)

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from data_folder import forget_hashes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -130,6 +131,9 @@ def test_bad_folders_are_refused(catalog: Catalog, tmp_path: Path) -> None:
     catalog.write(tmp_path)
     table = pl.DataFrame({"item_id": ["a", "b"], "codes": [[0, 1, 2], [0]], "text": ["", ""]})
     table.write_parquet(tmp_path / "catalog.parquet")
+    with pytest.raises(RecastError, match=r"damaged \(catalog.parquet was changed since it was w"):
+        load_catalog(tmp_path)
+    forget_hashes(tmp_path, "sid.json")
     with pytest.raises(RecastError, match=r"row 0 has the codes \[0, 1, 2\]: sid.json names 2"):
         load_catalog(tmp_path)
     assert json.loads((tmp_path / "sid.json").read_text())["codebook_sizes"] == [4, 8]
@@ -157,8 +161,13 @@ def test_bad_folders_are_refused(catalog: Catalog, tmp_path: Path) -> None:
 def test_a_damaged_sid_json(catalog: Catalog, tmp_path: Path, sid: object, message: str) -> None:
     catalog.save(tmp_path / "catalog")
     file = tmp_path / "catalog" / "sid.json"
-    whole = json.loads(file.read_text())
-    file.write_text(sid if isinstance(sid, str) else json.dumps(whole | sid))
+    if isinstance(sid, str):
+        file.write_text(sid)
+    else:
+        file.write_text(json.dumps(json.loads(file.read_text()) | sid))
+        with pytest.raises(RecastError, match=r"damaged \(it was changed since it was written\)"):
+            load_catalog(tmp_path / "catalog")
+        forget_hashes(tmp_path / "catalog", "sid.json")
     with pytest.raises(RecastError) as caught:
         load_catalog(tmp_path / "catalog")
     assert message in str(caught.value)
@@ -181,6 +190,7 @@ def test_an_edited_catalog(catalog: Catalog, tmp_path: Path, change: pl.Expr, me
     catalog.write(tmp_path)
     file = tmp_path / "catalog.parquet"
     pl.read_parquet(file).with_columns(change).write_parquet(file)
+    forget_hashes(tmp_path, "sid.json")
     with pytest.raises(RecastError, match=message):
         load_catalog(tmp_path)
 

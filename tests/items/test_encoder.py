@@ -279,7 +279,7 @@ def test_code_and_pickles_are_not_run(encoder: Path, tmp_path: Path) -> None:
     code = f"open({str(tmp_path / 'ran')!r}, 'w')"
     folder = changed(encoder, tmp_path / "code", {"config.json": config})
     (tmp_path / "code" / "mine.py").write_text(code)
-    with pytest.raises(RecastError, match="custom code which must be executed"):
+    with pytest.raises(RecastError, match="code of its own, which is never run"):
         embed_texts(["red"], folder)
     folder = changed(encoder, tmp_path / "pickle", {})
     torch.save(load_file(encoder / "model.safetensors"), tmp_path / "pickle" / "pytorch_model.bin")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from killed import check_goes_on
 from safetensors.torch import load_file
 
 from recast.config import PrepareConfig, TokenizeConfig
@@ -181,3 +182,16 @@ def test_one_level_refuses_what_it_cannot_use(data: str, tmp_path: Path) -> None
     with pytest.raises(RecastError, match="balance is True: with num_levels 1 every item has"):
         TokenizeConfig(data=data, output=str(tmp_path / "out"), num_levels=1, balance=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_goes_on_after_a_kill(
+    data: str,
+    encoder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the third part of four texts; 29 of 30 items have one."""
+    args = ["tokenize", "--data", data, "--encoder", encoder, "--collaborative_dim", 4]
+    line = "goes on behind 8 of 29 texts"
+    check_goes_on(args, tmp_path, monkeypatch, capsys, "within", line)

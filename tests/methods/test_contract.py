@@ -15,7 +15,7 @@ from small_walk import failure, rl_args
 
 from recast.groups import reorder, select
 from recast.methods.contract import OURS, reward_fault, sampler_fault, signal_fault
-from recast.methods.guard import guard_signal
+from recast.methods.guard import ask_signal
 from recast.methods.probe import probe_groups
 from recast.rewards.hit import first_hit
 from recast.rollout.sample import sample
@@ -47,6 +47,7 @@ def logging(metrics: Any) -> Callable[..., Signal]:
         ({"reward/mean": 99.0}, False),
         ({"actor/kl": 0.0}, False),
         ({"valid/ndcg@10": 1.0}, False),
+        ({"alarm/kl": 1.0}, False),
         ({"mean": 0.5}, False),
         ({3: 0.5}, False),
         (None, False),
@@ -60,7 +61,7 @@ def test_the_check_and_the_guard_say_the_same_of_metrics(
     for test, kind in (
         (lambda: check_signal(signal), AssertionError),
         (
-            lambda: guard_signal(signal, groups, signal(groups, first_hit(groups)), str(tmp_path)),
+            lambda: ask_signal(signal, groups, first_hit(groups), str(tmp_path), None),
             RecastError,
         ),
     ):
@@ -193,9 +194,8 @@ def test_a_sampler_of_other_prompts_is_refused_in_one_call_and_in_several(
     monkeypatch.syspath_prepend(str(tmp_path))
     args = rl_args(walk, tmp_path / "run", "--sampler=their_sampler:swapped", *more)
     line, code = failure(capsys, *map(str, args))
-    assert line.startswith(
-        "sampler swapped gave groups of other prompts: return those it was given"
-    )
+    assert line.startswith("sampler their_sampler:swapped (")
+    assert ") gave groups of other prompts: return those it was given" in line
     assert code == 2
 
 

@@ -105,7 +105,7 @@ def test_settings_that_are_no_settings(folder: Path) -> None:
     file.unlink()
     with file.open("wb") as sparse:
         sparse.truncate(2**33)
-    with pytest.raises(RecastError, match=r"damaged \(more than 67,108,864 bytes of JSON\)"):
+    with pytest.raises(RecastError, match=r"config.json has 8,589,934,592 bytes: give a JSON"):
         load_policy(folder)
 
 
@@ -168,11 +168,17 @@ def test_weights_that_are_cut_off_or_of_8_bits(folder: Path) -> None:
 
 def test_pipes_and_links_that_lead_nowhere(folder: Path) -> None:
     os.mkfifo(folder / "generation_config.json.tmp")
-    with pytest.raises(
-        RecastError, match=r"generation_config.json.tmp is no plain file: remove it"
-    ):
+    with pytest.raises(RecastError, match=r"json.tmp is neither a file nor a folder: remove it"):
         load_policy(folder)
     (folder / "generation_config.json.tmp").unlink()
+    (folder / "vocab.txt").symlink_to("nowhere")
+    with pytest.raises(RecastError, match=r"vocab.txt is neither a file nor a folder: remove it"):
+        load_policy(folder)
+    (folder / "vocab.txt").unlink()
+    (folder / "tokenizer.json").mkdir()
+    with pytest.raises(RecastError, match=r"tokenizer.json is a folder, where a file of a model"):
+        load_policy(folder)
+    (folder / "tokenizer.json").rmdir()
     (folder / "config.json").unlink()
     (folder / "config.json").symlink_to(folder / "config.json")
     with pytest.raises(RecastError, match="holds no model"):

@@ -10,6 +10,7 @@ from recast.policy import memory
 from recast.policy.load import disable_dropout
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.memory import bytes_per_token, free_bytes, plan_memory
+from recast.types import RecastError
 
 CPU = torch.device("cpu")
 
@@ -85,6 +86,11 @@ def test_a_plan_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan_memory(policy, 500, None).micro_batch_tokens == 65536
     monkeypatch.setattr(memory, "free_bytes", lambda _: None)
     assert "4.3 GB assumed, what is free is not known" in plan_memory(policy, 500, None).text
+    monkeypatch.setattr(memory, "memory_gib", lambda: 4.5 * weights / 2**30)
+    assert "free" in plan_memory(policy, 500, None).text
+    with pytest.raises(RecastError, match=r"all that there is: set lora.rank or set kl_coef to 0"):
+        plan_memory(policy, 500, None, reference=True)
+    monkeypatch.setattr(memory, "memory_gib", lambda: None)
     monkeypatch.setattr(memory, "free_bytes", lambda _: 0)
     assert plan_memory(policy, 500, None).micro_batch_tokens == 1
 

@@ -150,9 +150,17 @@ def test_a_function_from_the_working_directory(
         with pytest.raises(RecastError, match=line):
             load_ranker(f"my_scorer:{name}", three_levels())(prompts(), ITEMS)
 
-    refused("short", r"ranker my_scorer:short gave the shape \[4, 1\]: return a tensor \[4, 4\]")
-    refused("listed", r"ranker my_scorer:listed gave a list: return a tensor \[4, 4\]")
-    refused("unsure", r"ranker my_scorer:unsure gave NaN for item 6 in row 2: give every item")
+    refused(
+        "short",
+        r"ranker my_scorer:short \(.*, line \d+\) gave the shape \[4, 1\]: return a tensor \[",
+    )
+    refused(
+        "listed", r"ranker my_scorer:listed \(.*, line \d+\) gave a list: return a tensor \[4, 4\]"
+    )
+    refused(
+        "unsure",
+        r"ranker my_scorer:unsure \(.*, line \d+\) gave NaN for item 6 in row 2: give every item",
+    )
     refused("absent", r"ranker is 'my_scorer:absent': my_scorer, .* has no function 'absent'")
     with pytest.raises(RecastError, match="there is no module 'no_scorer'"):
         load_ranker("no_scorer:f", three_levels())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor, distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recast.config import LoRAConfig, ModelConfig
 from recast.policy.load import create_policy, load_policy, save_policy
 from recast.policy.lora import add_adapters
 from recast.policy.save import rounding
+from recast.run import checkpoint
 from recast.types import RecastError
 
 GENERATION = {"eos_token_id": [2, 5], "pad_token_id": 2, "bos_token_id": 1, "do_sample": True}
@@ -119,3 +123,54 @@ def test_rounding_is_said_and_what_does_not_fit_is_refused(tmp_path: Path) -> No
     with pytest.raises(RecastError, match=r"embed_tokens.weight of the policy does not fit into f"):
         save_policy(policy, tmp_path / "policy")
     assert not (tmp_path / "policy").exists()
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_every_rank_writes_what_it_is_asked_for(tmp_path: Path, merge: bool) -> None:
+    """On the second of two ranks transformers' own saving writes no weights."""
+    save_policy(tiny.tiny_policy("qwen3", tiny.tiny_catalog()), tmp_path / "start")
+    policy = load_policy(tmp_path / "start")
+    model = add_adapters(policy.model, LoRAConfig(rank=2), str(tmp_path / "start"), seed=0)
+    distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+    try:
+        save_policy(replace(policy, model=model), tmp_path / "policy", merge=merge)
+    finally:
+        distributed.destroy_process_group()
+    again = load_policy(tmp_path / "policy").model.state_dict()
+    # Fresh adapters change nothing.
+    assert all(
+        weight.equal(again[name])
+        for name, weight in load_policy(tmp_path / "start").model.state_dict().items()
+    )
+
+
+def cut(tensors: dict[str, Tensor]) -> None:
+    del tensors["model.norm.weight"]
+
+
+def flip(tensors: dict[str, Tensor]) -> None:
+    tensors["model.norm.weight"] = -tensors["model.norm.weight"]
+
+
+def fold(tensors: dict[str, Tensor]) -> None:
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][None]
+
+
+@pytest.mark.parametrize("harm", [cut, flip, fold])
+def test_weights_are_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[dict[str, Tensor]], None]
+) -> None:
+    """A disk that keeps something else than it was given."""
+
+    def save(tensors: dict[str, Tensor], *rest: Any) -> None:
+        harm(tensors)
+        save_file(tensors, *rest)
+
+    monkeypatch.setattr(checkpoint, "save_file", save)
+    with pytest.raises(RecastError) as refused:
+        save_policy(tiny.tiny_policy("qwen3", tiny.tiny_catalog()), tmp_path / "policy")
+    assert str(refused.value) == (
+        f"{tmp_path / 'policy'} cannot be written (model.safetensors was not read back as it was "
+        "written): its disk fails, choose another output"
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -96,13 +96,15 @@ def test_the_caption_says_what_was_ranked_and_what_was_seen() -> None:
     methods = {}
     for seed, (name, events) in enumerate(seen.items()):
         width = None if name == "kNN" else 11
-        facts = replace(FACTS, events_seen=events, beam_width=width)
+        kept = {"SFT": "best", "GRPO": "last"}.get(name)
+        facts = replace(FACTS, events_seen=events, beam_width=width, kept=kept)
         methods[name] = replace(ranks_of(seed), facts=facts)
     text = " ".join(plain(compared(methods=methods, extras={})).split())
     for words in (
         "Candidates: 30 items, without those of the row's own history. "
         "Listed: 11 SIDs (SFT, GRPO, mine); the whole catalogue (kNN).",
         "Events seen in training: train (SFT); train + rl (GRPO, kNN); not known (mine).",
+        "Weights: of the best validation (SFT); of the last step (GRPO).",
     ):
         assert words in text
     unknown = {"a": replace(ranks_of(0), facts=Facts())}
@@ -110,6 +112,7 @@ def test_the_caption_says_what_was_ranked_and_what_was_seen() -> None:
     assert "Some rows: 20 rows of 6 users" in text
     assert "Candidates" not in text
     assert "Events" not in text
+    assert "Weights" not in text
 
 
 def test_several_targets_get_columns_of_their_own() -> None:

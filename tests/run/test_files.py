@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import polars as pl
@@ -20,6 +22,7 @@ from recast.run.files import (
     read_json,
     reading,
     refuse_existing,
+    remove_partials,
     require_plain_files,
     staged_file,
     staged_folder,
@@ -59,10 +62,11 @@ def test_a_place_that_takes_no_folder_is_refused_at_once(tmp_path: Path) -> None
             refuse_existing(tmp_path / name)
 
 
-@pytest.mark.skipif(os.access("/proc/self", os.W_OK), reason="root writes anywhere")
-def test_a_parent_that_takes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RecastError, match=r"x cannot be written \(nobody may write to /proc/\d+\)"):
-        refuse_existing("/proc/self/x")
+@pytest.mark.parametrize("path", ["/proc/self/x", "/sys/x", "/dev/x", "/dev/../proc/x"])
+def test_what_is_no_disk(path: str) -> None:
+    with pytest.raises(RecastError, match="x lies on no disk: choose another output"):
+        refuse_existing(path)
+    refuse_existing("/dev/shm/x")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +193,11 @@ def test_a_full_disk_is_one_line(
         fill(Path("/dev/full"))
     line = str(caught.value)
     assert line.startswith(f"{tmp_path / 'out'} cannot be written (")
-    assert line.endswith("): free some space or choose another output")
+    assert line.endswith(
+        "): choose another output"
+        if fill is fill_with_weights  # no folder is no full disk
+        else "): free some space or choose another output"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -267,7 +275,10 @@ def test_no_permission(tmp_path: Path, staged: Staged) -> None:
         with staged(tmp_path / "out"):
             raise PermissionError(errno.EACCES, "Permission denied")
 
-    with pytest.raises(RecastError, match=r"out cannot be written \(Permission denied\): free"):
+    with pytest.raises(
+        RecastError,
+        match=r"out cannot be written \(Permission denied\): choose an output that you may",
+    ):
         write()
 
 
@@ -294,6 +305,7 @@ def test_two_writers_end_with_one_whole_folder(tmp_path: Path) -> None:
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), "No such file or directory"),
         (ComputeError("first\n\nadvice"), "first"),
         (IndexError(), "IndexError"),
+        (ValueError("set trust_remote_code=True"), "it needs code of its own, which is never run"),
     ],
 )
 def test_what_is_damaged_is_named_on_one_line(error: Exception, reason: str) -> None:
@@ -338,3 +350,45 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("fcntl.flock", unsupported)
     with alone_in(tmp_path):
         (tmp_path / "mine").touch()
+
+
+@pytest.mark.parametrize("staged", [staged_folder, staged_file])
+def test_what_a_killed_process_left_is_removed(tmp_path: Path, staged: Staged) -> None:
+    """Whatever its number was; what another one is writing stays."""
+    left = tmp_path / ".out.1234.partial"
+    left.mkdir()
+    (left / "half").write_text("x")
+    (tmp_path / ".out.abcd.partial").write_text("x")
+    (tmp_path / ".outer.abcd.partial").write_text("of another output")
+    with staged(tmp_path / "out") as first, suppress(OSError):
+        assert sorted(p.name for p in tmp_path.iterdir()) == [first.name, ".outer.abcd.partial"]
+        remove_partials(tmp_path / "out")
+        assert first.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".outer.abcd.partial", "out"]
+
+
+_IN_IT = """
+import sys
+from recast.run.files import alone_in, staged_folder
+with alone_in(sys.argv[1]), staged_folder(sys.argv[1] + "/policy"):
+    print("in it", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_killed_process_keeps_nobody_out(tmp_path: Path) -> None:
+    """As long as it lives the folder and what it writes there are its own, then they are free."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", _IN_IT, str(run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"in it\n"
+        with pytest.raises(RecastError, match="run is in use by another process"), alone_in(run):
+            pass
+        remove_partials(run / "policy")
+        (left,) = run.iterdir()
+        other.kill()
+    with alone_in(run):
+        assert list(run.iterdir()) == [left]
+        remove_partials(run / "policy")
+        assert list(run.iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,7 +158,10 @@ def test_a_run_that_goes_on_keeps_what_is_there(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(IsADirectoryError), RunLog(tmp_path, {}, silent=True, goes_on=True):
+    with (
+        pytest.raises(RecastError, match=r"cannot be written \(Is a directory\): choose another"),
+        RunLog(tmp_path, {}, silent=True, goes_on=True),
+    ):
         pass
     assert (tmp_path / "env.json").read_text() == environment
 
@@ -288,3 +292,24 @@ def test_what_is_shown_starts_with_learnability() -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (0.2, 42.4, 90, 630)] == ["0 s", "42 s", "1.5 min", "10.5 min"]
+
+
+def test_files_that_do_not_fit_end_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is given up with one line; what stands in it stays whole."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with RunLog(tmp_path / "run", {}) as log:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+            for step in range(9):
+                log.metrics(step, {"sft/loss": 1.0}, "SFT")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().out.splitlines() == [
+        f"warning: File too large; the run goes on without its {what}"
+        for what in ("metrics.jsonl", "TensorBoard files")
+    ]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(len(lines)))
+    assert 0 < len(lines) < 9

@@ -121,7 +121,7 @@ def _normalised_by_padding(logprobs: Tensor, ref_logprobs: Tensor, advantages: T
 BROKEN_LOSSES = {
     _mean_loss: r"gives the shape \[\]: return \[5, 3, 3\] \(per token\), \[5, 3\] \(per",
     _mean_of_all_rows: "has a gradient in padding",
-    _infinite: "is not finite",
+    _infinite: "gives values that are not finite",
     _nan_gradient: "has a gradient that is not finite",
     _frozen: "has no gradient",
     _scales_in_place: "changes advantages of its input",

@@ -149,7 +149,7 @@ BROKEN_SIGNALS = {
     _needs_two: r"fails with IndexError \(index 1 is out of bounds .* on groups of 1",
     _negative_likelihood: r"gives nll_weight below 0: give 0 or more .* group 'one hit'",
     _float_keep: "gives keep of torch.float32: return torch.bool",
-    _bad_name: "gives the metric 'my metric' = 1.0: give it a slash name",
+    _bad_name: "gives the metric 'my metric' = 1.0: give it a short slash name",
     _tensor_metric: "gives the metric 'signal/mean' = .*, a Tensor: give a number",
     _nan_metric: "gives the metric 'signal/std' = nan: give a finite number",
     _other_prompts: "gives groups of other prompts: return `groups`",

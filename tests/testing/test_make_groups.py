@@ -106,3 +106,20 @@ def test_lists_that_do_not_fit_are_refused(changed: dict[str, Any], named: str) 
     unchecked = inspect.unwrap(make_groups)  # without the tests' own check of argument types
     with pytest.raises(RecastError, match=named):
         unchecked(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tokens": [[[1.5, 2]]]}, "tokens is .*: give whole numbers alone"),
+        ({"tokens": [[[-1, 2]]]}, "tokens is .*: give finite numbers from 0 on"),
+        ({"logprobs": [[float("nan")]]}, "logprobs is .*: give finite numbers"),
+        ({"exists": [[2]]}, "exists is .*: give finite numbers from 0 on, up to 1"),
+        ({"items": [[0.5]]}, "items is .*: give whole numbers alone"),
+        ({"weights": [[-1.0]]}, "weights is .*: give finite numbers from 0 on"),
+        ({"seed": -1}, "seed is -1: give a whole number"),
+    ],
+)
+def test_numbers_that_no_group_has(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecastError, match=message):
+        make_groups(**{"tokens": [[[1, 2]]], "targets": [[[1, 2]]]} | given)

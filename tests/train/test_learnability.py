@@ -35,6 +35,7 @@ def test_shares_of_five_groups() -> None:
     assert metrics["group/distinct_frac"] == pytest.approx((3 + 1 + 2 + 2 + 2) / 18)
     assert metrics["reward/mean"] == pytest.approx((1 + 4 + 0 + 2 + 1) / 18)
     assert metrics["reward/zero_frac"] == pytest.approx(10 / 18)
+    assert metrics["group/invalid_frac"] == 0
     assert "group/rollout_batches" not in metrics
 
 
@@ -58,6 +59,13 @@ def test_without_rollouts_there_is_nothing_to_say() -> None:
     metrics = group_metrics([(empty, first_hit(empty))], grpo(empty, first_hit(empty)))
     assert metrics["group/all_zero_frac"] == 1
     assert metrics["group/distinct_frac"] == metrics["reward/mean"] == 0
+
+
+def test_rollouts_that_name_no_item_are_counted_if_they_exist() -> None:
+    groups = tiny.make_groups([[HIT, A, B]], [[[9, 9, 9]]], exists=[[True, True, False]])
+    groups = replace(groups, items=torch.tensor([[3, -1, -1]]))
+    metrics = group_metrics([(groups, torch.zeros(1, 3))], grpo(groups, torch.zeros(1, 3)))
+    assert metrics["group/invalid_frac"] == 1 / 2
 
 
 def test_targets_that_pad_a_row_have_no_log_probability() -> None:

@@ -276,9 +276,9 @@ def _diverging(value: float, where: str) -> Any:
 @pytest.mark.parametrize(
     ("where", "value", "said"),
     [
-        ("loss", float("nan"), "actor/policy_loss is nan"),
-        ("loss", float("inf"), "actor/policy_loss is -inf"),
-        ("gradient", 0.0, "actor/grad_norm is nan"),
+        ("loss", float("nan"), r"loss .*:_diverging.* gave values that are not finite: \["),
+        ("loss", float("inf"), r"loss .*:_diverging.* gave values that are not finite: \["),
+        ("gradient", 0.0, "actor/grad_norm is nan at step 1: .*lower lr, or mend loss"),
     ],
 )
 def test_a_step_that_diverges_is_refused_before_it_is_made(
@@ -286,9 +286,8 @@ def test_a_step_that_diverges_is_refused_before_it_is_made(
 ) -> None:
     signal = some_signal(policy)
     before = copy.deepcopy(policy.model.state_dict())
-    with pytest.raises(RecastError, match=f"^{said} at step 1: .*lower lr") as error:
+    with pytest.raises(RecastError, match=f"^{said}"):
         update(make_actor(policy, loss=_diverging(value, where)), signal)
-    assert "mend loss" in str(error.value)
     assert all(torch.equal(before[k], v) for k, v in policy.model.state_dict().items())
     with torch.no_grad():
         policy.model.get_output_embeddings().weight[5] = float("nan")

@@ -15,6 +15,7 @@ from recast.config.evaluation import Level as Level
 from recast.config.evaluation import StratifyConfig as StratifyConfig
 from recast.config.evaluation import split_metric as split_metric
 from recast.config.quickstart import QuickstartConfig as QuickstartConfig
+from recast.config.train import Keep as Keep
 from recast.config.train import KLEstimator as KLEstimator
 from recast.config.train import KLRollouts as KLRollouts
 from recast.config.train import LoRAConfig as LoRAConfig

@@ -177,7 +177,8 @@ def _read_file(file: str, hints: dict[str, Any], flags: set[str]) -> dict[str, A
 
 
 def _join_lists(args: list[str], hints: dict[str, Any]) -> list[str]:
-    """`--text a b` as the one argument `--text=["a", "b"]` that the parser wants."""
+    """`--text a b` as the one argument `--text=["a", "b"]` that the parser wants, and `--resume`
+    without a value as `--resume=true`."""
     joined: list[str] = []
     rest = list(args)
     while rest:
@@ -192,6 +193,8 @@ def _join_lists(args: list[str], hints: dict[str, Any]) -> list[str]:
             if get_args(hints[flag.removeprefix("--")]) == (int,) and not is_json:
                 words, is_json = [f"[{','.join(words)}]"], True  # 1,3,5 or 1 3 5
             arg = f"{flag}={words[0] if is_json else json.dumps(words)}"
+        elif flag == "--resume" and not equals and (not rest or rest[0].startswith("--")):
+            arg = "--resume=true"
         joined.append(arg)
     return joined
 

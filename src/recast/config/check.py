@@ -31,6 +31,9 @@ MOST_STEPS = 1_000_000
 MOST_ROWS = 100_000_000
 """Rows drawn for a whole run, 8 bytes each."""
 
+MOST_WINDOW = 65536
+"""Items of a training window: more than any history that a model could read."""
+
 MOST_ROLLOUTS = 2**20
 """Rollouts of a step, lists counted by their items: some GB of keys and values even for the
 smallest model."""

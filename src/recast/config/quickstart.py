@@ -13,6 +13,8 @@ class QuickstartConfig:
 
     output: str = "runs/quickstart"
     """Folder to create. One that the same settings began goes on."""
+    resume: bool = False
+    """Go on in `output`, and refuse one where nothing was begun."""
     seed: int = 0
     """Seed of SFT and RL; the data and the semantic IDs do not depend on it."""
     interactions: str = "movielens-100k"

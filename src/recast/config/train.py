@@ -10,6 +10,7 @@ from recast.config.check import (
     MOST_ROLLOUTS,
     MOST_ROWS,
     MOST_STEPS,
+    MOST_WINDOW,
     check_rate,
     check_seed,
     check_settings,
@@ -21,6 +22,9 @@ from recast.types import LogprobSpace, require
 
 Precision = Literal["float32", "bfloat16"]
 """Of the matrix products; weights, sums and the optimizer are in float32."""
+
+Keep = Literal["best", "last"]
+"""Which weights a run leaves in `policy/`."""
 
 NewRows = Literal["text", "spread"]
 """What the rows of semantic IDs begin as in a model of one's own."""
@@ -106,6 +110,10 @@ class SFTConfig:
     """Folder made by `recast tokenize`."""
     output: str
     """Folder to create."""
+    resume: bool = False
+    """Go on in `output` with the newest whole checkpoint of the same run."""
+    checkpoint_s: float = 60.0
+    """Seconds between two checkpoints, at least; longer where they would cost 2 % of the run."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Shape of the policy, or the model to start from."""
     window: int = 12
@@ -124,6 +132,8 @@ class SFTConfig:
     """On the token embeddings, in SFT only."""
     patience: int = 5
     """Validations without a better NDCG@10 before training stops."""
+    keep: Keep = "best"
+    """Weights in `policy/`: of the epoch of the best validation NDCG@10, or of the last one."""
     valid_rows: int = 2000
     """Validation rows (a seeded sample) used for early stopping."""
     valid_metrics: list[str] = field(default_factory=lambda: list(VALID_METRICS))
@@ -147,11 +157,12 @@ class SFTConfig:
         check_threads(self)
         check_rate(self, "lr")
         within(self, 0, 100, "weight_decay")
+        within(self, 0, MOST_STEPS, "checkpoint_s")
         within(self, 1, 10_000, "epochs", "patience")
         within(self, 1, 65536, "batch_windows")
         within(self, 1, 10 * MOST_STEPS, "valid_rows")
         within(self, 1, 2**24, "pass_tokens")
-        within(self, 2, 65536, "window")
+        within(self, 2, MOST_WINDOW, "window")
         check_metrics(self.valid_metrics)
         need = "add ndcg@10, which stops the training and chooses the epoch"
         require("ndcg@10" in self.valid_metrics, "valid_metrics", self.valid_metrics, need)
@@ -181,6 +192,10 @@ class RLConfig:
     """Folder of the policy to start from (it carries its catalogue)."""
     output: str
     """Folder to create."""
+    resume: bool = False
+    """Go on in `output` with the newest whole checkpoint of the same run."""
+    checkpoint_s: float = 60.0
+    """Seconds between two checkpoints, at least; longer where they would cost 2 % of the run."""
     method: str = "recast"
     """Name of a method, see `recast methods`."""
     sampler: str | None = None
@@ -250,8 +265,15 @@ class RLConfig:
     measured."""
     eval_every: int = 50
     """Steps between validations."""
+    patience: int | None = None
+    """Validations without a better NDCG@10 before training stops, that of the start counts as the
+    first; unset: it never does."""
+    keep: Keep = "last"
+    """Weights in `policy/`: of the last step, or of the best validation NDCG@10 (the start's if
+    none is better)."""
     valid_rows: int = 2000
-    """Validation rows (a seeded sample) for the curve; they choose nothing."""
+    """Validation rows (a seeded sample) for the curve; they choose nothing without `patience` and
+    `keep` best."""
     valid_metrics: list[str] = field(default_factory=lambda: list(VALID_METRICS))
     """What each validation logs at item level: hr, pass, first_pass, recall or ndcg at a k, as in
     `--valid_metrics hr@1 hr@10 ndcg@10`; a k above 32 lists as many beams."""
@@ -271,7 +293,7 @@ class RLConfig:
         check_seed(self.seed)
         check_threads(self)
         check_rate(self, "lr")
-        within(self, 0, MOST_STEPS, "warmup_steps")
+        within(self, 0, MOST_STEPS, "warmup_steps", "checkpoint_s")
         within(self, 0, 1000, "kl_coef", "nll_coef")
         within(self, 1, MOST_STEPS, "steps", "eval_every")
         within(self, 1, 10 * MOST_STEPS, "valid_rows")
@@ -279,7 +301,12 @@ class RLConfig:
         within(self, 1, 1000, "updates_per_rollout", "max_rollout_batches")
         within(self, 1, 2**24, "micro_batch_tokens", "pass_tokens", "mini_batch_rows")
         within(self, 1, 4096, "group_size", "list_length")
+        within(self, 1, MOST_STEPS, "patience")
         check_metrics(self.valid_metrics)
+        chooses = self.patience is not None or self.keep == "best"
+        fits = not chooses or "ndcg@10" in self.valid_metrics
+        need = "add ndcg@10, by which patience stops and keep best chooses"
+        require(fits, "valid_metrics", self.valid_metrics, need)
         self._check_products()
         norm = self.max_grad_norm
         require(norm > 0, "max_grad_norm", norm, "give a positive norm, .inf for none")

@@ -6,10 +6,14 @@ import difflib
 from collections import Counter
 from collections.abc import Sequence
 
-from recast.types import RecastError
+from recast.types import RecastError, in_short
 
 ROW_ORDER = "row_order"
 """In place of the name of a time column: the events happened in the order of the file's rows."""
+
+
+FIXED = ("row_id", "text")
+"""Columns of texts to ground, which no setting names."""
 
 
 def choose_columns(file: str, present: Sequence[str], columns: dict[str, str]) -> dict[str, str]:
@@ -41,6 +45,8 @@ def _advice(present: Sequence[str], columns: dict[str, str], setting: str) -> st
     for separator, word in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
         if len(present) == 1 and separator in present[0]:
             return f"its header is separated by {word}, write it with commas"
+    if setting in FIXED:
+        return f"rename one of {', '.join(present)[:200]} to {setting}"
     free = [name for name in present if name not in columns.values()]
     near = difflib.get_close_matches(
         columns[setting], [name[:80] for name in free], n=1, cutoff=0.0
@@ -55,6 +61,4 @@ def _advice(present: Sequence[str], columns: dict[str, str], setting: str) -> st
 
 def named(value: object) -> str:
     """A name or value out of a file for a message; of a binary file it can be any length."""
-    if isinstance(value, str) and len(value) > 60:
-        value = f"{value[:57]}..."
-    return repr(value)
+    return in_short(value, 62)

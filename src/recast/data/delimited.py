@@ -141,13 +141,13 @@ def _read_rows(
     file: str, names: list[str], rows: Iterator[_Row], columns: dict[str, str]
 ) -> tuple[pl.DataFrame, list[Suspect]]:
     places = {name: names.index(column) for name, column in columns.items()}
-    item = next(place for name, place in places.items() if name.startswith("item"))
+    key = next(place for name, place in places.items() if name.startswith(("item", "row_id")))
     schema = dict.fromkeys(columns, pl.String)
     batches, suspects = [pl.DataFrame(schema=schema)], list[Suspect]()
     while batch := list(islice(rows, _BATCH)):
         for row in batch:
             if row.has_break and len(suspects) < _SUSPECTS:
-                suspects += _suspects(row, len(names), item)
+                suspects += _suspects(row, len(names), key)
             for name, place in places.items() if row.has_break else ():
                 value = row.fields[place]
                 if not name.startswith("text") and ("\n" in value or "\r" in value):

@@ -8,7 +8,6 @@ among them; folders without them, of earlier releases, are read as well.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -23,9 +22,11 @@ from torch import Tensor
 from recast.config import PrepareConfig
 from recast.config.check import as_path
 from recast.data.events import pairs
+from recast.data.parquet import check_parquet, read_parquet
 from recast.data.split import SPLIT_NAMES
-from recast.run.files import kind_of, read_json, reading, staged_folder
-from recast.run.fingerprint import sha256_of
+from recast.run.doors import require_kind
+from recast.run.files import read_json, reading, staged_folder
+from recast.run.fingerprint import check_seal, check_stamp, seal, sha256_of
 from recast.types import SPLITS, Interactions, RecastError
 
 _FILES = ("interactions.parquet", "users.parquet", "items.parquet", "data.json")
@@ -46,9 +47,7 @@ def save_data(
         events.write_parquet(stage / "interactions.parquet")
         users.write_parquet(stage / "users.parquet")
         items.write_parquet(stage / "items.parquet")
-        files = {name: _stamp(stage / name) for name in _FILES if name.endswith(".parquet")}
-        facts = facts | {"files": files}
-        facts |= {"digest": _digest(facts)}
+        facts = seal(facts, stage, *(name for name in _FILES if name.endswith(".parquet")))
         (stage / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
         (stage / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
 
@@ -61,13 +60,13 @@ def load_data(folder: str | Path) -> Interactions:
     folder = as_path("data", folder)
     facts = load_facts(folder)
     with reading(folder, _REMEDY):
-        for name in facts.get("files", {}):
-            _check_stamp(Path(folder) / name, facts)
         return _interactions(Path(folder), facts)
 
 
 def _interactions(folder: Path, facts: dict[str, Any]) -> Interactions:
-    events = _table(folder / "interactions.parquet")
+    check_parquet(folder / "users.parquet", facts)
+    check_parquet(folder / "items.parquet", facts)
+    events = _table(folder / "interactions.parquet", facts)
     if len(events) != facts["events"]:
         raise RecastError(
             f"{folder} holds {len(events)} events, data.json says {facts['events']}: {_REMEDY}"
@@ -124,8 +123,7 @@ def load_items(folder: str | Path) -> pl.DataFrame:
     """`item_id` and `text` of every item, by item index."""
     facts = load_facts(folder)
     with reading(folder, _REMEDY):
-        _check_stamp(Path(folder) / "items.parquet", facts)
-        items = _table(Path(folder) / "items.parquet").select("item_id", "text")
+        items = _table(Path(folder) / "items.parquet", facts).select("item_id", "text")
         if items.schema != {"item_id": pl.String, "text": pl.String}:
             raise ValueError(f"items.parquet holds {dict(items.schema)}")
         if len(items) != facts["items"]:
@@ -136,16 +134,10 @@ def load_items(folder: str | Path) -> pl.DataFrame:
 def load_facts(folder: str | Path) -> dict[str, Any]:
     """`data.json`; raises `RecastError` unless the folder is whole."""
     folder = as_path("data", folder)
-    for name in _FILES:
-        if not (Path(folder) / name).is_file():
-            raise RecastError(
-                f"{folder}{kind_of(folder)} is no data folder (no {name}): make one with "
-                "`recast prepare`"
-            )
+    require_kind("data", folder)
     with reading(Path(folder) / "data.json", _REMEDY):
         facts: dict[str, Any] = read_json(Path(folder) / "data.json", dict, _LARGEST_FACTS)
-        if "digest" in facts and facts["digest"] != _digest(facts):
-            raise ValueError("it was changed since it was written")
+        check_seal(facts)
     return facts
 
 
@@ -153,8 +145,7 @@ def data_hash(folder: str | Path) -> str:
     """Sha256 of the events, for the record of a run that used them."""
     facts, file = load_facts(folder), Path(folder) / "interactions.parquet"
     with reading(folder, _REMEDY):
-        stamp = _check_stamp(file, facts)
-        return str(stamp["sha256"]) if stamp else sha256_of(file)
+        return check_stamp(file, facts) or sha256_of(file)
 
 
 def describe(folder: str | Path) -> str:
@@ -203,27 +194,8 @@ def _described(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _stamp(file: Path) -> dict[str, Any]:
-    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-
-
-def _check_stamp(file: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """What `data.json` says of a file, which holds; None in folders of earlier releases."""
-    stamp: dict[str, Any] | None = facts.get("files", {}).get(file.name)
-    # The size first, since a sparse file takes long to read.
-    if stamp and (file.stat().st_size != stamp["bytes"] or _stamp(file) != stamp):
-        raise ValueError(f"{file.name} was changed since it was written")
-    return stamp
-
-
-def _digest(facts: dict[str, Any]) -> str:
-    """Of all facts but the digest itself."""
-    content = json.dumps({key: facts[key] for key in sorted(facts) if key != "digest"})
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _table(file: Path) -> pl.DataFrame:
-    table = pl.read_parquet(file.absolute(), glob=False)
+def _table(file: Path, facts: dict[str, Any]) -> pl.DataFrame:
+    table = read_parquet(file, facts)
     for column in table:
         if column.null_count():
             raise ValueError(f"{file.name}, row {column.is_null().arg_max()} has no {column.name}")

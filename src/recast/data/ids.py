@@ -57,6 +57,16 @@ def read_ids(ids: pl.Series, file: str, column: str) -> pl.Series:
     return ids
 
 
+def trimmed_notes(ids: pl.Series, kind: str) -> list[str]:
+    """A note, if `read_ids` drops white space around some of them."""
+    ids = ids.cast(pl.String)
+    trimmed = ids.filter((ids.str.strip_chars() != ids).fill_null(False))
+    if trimmed.is_empty():
+        return []
+    what = f"{kind} ids with white space around them, which is dropped"
+    return [f"{what}: {len(trimmed):,} rows (such as {named(trimmed[0])})"]
+
+
 def _is_float(ids: pl.Series) -> pl.Series:
     """Whole numbers as pandas and Excel write them as floats (3.0, 1.2E+11), unless the column
     holds numbers that are not whole (the numbers of versions or of sections)."""

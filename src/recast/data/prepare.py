@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 
 from recast.config import PrepareConfig
-from recast.config.check import refuse_ranks, take
 from recast.data.events import (
     count_ties,
     first_events,
@@ -23,7 +22,7 @@ from recast.data.folder import load_data, save_data
 from recast.data.movielens import read_packaged, read_zip
 from recast.data.split import RL_FRAC, SPLIT_NAMES, leave_one_out, split_events
 from recast.data.tables import Tables, read_tables
-from recast.run.files import refuse_existing
+from recast.run.doors import enter
 from recast.run.fingerprint import sha256_of
 from recast.types import SPLITS, Interactions, RecastError
 
@@ -34,9 +33,7 @@ def prepare(config: PrepareConfig) -> Interactions:
     The catalogue is every item of the items file and of the events; above k_core 1 it is what the
     filter left. Raises `RecastError` for bad input, before anything is written.
     """
-    take(config, PrepareConfig)
-    refuse_ranks()
-    refuse_existing(config.output)
+    enter(config, PrepareConfig)
     raw, texts, files, notes = _read(config)
     users = sorted_ids(raw["user"])
     item_ids = sorted_ids(pl.concat([raw["item"], texts["item_id"]]))

@@ -6,32 +6,20 @@ Events: `user`, `item` (String) and `time` (Int64, or Float64 where a time is no
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
-from polars.exceptions import PanicException, PolarsError
+from polars.exceptions import PolarsError
 
 from recast.config import PrepareConfig
 from recast.data.columns import ROW_ORDER, choose_columns, named
 from recast.data.delimited import Suspect, read_csv
-from recast.data.ids import MISSING, check_overlap, mixed_notes, read_ids
+from recast.data.ids import MISSING, check_overlap, mixed_notes, read_ids, trimmed_notes
+from recast.data.parquet import try_parquet
 from recast.data.times import parse_times, range_notes, zone_notes
-from recast.run.environment import memory_gib
 from recast.run.files import reason_of
 from recast.types import RecastError
-
-_BYTES_PER_ROW = 100
-"""Of memory that an event takes at least while it is prepared: ids as text, its columns, a sort."""
-
-
-_TRIAL = """
-import sys, polars
-scan = polars.scan_parquet(sys.argv[1], glob=False).select(sys.argv[2:])
-scan.collect(engine="streaming")
-"""
 
 
 class Tables(NamedTuple):
@@ -57,12 +45,13 @@ def read_tables(config: PrepareConfig) -> Tables:
     if config.items is not None and not config.text:
         raise RecastError(f"items is {config.items!r} without columns: set text as well")
     file = config.interactions
-    raw, suspects = _read(file, columns)
+    raw, suspects = read_columns(file, columns)
     if config.time == ROW_ORDER:
         raw = raw.with_row_index("time")
     events, notes = check_events(raw, file, columns)
     event_items = events["item"].unique()
-    _refuse_swallowed(suspects, file, event_items)
+    refuse_swallowed(suspects, file, event_items)
+    notes += [*trimmed_notes(raw["user"], "user"), *trimmed_notes(raw["item"], "item")]
     notes += [*mixed_notes(events["user"], "user"), *mixed_notes(event_items, "item")]
     if config.items is None:
         empty = pl.DataFrame(schema={"item_id": pl.String, "text": pl.String})
@@ -77,8 +66,8 @@ def _read_items(
 ) -> tuple[pl.DataFrame, list[str]]:
     column = config.items_id or config.item
     parts = {f"text {i}": name for i, name in enumerate(config.text)}
-    raw, suspects = _read(file, {"items_id": column, **parts})
-    _refuse_swallowed(suspects, file, event_items)
+    raw, suspects = read_columns(file, {"items_id": column, **parts})
+    refuse_swallowed(suspects, file, event_items)
     num_missing = raw.select(*parts).null_count().sum_horizontal().item()
     for name, part in parts.items():
         kind = raw[name].dtype
@@ -88,15 +77,16 @@ def _read_items(
         raw = raw.with_columns(pl.when(~is_word).then(pl.col(name)))
     num_words = raw.select(*parts).null_count().sum_horizontal().item() - num_missing
     items = check_items(raw.select(item_id="items_id", text=join_text(*parts)), file, column)
-    notes = [f"texts that stand for a missing value, left out: {num_words:,}"] if num_words else []
+    notes = trimmed_notes(raw["items_id"], "items file")
+    notes += [f"texts that stand for a missing value, left out: {num_words:,}"] if num_words else []
     return items, notes
 
 
-def _refuse_swallowed(suspects: list[Suspect], file: str, event_items: pl.Series) -> None:
-    """Text may hold line breaks, but a line with a row's commas and an item's id is a row."""
-    ids = set(event_items) if suspects else set()
+def refuse_swallowed(suspects: list[Suspect], file: str, ids: pl.Series) -> None:
+    """Text may hold line breaks, but a line with a row's commas and one of these ids is a row."""
+    known = set(ids) if suspects else set()
     for row, line, id in suspects:
-        if id in ids:
+        if id in known:
             raise RecastError(
                 f"{file}, row {row} holds another row in quotes ({named(line)}): "
                 "close the quote where its field ends, or write it as two in a quoted field"
@@ -157,27 +147,12 @@ def check_items(items: pl.DataFrame, file: str, column: str) -> pl.DataFrame:
     return items
 
 
-def _check_size(file: str, num_rows: int) -> None:
-    """A Parquet file of a few kilobytes can state and hold any number of rows."""
-    memory = memory_gib()
-    if memory is not None and num_rows * _BYTES_PER_ROW > memory * 2**30:
-        raise RecastError(
-            f"{file} holds {num_rows:,} rows, too many for the {memory} GiB of memory: "
-            "give fewer rows or use a larger machine"
-        )
+def read_columns(file: str, columns: dict[str, str]) -> tuple[pl.DataFrame, list[Suspect]]:
+    """The named columns of a file, streamed, and lines of a CSV that look swallowed; `columns` maps
+    our names to the file's.
 
-
-def _check_readable(file: str, path: Path, columns: list[str]) -> None:
-    """A damaged page header makes polars ask for 2**61 bytes and end the process, which nobody
-    can catch: so another one reads first."""
-    command = [sys.executable, "-P", "-c", _TRIAL, str(path), *columns]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if done.returncode < 0 or b"PanicException" in done.stderr:
-        raise RecastError(f"{file} is damaged: write it again, or give a CSV")
-
-
-def _read(file: str, columns: dict[str, str]) -> tuple[pl.DataFrame, list[Suspect]]:
-    """The named columns of a file, streamed; `columns` maps our names to the file's."""
+    Raises `RecastError` for what is no readable CSV or Parquet file and for a column that it lacks.
+    """
     # Absolute and without globs: polars would read a leading ~ and brackets as patterns.
     path, suffix = Path(file).absolute(), Path(file).suffix.lower()
     kinds = "give a .csv or .parquet file"
@@ -192,13 +167,13 @@ def _read(file: str, columns: dict[str, str]) -> tuple[pl.DataFrame, list[Suspec
             raise RecastError(f"{file} ends in {suffix!r}: {kinds}")
         if suffix == ".csv":
             return read_csv(file, columns)
+        columns = choose_columns(file, try_parquet(path, tuple(columns.values())).names, columns)
         scan = pl.scan_parquet(path, glob=False)
-        columns = choose_columns(file, scan.collect_schema().names(), columns)
-        _check_size(file, scan.select(pl.len()).collect().item())
-        _check_readable(file, path, list(columns.values()))
         chosen = scan.select(pl.col(column).alias(name) for name, column in columns.items())
         return chosen.collect(engine="streaming"), []
-    except (PolarsError, PanicException, OSError, UnicodeError) as error:
+    except RecastError:
+        raise
+    except (PolarsError, OSError, ValueError) as error:
         raise RecastError(
             f"{file} cannot be read ({reason_of(error)}): "
             "give a UTF-8 CSV with a header, or Parquet"

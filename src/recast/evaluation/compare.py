@@ -13,10 +13,11 @@ import torch
 
 from recast.config import Level
 from recast.evaluation.facts import refuse_to_mix
-from recast.evaluation.metrics import LEVELS, PRIMARY, Ranks, row_metrics
+from recast.evaluation.metrics import LEVELS, PRIMARY, row_metrics
+from recast.evaluation.ranks import Ranks
 from recast.evaluation.resample import DRAWS, user_intervals, user_p_values
 from recast.evaluation.results import Difference, Measured, MethodResults, Results
-from recast.types import RecastError
+from recast.types import RecastError, require, require_range
 
 EXTRAS = ("rollouts", "cpu_s", "invalid_frac", "optimizer_steps")
 
@@ -39,10 +40,13 @@ def compare(
     when a name is not among `methods` and when the primary metric is not among the metrics.
     """
     extras = extras or {}
+    against = (against,) if isinstance(against, str) else tuple(against)
     _check(methods, against, extras)
     users = next(iter(methods.values())).users.numpy()
     per_row = {name: row_metrics(ranks, at, levels) for name, ranks in methods.items()}
-    keys = list(next(iter(per_row.values())))
+    # A method that ranks the whole catalogue has cuts beyond the lists of the others.
+    first, *others = per_row.values()
+    keys = [key for key in first if all(key in values for values in others)]
     if PRIMARY not in keys:
         raise RecastError(
             f"at is {list(at)}, levels is {list(levels)}: the primary metric {PRIMARY} is not "
@@ -124,13 +128,16 @@ def _check(
 ) -> None:
     if not methods:
         raise RecastError("there is no method to compare: give the ranks of at least one")
+    for name, ranks in methods.items():
+        require(isinstance(ranks, Ranks), f"method {name}", ranks, "give its ranks")
     for name in (*against, *extras):
         if name not in methods:
             raise RecastError(f"method {name!r} has no ranks: choose from {', '.join(methods)}")
     for name, values in extras.items():
-        for key in values:
+        for key, value in values.items():
             if key not in EXTRAS:
                 raise RecastError(f"extra {key!r} of {name}: choose from {', '.join(EXTRAS)}")
+            require_range(f"extra {key} of {name}", value, 0, 1e15)
     reference, *others = methods.items()
     for name, ranks in others:
         if not torch.equal(ranks.row_ids, reference[1].row_ids):
@@ -138,7 +145,12 @@ def _check(
                 f"{name} and {reference[0]} ranked different rows: rank the same rows in the same "
                 "order to compare them"
             )
-        if not torch.equal(ranks.item_mask.sum(1), reference[1].item_mask.sum(1)):
+        if not torch.equal(ranks.users, reference[1].users):
+            raise RecastError(
+                f"{name} and {reference[0]} ranked rows of different users: rank both on one data "
+                "folder to compare them"
+            )
+        if not torch.equal(ranks.item_mask.sum(-1), reference[1].item_mask.sum(-1)):
             raise RecastError(
                 f"{name} and {reference[0]} ranked different targets: give both the same targets "
                 "to compare them"

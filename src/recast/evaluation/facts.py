@@ -13,7 +13,7 @@ from typing import Any, Literal
 from recast.config.settings_file import read_settings
 from recast.data.folder import data_hash
 from recast.run.files import read_json
-from recast.types import RecastError
+from recast.types import SPLITS, RecastError, in_short
 
 EVALUATOR = 1
 """Version of what turns lists into numbers; one more whenever a number could change. Version 1 also
@@ -28,6 +28,8 @@ class Facts:
     split: str | None = None
     split_name: str | None = None
     """How the events were split, in words."""
+    data: str | None = None
+    """Sha256 of the events."""
     num_candidates: int | None = None
     """Items of the catalogue."""
     exclude_seen: bool | None = None
@@ -43,12 +45,15 @@ class Facts:
     """Splits of this data that the method was fitted on, in order."""
     training_seed: int | None = None
     """Of the run that made the policy."""
+    kept: str | None = None
+    """Weights of that run: `best` by validation, or `last`."""
     evaluator: int = EVALUATOR
 
 
 AGREE = {
     "split": "rank the same split",
     "split_name": "prepare the data once and rank all methods on it",
+    "data": "rank all methods on one data folder",
     "num_candidates": "rank the same catalogue",
     "exclude_seen": "prepare the data once and rank all methods on it",
     "evaluator": "evaluate both with the same version of recast",
@@ -79,6 +84,8 @@ def read_facts(content: Mapping[str, Any]) -> Facts:
     for facts of another type.
     """
     stated = content.get("facts", content)
+    if not isinstance(stated, Mapping):
+        raise ValueError(f"facts is {in_short(stated)}")
     values = {f.name: stated[f.name] for f in fields(Facts) if f.name in stated}
     if "facts" not in content:
         old = ("split", "split_name", "beam_width")
@@ -86,38 +93,69 @@ def read_facts(content: Mapping[str, Any]) -> Facts:
     if values.get("events_seen") is not None:
         values["events_seen"] = tuple(values["events_seen"])
     for name, value in values.items():
-        if value is not None and type(value) is not _TYPES[name]:
-            raise ValueError(f"fact {name} is {value!r}")
-    return Facts(**values)
+        is_known = value is not None or name == "evaluator"
+        if is_known and not (type(value) is _TYPES[name] and _may_be(name, value)):
+            raise ValueError(f"fact {name} is {in_short(value)}")
+    facts = Facts(**values)
+    if facts.evaluator > EVALUATOR:
+        raise ValueError(
+            f"fact evaluator is {facts.evaluator}, of a newer recast, which this one, of "
+            f"{EVALUATOR}, does not understand"
+        )
+    return facts
+
+
+def _may_be(name: str, value: Any) -> bool:
+    if name in _WORDS:
+        return all(word in _WORDS[name] for word in ([value] if name != "events_seen" else value))
+    least = 0 if name.endswith("seed") else 1
+    return not isinstance(value, int) or isinstance(value, bool) or least <= value < 2**63
 
 
 _TYPES = {
-    **dict.fromkeys(("split", "split_name", "ties"), str),
+    **dict.fromkeys(("split", "split_name", "data", "ties", "kept"), str),
     **dict.fromkeys(("num_candidates", "beam_width", "seed", "training_seed", "evaluator"), int),
     "exclude_seen": bool,
     "events_seen": tuple,
 }
+_WORDS = {"split": SPLITS, "ties": ("expectation", "random"), "events_seen": SPLITS}
 
 
-def training_of(policy: str | Path, data: str | Path) -> tuple[tuple[str, ...] | None, int | None]:
+def training_of(
+    policy: str | Path, data: str | Path, after: tuple[Path, ...] = ()
+) -> tuple[tuple[str, ...] | None, int | None]:
     """`events_seen` and `training_seed` of a policy, from the run folder it lies in.
 
     Supervised training reads `train`, RL reads `rl` after what its own start has read. None where
-    there is no run folder (a policy that was copied away), where the chain breaks, or, for the
-    events, where a run read other data.
+    there is no run folder (a policy that was copied away), where the chain breaks or comes back to
+    one of the runs `after`, or, for the events, where a run read other data.
     """
-    run = Path(policy).parent
+    run = Path(policy).absolute().parent
+    if run in after:
+        return None, None
     try:
         settings = read_settings(str(run / "config.yaml"))
         same_data = read_json(run / "env.json", dict)["data_hash"] == data_hash(data)
         seed = settings["seed"]
         start = settings.get("policy")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecastError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None, None
     seed = seed if type(seed) is int else None
     if not same_data:
         return None, seed
     if "policy" not in settings:
         return ("train",), seed
-    before = training_of(start, data)[0] if isinstance(start, str) else None
+    before = training_of(start, data, (*after, run))[0] if isinstance(start, str) else None
     return (None if before is None else tuple(dict.fromkeys((*before, "rl")))), seed
+
+
+def kept_of(policy: str | Path) -> str | None:
+    """Whether a policy is the `best` or the `last` of the run folder it lies in; None where there
+    is none. Before it was a setting `sft` kept the best and `rl` the last."""
+    try:
+        settings = read_settings(str(Path(policy).parent / "config.yaml"))
+        before = "last" if "policy" in settings else "best" if "catalog" in settings else None
+        kept = settings.get("keep", before)
+    except (OSError, AttributeError, TypeError, RecastError):
+        return None
+    return kept if kept in ("best", "last") else None

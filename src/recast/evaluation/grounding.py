@@ -11,7 +11,7 @@ Items without text are left out of the minimum and maximum and come last.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import polars as pl
@@ -20,9 +20,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from recast.config import GroundConfig
-from recast.config.check import refuse_ranks, take
 from recast.config.settings_file import read_settings
-from recast.data.folder import load_data
+from recast.data.columns import FIXED
+from recast.data.folder import data_hash, load_data
+from recast.data.tables import read_columns, refuse_swallowed
 from recast.evaluation.metrics import write_evaluation
 from recast.evaluation.rank import rank_scores, rows_to_rank
 from recast.items.catalog import Catalog, load_catalog
@@ -30,7 +31,9 @@ from recast.items.embed import load_embeddings
 from recast.items.encoder import embed_texts
 from recast.policy.baselines import Scorer, popularity
 from recast.policy.tasks import check_catalog
-from recast.run.files import reading, reason_of, refuse_existing
+from recast.run.doors import enter
+from recast.run.files import reading
+from recast.run.parts import Parts, parts_of
 from recast.types import Interactions, Metrics, RecastError
 
 _PROBES = 8  # item texts embedded again, to see that the encoder is the catalogue's own
@@ -71,21 +74,25 @@ def ground_texts(config: GroundConfig) -> Metrics:
     data and catalogue do not belong together, and when the catalogue has no text embeddings or
     they come from another encoder.
     """
-    take(config, GroundConfig)
-    refuse_ranks()
-    refuse_existing(config.output)
+    enter(config, GroundConfig)
+    with parts_of(config.output) as parts:
+        return _ground_texts(config, parts)
+
+
+def _ground_texts(config: GroundConfig, parts: Parts) -> Metrics:
     interactions, catalog = load_data(config.data), load_catalog(config.catalog)
     check_catalog(config.data, catalog)
     items = load_embeddings(config.catalog, catalog)
     rows = rows_to_rank(interactions.rows(config.split), config.data, config.split)
     texts = read_texts(config.texts, rows)
     encoder = config.encoder or _encoder_of(config.catalog)
-    generated = _embed(texts, encoder, catalog, items)
+    generated = _embed(texts, encoder, catalog, items, parts)
     weights = None
     if config.gamma > 0:
         weights = _min_max(popularity(interactions)(interactions, rows[:1])[0])
     scorer = grounding_scorer(rows, generated, items, weights, config.gamma)
     ranks = rank_scores(scorer, interactions, catalog, rows, config.seed)
+    ranks = replace(ranks, facts=replace(ranks.facts, data=data_hash(config.data)))
     facts = asdict(config) | {
         "encoder": encoder,
         "split_name": interactions.split_name,
@@ -122,7 +129,15 @@ def read_texts(file: str, rows: Int[Tensor, " N"]) -> list[str]:
     A missing text counts as an empty one. Raises `RecastError` for a row that is absent, unknown
     or there twice, and when all texts are empty.
     """
-    table = _read(file)
+    table, suspects = read_columns(file, {name: name for name in FIXED})
+    kinds = {name: table[name].dtype for name in FIXED}
+    is_id = kinds["row_id"].is_integer() or kinds["row_id"] in (pl.String, pl.Null)
+    for name, fits, remedy in (
+        ("row_id", is_id, "give whole numbers"),
+        ("text", kinds["text"] in (pl.String, pl.Null), "give text"),
+    ):
+        if not fits:
+            raise RecastError(f"{file}, column {name} holds {kinds[name]}: {remedy}")
     ids = table["row_id"].cast(pl.String).str.strip_chars().cast(pl.Int64, strict=False)
     if ids.null_count():
         line = int(ids.is_null().arg_max() or 0)
@@ -139,6 +154,7 @@ def read_texts(file: str, rows: Int[Tensor, " N"]) -> list[str]:
     wanted = pl.Series("row_id", rows.numpy())
     unknown = ids.filter(~ids.is_in(wanted.implode()))
     absent = wanted.filter(~wanted.is_in(ids.implode()))
+    refuse_swallowed(suspects, file, absent.cast(pl.String))
     if len(unknown):
         raise RecastError(
             f"{file} has a text for row_id {unknown[0]} ({len(unknown)} such), which is no row of "
@@ -149,36 +165,10 @@ def read_texts(file: str, rows: Int[Tensor, " N"]) -> list[str]:
             f"{file} has no text for row_id {absent[0]} ({len(absent)} such of {len(wanted)} "
             "rows): give one for every row of the split"
         )
-    texts = dict(zip(ids, table["text"].fill_null(""), strict=True))
+    texts = dict(zip(ids, table["text"].cast(pl.String).fill_null(""), strict=True))
     if not any(text.strip() for text in texts.values()):
         raise RecastError(f"{file}: all {len(texts)} texts are empty: give what the LLM wrote")
     return [texts[row] for row in rows.tolist()]
-
-
-def _read(file: str) -> pl.DataFrame:
-    # Absolute and without globs: polars would read a leading ~ and brackets as patterns.
-    path, suffix = Path(file).absolute(), Path(file).suffix.lower()
-    if not path.is_file() or suffix not in (".csv", ".parquet"):
-        raise RecastError(f"texts is {file!r}: give a .csv or .parquet file that exists")
-    try:
-        table = (
-            pl.read_csv(path, infer_schema=False, glob=False)
-            if suffix == ".csv"
-            else pl.read_parquet(path, glob=False)
-        )
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise RecastError(
-            f"{file} cannot be read ({reason_of(error)}): give a UTF-8 CSV with a header, or "
-            "Parquet"
-        ) from error
-    for name in ("row_id", "text"):
-        if name not in table.columns:
-            raise RecastError(
-                f"{file} has the columns {', '.join(table.columns)[:200]}: name one of them {name}"
-            )
-    if table["text"].dtype not in (pl.String, pl.Null):
-        raise RecastError(f"{file}, column text holds {table['text'].dtype}: give text")
-    return table.select("row_id", pl.col("text").cast(pl.String))
 
 
 def _encoder_of(folder: str) -> str:
@@ -195,11 +185,16 @@ def _encoder_of(folder: str) -> str:
 
 
 def _embed(
-    texts: list[str], encoder: str, catalog: Catalog, items: Float[Tensor, "I D"]
+    texts: list[str],
+    encoder: str,
+    catalog: Catalog,
+    items: Float[Tensor, "I D"],
+    parts: Parts,
 ) -> Float[Tensor, "N D"]:
     """The texts' embeddings; some item texts go along, which must come out as they are stored."""
     known = items.any(1).nonzero()[:_PROBES, 0]
-    found = embed_texts([*(catalog.texts[i] for i in known.tolist()), *texts], encoder).vectors
+    probes = [catalog.texts[i] for i in known.tolist()]
+    found = embed_texts([*probes, *texts], encoder, parts).vectors
     again, generated = found[: len(known)], found[len(known) :]
     stored = items[known]
     if again.shape != stored.shape or not torch.allclose(again, stored, atol=1e-2):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recast.config import METRICS, Level
-from recast.evaluation.facts import Facts, read_facts
+from recast.config.check import as_path
+from recast.data.parquet import read_parquet
+from recast.evaluation.facts import read_facts
+from recast.evaluation.ranks import (
+    Ranks,
+    as_cuts,
+    as_levels,
+    as_metrics,
+    check_ranks,
+    refuse_impossible,
+)
 from recast.evaluation.resample import DRAWS, user_intervals
-from recast.run.files import read_json, reading, staged_folder
+from recast.run.files import kind_of, read_json, reading, staged_folder
+from recast.run.fingerprint import check_seal, seal
 from recast.types import Metrics, RecastError
 
 HR_AT = (1, 5, 10, 32)
@@ -36,36 +47,6 @@ LEVELS: tuple[Level, ...] = ("item", "sid")
 ONE_TARGET = ("hr", "ndcg")
 SEVERAL_TARGETS = METRICS
 """With one target per row HR, Pass, first-target Pass and Recall are one number, given once."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ranks:
-    """Where each row's targets stand, in the order in which the row names them; all metrics follow.
-
-    No target is there twice; rows with fewer than T are padded on the right with zeros.
-
-    Example: a beam lists the SIDs a, b, c; a is shared by 2 items, b and c by 1. A row whose
-    targets are the item of b, then one of SID a has
-    `sid_rank=[[2, 1]]  items_before=[[2, 0]]  num_sharing=[[1, 2]]  item_mask=[[True, True]]`.
-    """
-
-    row_ids: Int[Tensor, " N"]
-    users: Int[Tensor, " N"]
-    sid_rank: Int[Tensor, "N T"]
-    """Place of the target's SID among distinct SIDs, from 1; 0 = not in the list."""
-    items_before: Int[Tensor, "N T"]
-    """Candidate items listed before the target and those it ties with."""
-    num_sharing: Int[Tensor, "N T"]
-    """Candidate items the method cannot tell apart from the target, the target included: those
-    that share its SID for a policy, 1 for a scorer of items."""
-    item_mask: Bool[Tensor, "N T"]
-    """False where a row has fewer targets."""
-    sid_mask: Bool[Tensor, "N T"]
-    """The same less targets whose SID an earlier target of the row has."""
-    popular_rank: Int[Tensor, "N T"] | None = None
-    """Place of the target where each SID stands for its most popular candidate; 0 = not in the
-    list, or another item stands for its SID. None where popularity is not known."""
-    facts: Facts = field(default_factory=Facts)
 
 
 def row_metrics(
@@ -89,9 +70,10 @@ def row_metrics(
     of [p <= k] / log2(p + 1) over the places p = b + 1 .. b + m. A target that is not listed gets
     0, so a list shorter than k is scored as it is; so does a row without a target (2512.24762).
 
-    `at` is empty for the table's cuts, `HR_AT` and `NDCG_AT`; `names` for those of
-    `SEVERAL_TARGETS` if a row has several, of `ONE_TARGET` if not. Raises `RecastError` for level
-    `popular_item` of ranks without popularity.
+    `at` is empty for the table's cuts, those of `HR_AT` and `NDCG_AT` that the lists reach; `names`
+    for those of `SEVERAL_TARGETS` if a row has several, of `ONE_TARGET` if not. Raises
+    `RecastError` for level `popular_item` of ranks without popularity, for a k beyond the
+    `beam_width` that was listed, for names that there are not and for ranks that cannot be.
 
     >>> one, yes = torch.tensor([[1]]), torch.tensor([[True]])
     >>> third = dict(sid_rank=3 * one, items_before=2 * one, num_sharing=one)
@@ -100,14 +82,18 @@ def row_metrics(
     >>> round(metrics["item/ndcg@5"].item(), 6), metrics["item/hr@1"].item()
     (0.5, 0.0)
     """
+    check_ranks(ranks)
+    width = ranks.facts.beam_width
+    at, levels, names = as_cuts(at, width), as_levels(levels), as_metrics(names)
     several = bool((ranks.item_mask.sum(1) > 1).any())
     chosen = names or (SEVERAL_TARGETS if several else ONE_TARGET)
     metrics: dict[str, Float[Tensor, " N"]] = {}
     for level in levels:
         places = _places(ranks, level)
         for name in chosen:
-            cuts = tuple(at) or (NDCG_AT if name == "ndcg" else HR_AT)
-            values = _METRICS[name](places, torch.tensor(cuts))
+            table = NDCG_AT if name == "ndcg" else HR_AT
+            cuts = at or tuple(k for k in table if width is None or k <= width)
+            values = _METRICS[name](places, torch.tensor(cuts, dtype=torch.long))
             metrics |= {f"{level}/{name}@{k}": values[:, i] for i, k in enumerate(cuts)}
     return metrics
 
@@ -167,7 +153,7 @@ def _recall(places: _Places, cuts: Int[Tensor, " A"]) -> Float[Tensor, "N A"]:
 
 
 def _ndcg(places: _Places, cuts: Int[Tensor, " A"]) -> Float[Tensor, "N A"]:
-    positions = torch.arange(1, int(cuts.max()) + 1, dtype=torch.float64)
+    positions = torch.arange(1, max(cuts.tolist(), default=0) + 1, dtype=torch.float64)
     gain = torch.nn.functional.pad((1 / torch.log2(positions + 1)).cumsum(0), (1, 0))
     start = places.before[..., None].minimum(cuts)
     sums = gain[start + places.inside(cuts)] - gain[start]
@@ -214,6 +200,7 @@ def write_evaluation(
     }
     with staged_folder(folder) as stage:
         _to_table(ranks).write_parquet(stage / "rows.parquet")
+        content = seal(content, stage, "rows.parquet")
         (stage / "eval.json").write_text(json.dumps(content, indent=2) + "\n")
     return dict(zip(values, mean.tolist(), strict=True))
 
@@ -241,25 +228,31 @@ def read_ranks(folder: str | Path) -> Ranks:
     """The ranks in a folder that `write_evaluation` wrote, of earlier releases too; `RecastError`
     when it is damaged."""
     remedy = "make it again with `recast evaluate`"
-    file = Path(folder) / "rows.parquet"
-    with reading(file, remedy):
-        table = pl.read_parquet(file.absolute(), glob=False)
+    folder = Path(as_path("folder", folder))
+    if not (folder / "eval.json").is_file():
+        raise RecastError(f"{folder}{kind_of(folder)} is no evaluation (no eval.json): {remedy}")
+    with reading(folder / "eval.json", remedy):
+        content = read_json(folder / "eval.json", dict)
+        check_seal(content)
+        facts = read_facts(content)
+    with reading(folder / "rows.parquet", remedy):
+        table = read_parquet(folder / "rows.parquet", content)
         columns = {name: _from_column(table[name]) for name in ("row_id", "user")}
         places = {name: _from_column(table[name]) for name in _PLACES if name in table.columns}
-        for name in ("sid_rank", "items_before", "num_sharing"):
-            if places[name].shape != places["sid_rank"].shape:
-                raise ValueError(f"column {name!r} has other targets")
         mask = _targets_of(table["sid_rank"])
-    with reading(Path(folder) / "eval.json", remedy):
-        facts = read_facts(read_json(Path(folder) / "eval.json", dict))
-    return Ranks(
-        row_ids=columns["row_id"][:, 0],
-        users=columns["user"][:, 0],
-        sid_mask=places.pop("sid_mask", mask).bool(),
-        item_mask=mask,
-        facts=facts,
-        **places,
-    )
+        sid_mask = places.pop("sid_mask", mask)
+        if not bool(((sid_mask == 0) | (sid_mask == 1)).all()):
+            raise ValueError("column 'sid_mask' is not all 0 and 1")
+        ranks = Ranks(
+            row_ids=columns["row_id"][:, 0],
+            users=columns["user"][:, 0],
+            sid_mask=sid_mask.bool(),
+            item_mask=mask,
+            facts=facts,
+            **places,
+        )
+        refuse_impossible(ranks)
+    return ranks
 
 
 def _from_column(column: pl.Series) -> Int[Tensor, "N T"]:
@@ -267,8 +260,10 @@ def _from_column(column: pl.Series) -> Int[Tensor, "N T"]:
     inner = column.explode() if column.dtype == pl.List else column
     if not inner.dtype.is_integer() or column.null_count():
         raise ValueError(f"column {column.name!r} is not all whole numbers")
+    if column.name in ("row_id", "user") and column.dtype == pl.List:
+        raise ValueError(f"column {column.name!r} holds lists")
     if column.dtype != pl.List:
-        return torch.from_numpy(np.array(column))[:, None]
+        return torch.from_numpy(column.cast(pl.Int64).to_numpy(writable=True))[:, None]
     rows = column.to_list()
     width = max(map(len, rows), default=1) or 1
     return torch.tensor([row + [0] * (width - len(row)) for row in rows]).reshape(-1, width)

@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.config import VALID_METRICS, EvaluateConfig, split_metric
-from recast.config.check import refuse_ranks, take
+from recast.config import VALID_METRICS, EvaluateConfig, StratifyConfig, split_metric
+from recast.config.check import names_code
+from recast.data.folder import data_hash
 from recast.data.history import seen
 from recast.draws import uniforms
-from recast.evaluation.facts import Facts, training_of
-from recast.evaluation.metrics import Ranks, row_metrics, write_evaluation
+from recast.evaluation.facts import Facts, kept_of, training_of
+from recast.evaluation.metrics import row_metrics, write_evaluation
 from recast.evaluation.places import (
     FIELDS,
     check_targets,
@@ -28,6 +29,7 @@ from recast.evaluation.places import (
     places_in_scores,
     places_within_sids,
 )
+from recast.evaluation.ranks import Ranks
 from recast.items.catalog import Catalog
 from recast.policy.baselines import Scorer, popularity
 from recast.policy.device import find_device
@@ -37,8 +39,10 @@ from recast.policy.tasks import Task, load_task
 from recast.policy.threads import choose_threads
 from recast.rollout.beam import beam_search
 from recast.rollout.decoder import Decoder
-from recast.run.files import refuse_existing
-from recast.types import SPLITS, Interactions, Metrics, RecastError
+from recast.run.doors import enter
+from recast.run.fingerprint import inputs_of
+from recast.run.parts import NO_PARTS, Parts, parts_of
+from recast.types import SPLITS, Interactions, Metrics, RecastError, require
 
 _CELLS = 2**24  # scores, or logits, held at a time
 _MAX_BATCH = 256
@@ -63,12 +67,22 @@ def rank_scores(
 
     Raises `RecastError` when a score is NaN, a row has no target or a target is no candidate.
     """
+    _check_rows(rows)
     priority = torch.randperm(catalog.num_items, generator=torch.Generator().manual_seed(seed))
-    wanted = distinct(interactions.items[rows][:, None] if targets is None else targets)
+    if targets is None:
+        targets = interactions.items[rows][:, None]
+    fits = targets.shape[:1] == rows.shape and targets.ndim == 2 and targets.dtype == torch.long
+    remedy = f"give item numbers [{len(rows)}, T], a row of them per row"
+    require(fits, "targets", targets.tolist(), remedy)
+    most = max([-1, *targets.flatten().tolist()])
+    require(most < catalog.num_items, "target", most, f"the last item is {catalog.num_items - 1}")
+    wanted = distinct(targets)
     places = torch.zeros(len(FIELDS), *wanted.shape, dtype=torch.long)
     for index in torch.arange(len(rows)).split(max(1, _CELLS // catalog.num_items)):
         chunk = rows[index]
         scores, excluded = scorer(interactions, chunk), seen(interactions, chunk)
+        shape, due = tuple(scores.shape), (len(chunk), catalog.num_items)
+        require(shape == due, "shape of the scores", shape, f"give {due}: rows and items")
         check_targets(wanted[index], excluded, chunk)
         if bool(scores.isnan().any()):
             row = int(chunk[scores.isnan().any(1)][0])
@@ -101,31 +115,38 @@ def rank_policy(
     split: str | None = None,
     popularity: Float[Tensor, " I"] | None = None,
     seed: int = 0,
+    parts: Parts = NO_PARTS,
 ) -> Ranks:
     """Rank by constrained beam search: the list is the `beam_width` best SIDs, or all of them.
 
     With a guide, best by D3's mixture; it then scores the whole catalogue for every row. `split`
     names the rows. `popularity` (events of every item) tells which item stands for a SID at level
-    `popular_item`; equals in a random order drawn from `seed`.
+    `popular_item`; equals in a random order drawn from `seed`. `parts` keep what is done.
 
     Raises `RecastError` when a row has no target or a target is no candidate.
     """
+    _check_rows(rows)
+    is_width = type(beam_width) is int and beam_width >= 1
+    require(is_width, "beam_width", beam_width, "give a whole number of 1 or more")
     num_leaves = policy.catalog.trie.num_leaves
     within = (
         popularity if popularity is None else places_within_sids(policy.catalog, popularity, seed)
     )
-    parts = [torch.zeros(len(FIELDS), 0, 1, dtype=torch.long)]
-    order = [torch.zeros(0, dtype=torch.long)]
     width = min(beam_width, num_leaves)
-    for index in _batches(policy, task, rows, width, guided=decoder.guide is not None):
+    batches = list(_batches(policy, task, rows, width, guided=decoder.guide is not None))
+
+    def rank(index: Int[Tensor, " B"]) -> dict[str, Tensor]:
         prompts = task.prompts(rows[index])
         targets = distinct(prompts.target_items)
         check_targets(targets, prompts.seen, prompts.row_ids)
         groups = beam_search(policy, prompts, width, decoder=decoder)
-        parts.append(places_in_beams(groups, policy.catalog, targets, within).cpu())
-        order.append(index)
-    num_targets = max(part.shape[2] for part in parts)
-    places = torch.cat([pad_to(part, num_targets) for part in parts], dim=1)
+        return {"places": places_in_beams(groups, policy.catalog, targets, within).cpu()}
+
+    done = [part["places"] for part in parts.collect("rows", batches, rank)]
+    found = [torch.zeros(len(FIELDS), 0, 1, dtype=torch.long), *done]
+    num_targets = max(places.shape[2] for places in found)
+    places = torch.cat([pad_to(places, num_targets) for places in found], dim=1)
+    order = torch.cat([torch.zeros(0, dtype=torch.long), *batches])
     facts = Facts(
         split=split,
         split_name=task.split_name,
@@ -135,8 +156,15 @@ def rank_policy(
         ties="expectation",
         seed=None if within is None else seed,
     )
-    ranks = _ranks(rows, task.users(rows), places[:, torch.cat(order).argsort()], facts)
+    ranks = _ranks(rows, task.users(rows), places[:, order.argsort()], facts)
     return ranks if within is not None else replace(ranks, popular_rank=None)
+
+
+def _check_rows(rows: Int[Tensor, " N"]) -> None:
+    fits = rows.ndim == 1 and rows.dtype == torch.long
+    require(fits, "rows", rows.tolist(), "give row numbers, as `task.rows(split)` does")
+    negative = rows[rows < 0].tolist()[:1]
+    require(not negative, "row", negative, "row numbers start at 0")
 
 
 def _ranks(
@@ -147,18 +175,30 @@ def _ranks(
     return Ranks(row_ids=rows, users=users, facts=facts, **fields, **masks)
 
 
-def invalid_frac(policy: Policy, task: Task, rows: Int[Tensor, " N"], beam_width: int) -> float:
-    """Share of unconstrained beams, no more than there are SIDs, that spell no item."""
+def invalid_frac(
+    policy: Policy,
+    task: Task,
+    rows: Int[Tensor, " N"],
+    beam_width: int,
+    *,
+    parts: Parts = NO_PARTS,
+) -> float:
+    """Share of unconstrained beams, no more than there are SIDs, that spell no item; `parts` keep
+    what is done."""
     beam_width = min(beam_width, policy.catalog.trie.num_leaves)
-    invalid = total = 0
-    for index in _batches(policy, task, rows, beam_width):
+    batches = list(_batches(policy, task, rows, beam_width))
+
+    def count(index: Int[Tensor, " B"]) -> dict[str, Tensor]:
         prompts = task.prompts(rows[index])
         # What a row has seen belongs to the catalogue too: none of it makes room for other beams.
         prompts = replace(prompts, seen=prompts.seen[:, :0])
         groups = beam_search(policy, prompts, beam_width, decoder=Decoder(constrained=False))
-        invalid += int((groups.exists & (groups.items < 0)).sum())
-        total += int(groups.exists.sum())
-    return invalid / max(total, 1)
+        wrong = groups.exists & (groups.items < 0)
+        return {"counts": torch.stack([wrong.sum(), groups.exists.sum()]).cpu()}
+
+    done = parts.collect("unconstrained rows", batches, count)
+    invalid, total = sum((part["counts"] for part in done), torch.zeros(2).long()).tolist()
+    return float(invalid / max(total, 1))
 
 
 def sample_rows(rows: Int[Tensor, " N"], count: int) -> Int[Tensor, " C"]:
@@ -192,19 +232,24 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
     settings. Raises `RecastError` when data and policy do not belong together or the split has no
     row.
     """
-    take(config, EvaluateConfig)
-    refuse_ranks()
-    refuse_existing(config.output)
+    enter(config, EvaluateConfig)
     find_device(config.device)
+    with parts_of(config.output) as parts:
+        return _evaluate(config, parts)
+
+
+def _evaluate(config: EvaluateConfig, parts: Parts) -> Metrics:
     policy = load_policy(config.policy).to(config.device)
     policy.model.float()  # as in training, where near ties are told apart
     task = load_task(config.data, policy.catalog, policy.window)
     rows = rows_to_rank(task.rows(config.split), config.data, config.split)
-    guide = load_ranker(config.guide, policy.catalog) if config.guide else None
+    guide = None
+    if config.guide:
+        guide = load_ranker(config.guide, policy.catalog, config.output, kind="guide")
     decoder = Decoder(guide=guide, alpha=config.alpha)
     popular = popularity(task.interactions)(task.interactions, rows[:1])[0]
 
-    def rank(chosen: Int[Tensor, " N"]) -> Ranks:
+    def rank(chosen: Int[Tensor, " N"], parts: Parts = NO_PARTS) -> Ranks:
         return rank_policy(
             policy,
             task,
@@ -214,15 +259,24 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
             split=config.split,
             popularity=popular,
             seed=config.seed,
+            parts=parts,
         )
 
+    keep(parts, config, ("at", "levels"))
     few = rows[next(_batches(policy, task, rows, config.beam_width))[:32]]
-    threads = choose_threads(lambda: rank(few), config.threads, config.device)
+    wanted = parts.threads or config.threads
+    threads = choose_threads(lambda: rank(few), wanted, config.device)
     events_seen, training_seed = training_of(config.policy, config.data)
-    ranks = rank(rows)
-    facts = replace(ranks.facts, events_seen=events_seen, training_seed=training_seed)
+    ranks = rank(rows, parts)
+    facts = replace(
+        ranks.facts,
+        data=data_hash(config.data),
+        events_seen=events_seen,
+        training_seed=training_seed,
+        kept=kept_of(config.policy),
+    )
     unconstrained = sample_rows(rows, config.invalid_rows)
-    invalid = invalid_frac(policy, task, unconstrained, config.beam_width)
+    invalid = invalid_frac(policy, task, unconstrained, config.beam_width, parts=parts)
     settings = asdict(config) | {"threads": threads, "invalid_frac": invalid}
     settings |= {"split_name": task.split_name}
     means = write_evaluation(
@@ -235,6 +289,16 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
     )
     counts = {"rows": float(len(rows)), "users": float(len(ranks.users.unique()))}
     return means | {"invalid_frac": invalid} | counts
+
+
+def keep(parts: Parts, config: EvaluateConfig | StratifyConfig, free: tuple[str, ...] = ()) -> None:
+    """Keep what is done, for the same settings, but for those `free` to change, and the same files
+    alone. With code of a user's own nothing is kept, for nobody knows what it reads."""
+    settings = {name: value for name, value in asdict(config).items() if name not in free}
+    del settings["output"]
+    if any(names_code(settings.get(name)) for name in ("guide", "ranker")):
+        return
+    parts.begin(inputs_of(settings), **settings)
 
 
 def rows_to_rank(rows: Int[Tensor, " N"], data: str, split: str) -> Int[Tensor, " N"]:

@@ -6,13 +6,19 @@ the choice of users; it says nothing about the training seed.
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
+
+from recast.types import require
 
 Values = Float[np.ndarray, "N M"]
 Statistic = Float[np.ndarray, " M"]
 
 DRAWS = 10_000
+_LARGEST = {"draws": 1_000_000, "seed": 2**31 - 1}
 _CHUNK = 2**22  # users drawn at a time, 32 MiB of float64
 
 
@@ -22,7 +28,8 @@ def user_intervals(
     """(mean, low, high): row means of M columns and their 95 % percentile bootstrap intervals.
 
     A drawn user brings all of its rows: a draw's mean is the sum of sums over the sum of counts.
-    With a single user there is nothing to resample and the interval is the mean itself.
+    With a single user there is nothing to resample and the interval is the mean itself. Raises
+    `RecastError` without a row, for a value that is not finite and for shapes that do not fit.
 
     >>> [m.tolist() for m in user_intervals(np.array([[1.0], [0.0]]), np.array([7, 7]), draws=9)]
     [[0.5], [0.5], [0.5]]
@@ -54,11 +61,24 @@ def user_p_values(
     return (1 + counts) / (1 + draws)
 
 
+def _check(values: Any, users: Any, draws: Any, seed: Any) -> None:
+    shapes = [np.shape(array) for array in (values, users)]
+    fits = len(shapes[0]) == 2 and shapes[1] == shapes[0][:1] != (0,)
+    remedy = "give arrays [N, M] and [N] of one row or more"
+    require(fits, "shape of values and users", shapes, remedy)
+    require(bool(np.isfinite(values).all()), "values", values, "give finite numbers alone")
+    require(users.dtype.kind in "iu", "dtype of users", users.dtype, "give whole numbers")
+    for name, number, least in (("draws", draws, 1), ("seed", seed, 0)):
+        is_whole = isinstance(number, Integral) and not isinstance(number, bool)
+        fits = is_whole and least <= int(number) <= _LARGEST[name]
+        require(fits, name, number, f"give a whole number from {least} to {_LARGEST[name]}")
+
+
 def _bootstrap(
     values: Values, users: Int[np.ndarray, " N"], draws: int, seed: int
 ) -> tuple[Statistic, Float[np.ndarray, "D M"], int]:
     """Row mean, its resampled values, number of users."""
-    assert len(values) == len(users) > 0
+    _check(values, users, draws, seed)
     _, user = np.unique(users, return_inverse=True)
     num_users = int(user.max()) + 1
     counts = np.bincount(user).astype(np.float64)

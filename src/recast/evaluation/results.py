@@ -21,14 +21,16 @@ with all of `recast.evaluation.facts.Facts`. A file of several tables holds them
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from recast.evaluation.facts import Facts, read_facts
 from recast.run.files import read_json, reading, staged_file
+from recast.types import in_short
 
+_ROUNDING = 1e-9
 _REMEDY = "make it again, or use the file as it was saved"
 
 
@@ -126,15 +128,72 @@ def _results(table: dict[str, Any]) -> Results:
     methods = {
         name: MethodResults(
             metrics={key: _measured(metric) for key, metric in method["metrics"].items()},
-            extras=method["extras"],
+            extras={key: _number(key, extra, 1e15) for key, extra in method["extras"].items()},
             facts=read_facts(shared | method),
         )
         for name, method in values.pop("methods").items()
     }
-    seeds, against = (tuple(values.pop(name)) for name in ("training_seeds", "against"))
-    return Results(**values, training_seeds=seeds, against=against, methods=methods)
+    seeds, against = (_list(name, values.pop(name)) for name in ("training_seeds", "against"))
+    results = Results(**values, training_seeds=seeds, against=against, methods=methods)
+    _check(results)
+    return results
 
 
 def _measured(metric: dict[str, Any]) -> Measured:
-    against = {other: Difference(**numbers) for other, numbers in metric["against"].items()}
-    return Measured(**metric | {"against": against})
+    against = {}
+    for other, numbers in metric["against"].items():
+        gap = Difference(**numbers)
+        _ordered(gap.low, gap.high, -1.0)
+        _number("difference", gap.difference, 1.0, -1.0)
+        _number("p", gap.p, 1.0)
+        against[other] = gap
+    measured = Measured(**metric | {"against": against})
+    _number("value", measured.value, 1.0)
+    _ordered(measured.low, measured.high, 0.0)
+    return measured
+
+
+def _ordered(low: Any, high: Any, least: float) -> None:
+    if _number("low", low, 1.0, least) > _number("high", high, 1.0, least):
+        raise ValueError(f"an interval from {low} to {high}")
+
+
+def _number(name: str, value: Any, most: float, least: float = 0.0) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # A resampled mean of ones may be off 1 by rounding.
+    if not (is_number and least - _ROUNDING <= value <= most + _ROUNDING):
+        raise ValueError(f"{name} is {in_short(value)}, no number from {least:g} to {most:g}")
+    return cast(float, value)
+
+
+def _list(name: str, values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, list):
+        raise ValueError(f"{name} is {in_short(values)}, no list")
+    return tuple(values)
+
+
+def _check(results: Results) -> None:
+    """Raise `ValueError` for a table that `compare` cannot have made."""
+    fits: dict[str, Callable[[Any], bool]] = {
+        **dict.fromkeys(("resampled", "primary"), lambda value: isinstance(value, str)),
+        **dict.fromkeys(("split", "split_name"), lambda value: isinstance(value, str | None)),
+        **dict.fromkeys(("rows", "users", "draws"), lambda value: type(value) is int and value > 0),
+        "users": lambda value: type(value) is int and 0 < value <= results.rows,
+        "seed": lambda value: type(value) is int and value >= 0,
+        "training_seeds": lambda value: all(type(seed) is int for seed in value),
+        "against": lambda value: all(isinstance(name, str) for name in value),
+        "sid_equals_item": lambda value: type(value) is bool,
+    }
+    wrong = [name for name, test in fits.items() if not test(getattr(results, name))]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {in_short(getattr(results, wrong[0]))}")
+    if not results.methods:
+        raise ValueError("methods is empty")
+    for name, method in results.methods.items():
+        if list(method.metrics) != results.metrics:
+            raise ValueError(f"method {name} has other metrics than the first")
+        for key, metric in method.metrics.items():
+            if set(metric.against) != set(results.against) - {name}:
+                raise ValueError(f"{key} of {name} is not against {list(results.against)}")
+    if results.primary not in results.metrics:
+        raise ValueError(f"primary is {in_short(results.primary)}, none of the metrics")

@@ -26,16 +26,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recast.config import StratifyConfig
-from recast.config.check import refuse_ranks, take
 from recast.draws import uniforms
-from recast.evaluation.rank import sample_rows
+from recast.evaluation.rank import keep, sample_rows
 from recast.evaluation.resample import DRAWS, user_intervals
 from recast.policy.load import load_policy
 from recast.policy.ranker import load_ranker
 from recast.policy.tasks import load_task
 from recast.policy.threads import choose_threads
 from recast.rollout.beam import beam_search
-from recast.run.files import refuse_existing, staged_folder
+from recast.run.doors import enter
+from recast.run.files import staged_folder
+from recast.run.parts import Parts, parts_of
 from recast.signals.adagrpo import (
     Scores,
     candidates,
@@ -56,13 +57,16 @@ def stratify_policy(config: StratifyConfig) -> str:
     Raises `RecastError` when data, policy and ranker do not belong together or there are fewer than
     two rows.
     """
-    take(config, StratifyConfig)
-    refuse_ranks()
-    refuse_existing(config.output)
+    enter(config, StratifyConfig)
+    with parts_of(config.output) as parts:
+        return _stratify(config, parts)
+
+
+def _stratify(config: StratifyConfig, parts: Parts) -> str:
     policy = load_policy(config.policy)
     policy.model.float()
     task = load_task(config.data, policy.catalog, policy.window)
-    ranker = load_ranker(config.ranker, policy.catalog)
+    ranker = load_ranker(config.ranker, policy.catalog, config.output)
     rows = sample_rows(task.rows(config.split), config.rows)
     if len(rows) < 2:
         raise RecastError(
@@ -76,17 +80,19 @@ def stratify_policy(config: StratifyConfig) -> str:
     def roll_out(batch: Int[Tensor, " B"]) -> RolloutGroups:
         return beam_search(policy, task.prompts(batch), config.group_size, Draw(seed=config.seed))
 
-    threads = choose_threads(lambda: roll_out(batches[0]), config.threads)
-    found = [
-        measure(
+    def measure_batch(batch: Int[Tensor, " B"]) -> dict[str, Tensor]:
+        return measure(
             roll_out(batch),
             ranker,
             tau=config.tau,
             rho=config.rho,
             num_negatives=config.num_negatives,
         )
-        for batch in batches
-    ]
+
+    keep(parts, config)
+    wanted = parts.threads or config.threads
+    threads = choose_threads(lambda: roll_out(batches[0]), wanted)
+    found = parts.collect("rows", batches, measure_batch)
     columns = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     facts = asdict(config) | {"threads": threads, "split_name": task.split_name}
     content = facts | summarise(columns, task.users(rows), config.seed)

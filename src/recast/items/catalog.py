@@ -12,9 +12,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from recast.config.check import as_path
+from recast.data.parquet import read_parquet
 from recast.items.trie import build_compressed_trie, build_trie
 from recast.items.writes import Catalog
-from recast.run.files import kind_of, read_json, reading, reason_of
+from recast.run.doors import require_kind
+from recast.run.files import read_json, reading, reason_of
+from recast.run.fingerprint import check_seal
 from recast.types import RecastError, require
 
 _MOST = 2**31  # tokens are kept in 32 bits
@@ -171,11 +174,7 @@ def load_catalog(folder: str | Path) -> Catalog:
     Raises `RecastError` when the folder holds none or it is damaged.
     """
     folder = Path(as_path("catalog", folder))
-    if not (folder / "sid.json").is_file():
-        raise RecastError(
-            f"{folder}{kind_of(folder)} holds no catalogue (sid.json): make one with "
-            "`recast tokenize`"
-        )
+    require_kind("catalog", folder)
     with reading(folder, "use it as it was saved, or make it again with `recast tokenize`"):
         try:
             return _read_catalog(folder)
@@ -184,11 +183,9 @@ def load_catalog(folder: str | Path) -> Catalog:
 
 
 def _read_catalog(folder: Path) -> Catalog:
-    sid = _read_sid(folder / "sid.json")
-    file = folder.absolute() / "catalog.parquet"
-    if not file.is_file():  # polars would wait for a pipe
-        raise ValueError("catalog.parquet is no plain file")
-    table = pl.read_parquet(file, glob=False)
+    facts = _read_sid(folder / "sid.json")
+    table = read_parquet(folder / "catalog.parquet", facts)
+    sid = {name: value for name, value in facts.items() if name not in ("files", "digest")}
     sizes = tuple(sid.pop("codebook_sizes"))
     kind, levels = ("codes" if sizes else "tokens"), len(sizes)
     table = table.select("item_id", kind, "text")
@@ -218,7 +215,8 @@ def _read_catalog(folder: Path) -> Catalog:
 
 
 def _read_sid(file: Path) -> dict[str, Any]:
-    sid = read_json(file, dict)
+    sid: dict[str, Any] = read_json(file, dict)
+    check_seal(sid)
     sizes, first = sid["codebook_sizes"], sid["first_token"]
     if not (isinstance(sizes, list) and all(type(size) is int for size in sizes)):
         raise ValueError(f"sid.json has codebook_sizes {sizes!r}: no list of whole numbers")
@@ -226,4 +224,4 @@ def _read_sid(file: Path) -> dict[str, Any]:
     for name, below in (("first_token", _MOST), ("pad_token", last), ("bos_token", last)):
         if not (type(sid[name]) is int and 0 <= sid[name] < below):
             raise ValueError(f"sid.json has {name} {sid[name]!r} and first_token {first!r}")
-    return dict(sid)
+    return sid

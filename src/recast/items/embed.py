@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from recast.items.catalog import Catalog, load_catalog
+from recast.run.doors import require_kind
 from recast.run.files import reading
 from recast.types import SPLITS, Interactions, RecastError
 
@@ -96,9 +97,8 @@ def load_embeddings(folder: str, catalog: Catalog) -> Float[Tensor, "I D"]:
 
     Raises `RecastError` when there are none or they are of other items.
     """
+    require_kind("embeddings", folder)
     file = Path(folder) / "embeddings.safetensors"
-    if not file.is_file():
-        raise RecastError(f"{folder} holds no embeddings: give the folder of `recast tokenize`")
     with reading(file, "make it again with `recast tokenize`"):
         with safe_open(file, "pt") as held:
             if "text" not in held.keys():  # noqa: SIM118 - it is no dict

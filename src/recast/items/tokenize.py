@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recast.config import TokenizeConfig
-from recast.config.check import refuse_ranks, take
 from recast.data.folder import load_data, load_items
 from recast.items.card import sid_card
 from recast.items.catalog import Catalog, build_catalog
@@ -26,7 +25,10 @@ from recast.items.collisions import require_room, resolve_extra_level, resolve_n
 from recast.items.embed import collaborative_embeddings, mix
 from recast.items.encoder import embed_texts
 from recast.items.quantize import choose_shape, require_enough, rq_kmeans
-from recast.run.files import refuse_existing, staged_folder
+from recast.run.doors import enter
+from recast.run.files import staged_folder
+from recast.run.parts import Parts, parts_of
+from recast.run.space import require_space
 from recast.types import Interactions, require
 
 
@@ -37,9 +39,12 @@ def tokenize(config: TokenizeConfig) -> Catalog:
     an item's index is its code: nothing is embedded and there are no vectors to keep.
     Raises `RecastError` for what its steps refuse, before anything is written.
     """
-    take(config, TokenizeConfig)
-    refuse_ranks()
-    refuse_existing(config.output)
+    enter(config, TokenizeConfig)
+    with parts_of(config.output) as parts:
+        return _tokenize(config, parts)
+
+
+def _tokenize(config: TokenizeConfig, parts: Parts) -> Catalog:
     items = load_items(config.data)
     texts = items["text"].to_list()
     if config.num_levels == 1 and config.resolve == "nearest_free":
@@ -50,10 +55,11 @@ def tokenize(config: TokenizeConfig) -> Catalog:
     require_enough(len(texts), size)
     if config.resolve == "nearest_free":
         require_room(len(texts), sizes)
-    parts, facts = _embed(config, texts, load_data(config.data))
-    mixed = next(iter(parts.values()))
-    if len(parts) == 2:
-        mixed = mix(parts["text"], parts["collaborative"], config.collaborative_weight)
+    _require_space(config, texts)
+    blocks, facts = _embed(config, texts, load_data(config.data), parts)
+    mixed = next(iter(blocks.values()))
+    if len(blocks) == 2:
+        mixed = mix(blocks["text"], blocks["collaborative"], config.collaborative_weight)
     before, centroids = rq_kmeans(mixed, levels, size, config.seed, config.balance)
     if config.resolve == "nearest_free":
         codes = resolve_nearest_free(before, mixed, centroids)
@@ -61,7 +67,7 @@ def tokenize(config: TokenizeConfig) -> Catalog:
         codes = resolve_extra_level(before)
         sizes = (*sizes, int(codes[:, -1].max()) + 1)
     catalog = build_catalog(codes, sizes, item_ids=items["item_id"].to_list(), texts=texts)
-    vectors = parts | {f"centroids.{level}": book for level, book in enumerate(centroids)}
+    vectors = blocks | {f"centroids.{level}": book for level, book in enumerate(centroids)}
     _write(config, catalog, before, vectors, facts)
     return catalog
 
@@ -105,18 +111,27 @@ def _write(
             save_file(vectors, stage / "embeddings.safetensors")
 
 
+def _require_space(config: TokenizeConfig, texts: list[str]) -> None:
+    """Raise `RecastError` where there is no room for the texts and the vectors, before these take
+    their time. How wide those of a folder are it tells when it is loaded."""
+    width = min(config.collaborative_dim, len(texts)) if config.collaborative_weight > 0 else 0
+    width += 384 if config.collaborative_weight < 1 and config.encoder == "minilm" else 0
+    vectors = 4 * width * len(texts)
+    require_space(config.output, sum(map(len, texts)) + vectors, largest=vectors)
+
+
 def _embed(
-    config: TokenizeConfig, texts: list[str], interactions: Interactions
+    config: TokenizeConfig, texts: list[str], interactions: Interactions, parts: Parts
 ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """The blocks that the weight asks for, `text`, `collaborative` or both, and what the card says
     of the first."""
-    parts, facts = {}, None
+    blocks, facts = {}, None
     if config.collaborative_weight < 1:
-        made = embed_texts(texts, config.encoder)
-        parts["text"] = made.vectors
+        made = embed_texts(texts, config.encoder, parts)
+        blocks["text"] = made.vectors
         facts = asdict(made.pooling) | {"longest": made.longest, "cut_texts": made.num_cut}
     if config.collaborative_weight > 0:
-        parts["collaborative"] = collaborative_embeddings(
+        blocks["collaborative"] = collaborative_embeddings(
             interactions, config.collaborative_dim, config.seed
         )
-    return parts, facts
+    return blocks, facts

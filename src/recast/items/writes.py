@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from recast.items.trie import Trie
 from recast.run.files import staged_folder
+from recast.run.fingerprint import seal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,7 +225,8 @@ class Catalog:
             self.write(stage)
 
     def write(self, folder: Path) -> None:
-        """Write `catalog.parquet` and `sid.json` into a folder that exists, a staged one."""
+        """Write `catalog.parquet` and `sid.json`, which says what the other one was like, into a
+        folder that exists, a staged one."""
         kind = "codes" if self.codebook_sizes else "tokens"
         rows = self.codes if self.codebook_sizes else self.tokens
         table = pl.DataFrame(
@@ -236,10 +239,11 @@ class Catalog:
         )
         written = pl.col(kind).cast(pl.List(pl.Int32)).list.head(pl.col("length"))
         table.select("item_id", written, "text").write_parquet(folder / "catalog.parquet")
-        sid = {
+        sid: dict[str, Any] = {
             "codebook_sizes": list(self.codebook_sizes),
             "first_token": self.first_token,
             "pad_token": self.pad_token,
             "bos_token": self.bos_token,
         }
+        sid = seal(sid, folder, "catalog.parquet")
         (folder / "sid.json").write_text(json.dumps(sid, indent=2) + "\n")

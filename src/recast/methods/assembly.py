@@ -7,6 +7,7 @@ signal are tried once on made-up groups, so that a parameter out of range never 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,16 +16,19 @@ import torch
 from torch import Tensor
 
 from recast.config import RLConfig
+from recast.config.user_code import undisturbed
 from recast.groups import reorder, select
 from recast.items.embed import load_embeddings
 from recast.items.fan_out import fan_out
-from recast.methods.contract import signal_fault
+from recast.methods.contract import reward_fault, signal_fault
 from recast.methods.parts import (
     KINDS,
     Part,
     find_part,
     is_users,
     name_of,
+    named,
+    require_fit,
     require_resources,
     resources,
     spell,
@@ -95,6 +99,7 @@ def _with_parts(method: Method, config: RLConfig, name: str) -> Method:
     for kind in _SWAPS:
         swap = getattr(config, kind)
         part = find_part(kind, swap) if swap else getattr(method, kind)
+        require_fit(f"{kind} {name_of(part)}", kind, part)
         changes[kind] = with_parameters(kind, part, getattr(config, f"{kind}_args"))
     swapped = [
         f"{kind} {getattr(config, kind)}"
@@ -168,15 +173,15 @@ def _probe(method: Method, config: RLConfig, name: str) -> Any:
     groups = probe_groups(size, list_length=length, weighted=may_weigh)
     groups = select(groups, torch.arange(min(len(groups.prompts), config.prompts_per_step)))
     made_up = probe_resources(groups, list_length=length)
-    rewards = _try(method.reward, supply(method.reward, made_up), groups)
-    fits = isinstance(rewards, Tensor) and rewards.shape == groups.items.shape
-    if not (fits and rewards.is_floating_point()):
-        rewards = torch.zeros(groups.items.shape)  # the first step says what is wrong with them
+    # A copy: what a reward writes into it reaches nobody else.
+    rewards = _try("reward", method.reward, supply(method.reward, made_up), deepcopy(groups))
+    if reward_fault(rewards, groups):
+        rewards = torch.zeros(groups.items.shape)  # the rehearsal says what is wrong with them
     signal = supply(method.signal, made_up)
-    _try(method.signal, signal, groups, rewards)
+    _try("signal", method.signal, signal, deepcopy(groups), rewards)
     if method.sampler is None:
         _refuse_idle_signal(method, signal, groups, name)
-    return _try(method.loss, probe_loss, method.loss)
+    return _try("loss", method.loss, partial(probe_loss, method.loss))
 
 
 def _refuse_misfit_units(
@@ -211,7 +216,7 @@ def _refuse_idle_signal(method: Method, signal: Part, groups: RolloutGroups, nam
     """Without rollouts a signal can weigh the targets' likelihood, or nothing is learned."""
     nothing = reorder(groups, torch.empty(len(groups.prompts), 0, dtype=torch.long))
     try:
-        made = _try(method.signal, signal, nothing, torch.zeros(nothing.items.shape))
+        made = _try("signal", method.signal, signal, nothing, torch.zeros(nothing.items.shape))
         # What is wrong with a user's signal the first step says.
         learns = signal_fault(made, nothing) is not None or bool((made.nll_weight != 0).any())
     except (IndexError, RuntimeError):  # it looks for a rollout
@@ -220,31 +225,41 @@ def _refuse_idle_signal(method: Method, signal: Part, groups: RolloutGroups, nam
     require(learns or method.nll_coef > 0, "signal", name_of(method.signal), remedy)
 
 
-def _try(part: Part, call: Part, *inputs: Any) -> Any:
-    """What the call returns; nothing where a user's part fails, which the first step will say.
+def _try(kind: str, part: Part, call: Part, *inputs: Any) -> Any:
+    """What the call returns; nothing where a user's part fails, which its rehearsal will say.
 
     Made-up groups need not suit a user's part: they have three levels and items of their own.
     """
     try:
-        return call(*inputs)
-    except RecastError:
+        with undisturbed():
+            return call(*inputs)
+    except KeyboardInterrupt:
         raise
-    except (Exception, SystemExit):
+    except RecastError as error:
+        raise named(kind, part, error) from error
+    except BaseException:  # SystemExit among others
         if not is_users(part):
             raise
         return None
 
 
 def equip(
-    method: Method, policy: Policy, *, ranker: str | None = None, embeddings: str | None = None
+    method: Method,
+    policy: Policy,
+    ranker: str | None = None,
+    embeddings: str | None = None,
+    folder: str = "",
 ) -> Method:
-    """The method with its ranker, embeddings and trie bound; only what it asks for is loaded."""
+    """The method with its ranker, embeddings and trie bound; only what it asks for is loaded.
+
+    What a ranker fails on is written into `folder`.
+    """
     available: dict[str, Any] = {
         "fan_out": partial(fan_out, policy.catalog),
         "list_length": method.list_length,
     }
     if ranker:
-        available["ranker"] = load_ranker(ranker, policy.catalog)
+        available["ranker"] = load_ranker(ranker, policy.catalog, folder)
     if embeddings:
         vectors = load_embeddings(embeddings, policy.catalog)
         available["embeddings"] = vectors.to(policy.catalog.device)

@@ -14,7 +14,8 @@ from inspect import Parameter, signature
 from typing import Any
 
 from recast import losses, rewards, rollout, signals
-from recast.config.plugin import load_function
+from recast.config.plugin import is_path, load_function
+from recast.config.user_code import place_of, require_call, short
 from recast.types import RecastError, Traits
 
 Part = Callable[..., Any]
@@ -25,12 +26,23 @@ KINDS: dict[str, dict[str, Part]] = {
     "signal": dict(signals.SIGNALS),
     "loss": dict(losses.LOSSES),
 }
-_NAMES: dict[Any, str] = {part: name for parts in KINDS.values() for name, part in parts.items()}
-_TRAITS: dict[Part, Traits] = {
-    KINDS[kind][name]: traits
+# By identity: a user's object need not be hashable.
+_NAMES = {id(part): name for parts in KINDS.values() for name, part in parts.items()}
+_GIVEN: dict[int, tuple[str, Part]] = {}
+"""The names that users' parts were found by."""
+_TRAITS: dict[int, Traits] = {
+    id(KINDS[kind][name]): traits
     for kind, room in (("sampler", rollout), ("signal", signals), ("loss", losses))
     for name, traits in room.TRAITS.items()
 }
+
+INPUTS = {
+    "sampler": ("policy", "prompts", "group_size", "draw"),
+    "reward": ("groups",),
+    "signal": ("groups", "rewards"),
+}
+"""What a part is called with; a loss is given those of `LOSS_INPUTS` that it names."""
+LOSS_INPUTS = ("logprobs", "old_logprobs", "ref_logprobs", "advantages", "loss_mask")
 
 REMEDIES = {
     "ranker": "give --ranker the folder of a policy of one-level semantic IDs (`recast tokenize "
@@ -53,13 +65,11 @@ def find_part(kind: str, name: str) -> Part:
     """
     if ":" in name:
         part = load_function(kind, name)
-        try:
-            signature(part)
-        except (TypeError, ValueError) as error:
-            raise RecastError(
-                f"{kind} is {name!r}, which tells nothing of its arguments: wrap it in a function"
-            ) from error
+        _GIVEN[id(part)] = (name, part)
+        require_fit(f"{kind} is {name!r}, which", kind, part)
         return part
+    if is_path(name):
+        raise RecastError(f"{kind} is {name!r}: name the function too, {name}:mine")
     known = KINDS[kind]
     if name not in known:
         raise RecastError(
@@ -67,6 +77,25 @@ def find_part(kind: str, name: str) -> Part:
             "or module:function"
         )
     return known[name]
+
+
+def require_fit(owner: str, kind: str, part: Part) -> None:
+    """Raise `RecastError` unless a part can be called as its kind is."""
+    if kind != "loss":
+        require_call(owner, part, INPUTS[kind])
+        return
+    require_call(owner, part, None)
+    asked = signature(part).parameters
+    required = {
+        name
+        for name, p in asked.items()
+        if p.kind is not Parameter.KEYWORD_ONLY and p.default is Parameter.empty
+    }
+    if "logprobs" not in asked or required - set(LOSS_INPUTS):
+        raise RecastError(
+            f"{owner} takes ({', '.join(asked)}): a loss names logprobs and what else it needs of "
+            f"{', '.join(LOSS_INPUTS[1:])}; its own parameters are keyword-only"
+        )
 
 
 def parameters(part: Part) -> dict[str, Any]:
@@ -143,8 +172,8 @@ def name_of(part: Part) -> str:
         settings = part.keywords | settings
         part = part.func
     known = parameters(part)
-    words = ", ".join(f"{key}={value}" for key, value in settings.items() if key in known)
-    name = _NAMES.get(part, getattr(part, "__name__", type(part).__name__))
+    words = ", ".join(f"{key}={short(value)}" for key, value in settings.items() if key in known)
+    name = _NAMES.get(id(part), getattr(part, "__name__", type(part).__name__))
     return f"{name}({words})" if words else name
 
 
@@ -157,19 +186,49 @@ def unbound(part: Part) -> Part:
 
 def traits_of(part: Part) -> Traits:
     """What others must know of a part; a user's has no traits."""
-    return _TRAITS.get(unbound(part), Traits())
+    return _TRAITS.get(id(unbound(part)), Traits())
 
 
 def is_users(part: Part) -> bool:
     """Whether the part comes from outside the package."""
-    name = spell(part)[0]
-    return ":" in name and not name.startswith("recast.")
+    return id(unbound(part)) not in _NAMES
+
+
+def owner(kind: str, part: Part, *, has_place: bool = True) -> str:
+    """A part in a message: ours by its name, a user's by the one it was given and where it stands;
+    with what is set."""
+    if not is_users(part):
+        return f"{kind} {name_of(part)}"
+    _, settings, rest = name_of(part).partition("(")
+    place = place_of(unbound(part)) if has_place else ""
+    return f"{kind} {spell(part)[0]}{settings}{rest}{place}"
+
+
+def named(kind: str, part: Part, error: RecastError) -> RecastError:
+    """What a user's part refuses by itself, under its name."""
+    is_named = not is_users(part) or owner(kind, part, has_place=False) in str(error)
+    return error if is_named else RecastError(f"{owner(kind, part)}: {short(error)}")
 
 
 def spell(part: Part) -> tuple[str, dict[str, Any]]:
     """The name that finds the part again, and all its parameters as they are set."""
     function = unbound(part)
-    where = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__name__)}"
+    module = getattr(function, "__module__", None) or type(function).__module__
+    where = f"{module}:{getattr(function, '__qualname__', type(function).__name__)}"
+    outer = part
+    while id(outer) not in _GIVEN and isinstance(outer, partial):
+        outer = outer.func
+    where, _ = _GIVEN.get(id(outer), (where, None))
     settable = parameters(function)  # of what is bound, resources are no setting
-    values = {name: value for name, value in parameters(part).items() if name in settable}
-    return _NAMES.get(function, where), values
+    values = {name: _written(x) for name, x in parameters(part).items() if name in settable}
+    return _NAMES.get(id(function), where), values
+
+
+def _written(value: Any) -> Any:
+    """A parameter as a settings file holds it."""
+    if isinstance(value, list | tuple):
+        return [_written(entry) for entry in value]
+    if isinstance(value, dict):
+        return {short(key): _written(entry) for key, entry in value.items()}
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    return value if value is None or type(value) in (bool, int, float, str) else short(value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from recast.run.environment import memory_gib
-from recast.run.files import LOADING, read_json, reading, reason_of
+from recast.run.files import LOADING, read_json, reading, reason_of, require_plain_files
 from recast.types import RecastError
 
 ADAPTERS = "adapter_config.json"
@@ -26,7 +25,6 @@ _WEIGHTS = "model.safetensors"
 _MOST_JSON = 2**26  # bytes; the index of the largest models has a tenth
 _MOST_PARTS = 100_000  # layers, heads or experts; a Doge has 16,384 experts, no model more
 _MOST_BUFFERS = 2**28  # numbers, beside as many as are stored: masks and tables of positions
-_PLAIN = {stat.S_IFREG, stat.S_IFDIR}
 _AS_SAVED = "give a whole Hugging Face folder with safetensors"
 
 
@@ -38,9 +36,7 @@ def require_model_folder(path: Path) -> int:
     """
     if not os.path.isfile(path / "config.json"):
         raise RecastError(f"{path} holds no model (config.json): give a Hugging Face folder")
-    for entry in sorted(path.iterdir()):
-        if os.path.exists(entry) and stat.S_IFMT(entry.stat().st_mode) not in _PLAIN:
-            raise RecastError(f"{entry} is no plain file: remove it, {_AS_SAVED}")
+    require_plain_files(path)
     config = read_object(path / "config.json")
     _require_plain(config, path)
     if os.path.isfile(path / "generation_config.json"):

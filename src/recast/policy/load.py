@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from recast.config import ModelConfig, Precision
-from recast.config.check import as_path
+from recast.config.check import MOST_WINDOW, as_path
 from recast.items.catalog import Catalog, load_catalog
 from recast.policy.attention import ATTENTION, DROPS_NOTHING
 from recast.policy.body import steady_positions, text_config
@@ -40,10 +40,9 @@ from recast.policy.packable import (
 from recast.policy.save import save_generation, save_weights
 from recast.policy.tokenizer import load_tokenizer
 from recast.policy.weights import load_model, no_bars, require_finite, require_same_shapes
-from recast.run.files import LOADING, kind_of, reading, reason_of, staged_folder
+from recast.run.doors import require_kind
+from recast.run.files import LOADING, reading, reason_of, staged_folder
 from recast.types import RecastError
-
-_LARGEST_WINDOW = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +131,8 @@ def save_policy(policy: Policy, folder: str | Path, *, merge: bool = True) -> No
             policy.tokenizer.save_pretrained(stage)
         record = {"window": policy.window, "catalog": _digest(policy.catalog)}
         (stage / "recast.json").write_text(json.dumps(record) + "\n")
-        policy.catalog.save(stage / "catalog")
+        (stage / "catalog").mkdir()
+        policy.catalog.write(stage / "catalog")
 
 
 def load_policy(folder: str | Path) -> Policy:
@@ -141,15 +141,12 @@ def load_policy(folder: str | Path) -> Policy:
     Raises `RecastError` when the folder holds none or its vocabulary does not fit its catalogue.
     """
     path = Path(as_path("policy", folder))
-    if not is_policy(path):
-        raise RecastError(
-            f"{path}{kind_of(path)} holds no policy (recast.json): make one with `recast sft`"
-        )
+    require_kind("policy", path)
     with reading(path / "recast.json", "use the folder as it was saved"):
         record = read_object(path / "recast.json")
         window = record["window"]
-        if type(window) is not int or not 2 <= window <= _LARGEST_WINDOW:
-            raise ValueError(f"window {window!r} is no whole number from 2 to {_LARGEST_WINDOW}")
+        if type(window) is not int or not 2 <= window <= MOST_WINDOW:
+            raise ValueError(f"window {window!r} is no whole number from 2 to {MOST_WINDOW}")
     catalog = load_catalog(path / "catalog")
     if os.path.isfile(path / ADAPTERS):
         model = load_adapters(load_model(Path(read_adapters(path))), path)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from recast.config import LoRAConfig
 from recast.policy.folder import ADAPTERS, read_object
+from recast.run.checkpoint import check_stored
 from recast.run.files import LOADING, reason_of
 from recast.types import RecastError, require
 
@@ -108,6 +109,8 @@ def save_adapters(model: Any, folder: Path) -> None:
     """The adapters alone, as PEFT reads them, and beside them what they were trained on."""
     with _quiet():
         model.save_pretrained(folder, save_embedding_layers=False)
+        written = _peft().get_peft_model_state_dict(model, save_embedding_layers=False)
+    check_stored(written, folder / "adapter_model.safetensors")
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's, with nothing filled in
     scale = {name: getattr(model.peft_config["default"], name) for name in _SCALE}
     base = {"weights": _digest(model.get_base_model()), **scale}

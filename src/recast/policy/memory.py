@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 
@@ -17,6 +18,7 @@ from recast.items.catalog import Catalog
 from recast.policy.body import hidden_states, text_config
 from recast.policy.head import MOST_LOGITS
 from recast.policy.load import Policy
+from recast.run.environment import memory_gib
 from recast.types import RecastError
 
 MOST_TOKENS = 65536
@@ -45,6 +47,9 @@ def plan_memory(
     `longest` is the largest number of tokens that one prompt has with its branches; where they do
     not fit, activations are checkpointed. The model's gradients and AdamW's two moments come first,
     the copy of a `reference`, and the logits of the `reads` positions that a step reads.
+
+    Raises `RecastError` where the first of these alone, whatever the batch, take more memory than
+    there is. What a pass takes is an estimate from above and only said.
     """
     weights = sum(p.nbytes for p in policy.model.parameters())
     trained = sum(p.nbytes for p in policy.model.parameters() if p.requires_grad)
@@ -52,6 +57,7 @@ def plan_memory(
     vocabulary = policy.model.get_input_embeddings().weight.shape[0]
     # Logits, their exponentials and the gradients of both.
     logits = 4 * 4 * min(MOST_LOGITS, vocabulary * reads)
+    _refuse_more_than_all(policy, weights + more, trained < weights, reference)
     found = free_bytes(policy.catalog.device)
     free = _ASSUMED if found is None else found
     known = f"{size(free)} " + ("assumed, what is free is not known" if found is None else "free")
@@ -77,6 +83,20 @@ def plan_memory(
     if max(tokens, longest) * per_token > free:
         parts.append("more than is free: shorten the window or the group, or use a smaller model")
     return MemoryPlan(micro_batch_tokens=tokens, checkpointing=checkpointing, text="; ".join(parts))
+
+
+def _refuse_more_than_all(policy: Policy, needed: int, has_lora: bool, reference: bool) -> None:
+    device = policy.catalog.device
+    is_gpu = device.type == "cuda"
+    there = torch.cuda.mem_get_info(device)[1] if is_gpu else (memory_gib() or inf) * 2**30
+    if needed > there:
+        ways = [] if has_lora else ["set lora.rank"]
+        ways += ["set kl_coef to 0, which needs no reference"] if reference else []
+        raise RecastError(
+            f"the policy takes {size(needed)} in training for weights, gradients, AdamW's moments "
+            f"{'and the reference' if reference else ''}, and {size(there)} are all that there is: "
+            + " or ".join([*ways, "choose a smaller policy"])
+        )
 
 
 def require_memory(config: ModelConfig, catalog: Catalog) -> None:

@@ -27,12 +27,15 @@ def make_prompts(
     text the history is for rankers alone. Made where the catalogue is.
 
     Raises `RecastError` for items that there are not, padding that is not on the right of a
-    history, and unequal numbers of rows.
+    history, unequal numbers of rows, what is no tensor of whole numbers, and a text with an empty
+    row or a token below 0.
     """
+    _whole("targets", targets, 2)
     count, device = len(targets), catalog.device
     for name, given in (("targets", targets), ("history", history), ("seen", seen)):
         if given is None:
             continue
+        _whole(name, given, 2)
         require(len(given) == count, f"rows of {name}", len(given), f"give {count}, as of targets")
         inside = (given >= -1) & (given < catalog.num_items)
         wrong = given[~inside].tolist()[:1]
@@ -42,6 +45,11 @@ def make_prompts(
         remedy = "stand left of an item: pad on the right"
         row = int(gap.any(1).int().argmax()) if bool(gap.any()) else 0
         require(not bool(gap.any()), "history", history[row].tolist(), f"no -1 may {remedy}")
+    if row_ids is not None:
+        _whole("row_ids", row_ids, 1)
+        require(len(row_ids) == count, "row_ids", len(row_ids), f"give {count}, as of targets")
+    if text is not None:
+        _check_text(*text, count)
     nothing = torch.empty(count, 0, dtype=torch.long, device=device)
     items = nothing if history is None else history.to(device)
     targets = targets.to(device)
@@ -58,6 +66,25 @@ def make_prompts(
         seen=nothing if seen is None else seen.to(device),
         row_ids=torch.arange(count, device=device) if row_ids is None else row_ids.to(device),
     )
+
+
+def _whole(name: str, values: object, num_dims: int) -> None:
+    remedy = f"give a tensor of torch.long with {num_dims} dimensions"
+    fits = isinstance(values, Tensor) and values.ndim == num_dims and values.dtype == torch.long
+    require(fits, name, values, remedy)
+
+
+def _check_text(tokens: Int[Tensor, "B P"], lengths: Int[Tensor, " B"], count: int) -> None:
+    _whole("tokens of text", tokens, 2)
+    _whole("lengths of text", lengths, 1)
+    for name, values in (("tokens", tokens), ("lengths", lengths)):
+        require(len(values) == count, f"{name} of text", len(values), f"give {count} rows of them")
+    wrong = lengths[(lengths < 1) | (lengths > tokens.shape[1])].tolist()[:1]
+    remedy = f"give a whole number from 1 to {tokens.shape[1]}, the tokens that there are"
+    require(not wrong, "length of text", wrong, remedy)
+    inside = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+    wrong = tokens[inside & (tokens < 0)].tolist()[:1]
+    require(not wrong, "token of text", wrong, "give tokens of 0 or more, padded on the right")
 
 
 def write_items(

@@ -7,6 +7,8 @@ the items. Made by the code that makes every policy: `recast tokenize --num_leve
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,31 +17,39 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from recast.config.check import names_code
 from recast.config.plugin import load_function
+from recast.config.user_code import is_dense, place_of, require_call, short
+from recast.groups import select
 from recast.items.catalog import Catalog
 from recast.policy.head import vocabulary_scores
 from recast.policy.load import Policy, load_policy
 from recast.policy.packed import pack, packed_forward
 from recast.policy.prompts import write_items
+from recast.run.blame import blame, show
+from recast.run.doors import require_ranker
 from recast.types import Prompts, Ranker, RecastError
 
+_MOST = 1e30  # sums of larger scores leave float32
 _REMEDY = "make one with `recast tokenize --num_levels 1`, then `recast sft`"
 
 
-def load_ranker(spec: str, catalog: Catalog) -> Ranker:
-    """The ranker in a policy's folder or of a `module:function`, for the items of `catalog`.
+def load_ranker(
+    spec: str, catalog: Catalog, folder: str | Path = "", *, kind: str = "ranker"
+) -> Ranker:
+    """The ranker in a policy's folder or of a `module:function`, for the items of `catalog`; `kind`
+    is the setting that names it.
 
-    Raises `RecastError` when there is none or it ranks other items; the ranker raises it when a
-    score is NaN or the scores have another shape than the items.
+    Raises `RecastError` when there is none or it ranks other items; the ranker raises it when it
+    fails, when a score is NaN or infinite and when the scores have another shape than the items,
+    and writes the row into `folder`.
     """
-    if Path(spec).is_dir():
-        return _checked(policy_ranker(_load(spec, catalog)), spec)
-    if ":" in spec:
-        return _checked(load_function("ranker", spec), spec)
-    raise RecastError(
-        f"ranker is {spec!r}: there is no such folder; give the folder of a policy of one-level "
-        "semantic IDs or module:function"
-    )
+    require_ranker(kind, spec)
+    if not names_code(spec):
+        return _checked(policy_ranker(_load(spec, catalog)), f"{kind} {spec}", folder)
+    function = load_function(kind, spec)
+    require_call(f"{kind} is {spec!r}, which", function, ("prompts", "items"))
+    return _checked(function, f"{kind} {spec}", folder)
 
 
 def policy_ranker(policy: Policy) -> Ranker:
@@ -89,24 +99,60 @@ def _load(folder: str, catalog: Catalog) -> Policy:
     return replace(policy, model=policy.model.requires_grad_(False))
 
 
-def _checked(function: Any, name: str) -> Ranker:
+def _checked(function: Callable[..., Any], owner: str, folder: str | Path) -> Ranker:
     """The function without gradients, its result refused unless it is one number per item."""
+
+    is_ours = getattr(function, "__module__", None) == __name__
+    who = owner if is_ours else owner + place_of(function)
 
     @torch.no_grad()
     def ranker(prompts: Prompts, items: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
-        scores = function(prompts, items)
-        wanted = f"return a tensor {list(items.shape)}, a score per prompt and item"
-        if not isinstance(scores, Tensor):
-            raise RecastError(f"ranker {name} gave a {type(scores).__name__}: {wanted}")
-        if scores.shape != items.shape:
-            raise RecastError(f"ranker {name} gave the shape {list(scores.shape)}: {wanted}")
-        scores = scores.float()
-        if bool((unknown := scores.isnan()).any()):
-            row, column = unknown.nonzero()[0].tolist()
-            raise RecastError(
-                f"ranker {name} gave NaN for item {int(items[row, column])} in row "
-                f"{int(prompts.row_ids[row])}: give every item a number"
-            )
-        return scores
+        # Copies: what is written into them reaches nobody else.
+        own = select(prompts, torch.arange(len(prompts), device=items.device)), items.clone()
+        scores: Any = None
+        try:
+            with nullcontext() if is_ours else blame(owner, function):
+                scores = function(*own)
+            what, row = _fault(scores, items, prompts)
+            what = what and f"{who} gave {what}"
+        except RecastError as error:
+            is_named = is_ours or owner in str(error)
+            what, row = str(error) if is_named else f"{who}: {short(error)}", 0
+        if what:
+            fits = isinstance(scores, Tensor) and is_dense(scores) and scores.shape == items.shape
+            content = {
+                "row_id": int(prompts.row_ids[row]),
+                "history": prompts.history[row],
+                "target_items": prompts.target_items[row],
+                "items": items[row],
+                "scores": scores[row] if fits else short(scores),
+            }
+            raise RecastError(f"{what}{show(content, folder)}")
+        checked: Tensor = scores.as_subclass(Tensor).float()
+        return checked
 
     return ranker
+
+
+def _fault(scores: Any, items: Int[Tensor, "B N"], prompts: Prompts) -> tuple[str, int]:
+    """What is wrong with the scores, or nothing, and in which row."""
+    wanted = f"return a tensor {list(items.shape)}, a score per prompt and item"
+    if not isinstance(scores, Tensor):
+        return f"a {type(scores).__name__}: {wanted}", 0
+    if not is_dense(scores) or scores.is_complex() or scores.device != items.device:
+        what = f"a tensor of {scores.dtype} on {scores.device}, or one that is not dense"
+        return f"{what}: {wanted}, real, dense and on {items.device}", 0
+    if scores.shape != items.shape:
+        return f"the shape {list(scores.shape)}: {wanted}", 0
+    scores = scores.float()
+    # -inf says that an item is none, of all of them that nothing was computed.
+    wrong = scores.isnan() | (scores > _MOST)
+    if bool(wrong.any()):
+        row, column = wrong.nonzero()[0].tolist()
+        what = "NaN" if bool(scores[row, column].isnan()) else f"{float(scores[row, column]):g}"
+        where = f"item {int(items[row, column])} in row {int(prompts.row_ids[row])}"
+        return f"{what} for {where}: give every item a number", row
+    if items.shape[1] and bool((nothing := (scores == -torch.inf).all(1)).any()):
+        row = int(nothing.nonzero()[0])
+        return f"-inf for every item in row {int(prompts.row_ids[row])}: give one a number", row
+    return "", 0

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from recast.policy.lora import has_adapters, merged_weights
+from recast.run.checkpoint import save_tensors
 from recast.types import RecastError
 
 
@@ -29,9 +32,11 @@ def rounding(model: Any) -> list[str]:
 
 
 def save_weights(model: Any, folder: Path) -> None:
-    """The weights, adapters added to them, in the precision of the backbone, and the config.
+    """The weights, adapters added to them, in the precision of the backbone, and the config; what
+    transformers' `save_pretrained` writes, which on other ranks than 0 writes nothing.
 
-    Raises `RecastError` for a weight beyond what that precision holds.
+    Raises `RecastError` for a weight beyond what that precision holds, and for a disk that gives
+    back other weights than were written.
     """
     dtype = saved_dtype(model)
     weights = model.state_dict()
@@ -47,11 +52,13 @@ def save_weights(model: Any, folder: Path) -> None:
                     f"{name} of the policy does not fit into {_name(dtype)}, in which the model "
                     "came: the run diverged, use a lower lr"
                 )
-    model.save_pretrained(folder, state_dict=weights)
-    # transformers notes the precision of training, in the folder and in the model
-    config = json.loads((folder / "config.json").read_text())
-    model.config.dtype = config["dtype"] = _name(dtype)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for name in model._keys_to_ignore_on_save or ():
+        weights.pop(name, None)
+    weights = revert_weight_conversion(model, remove_tied_weights_from_state_dict(weights, model))
+    save_tensors(weights, folder / "model.safetensors", {"format": "pt"})
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = _name(dtype)  # not the precision of training
+    model.config.save_pretrained(folder)
 
 
 def save_generation(model: Any, folder: Path) -> None:

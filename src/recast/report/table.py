@@ -25,6 +25,8 @@ _SHOWN = {
 }
 """Columns beside the primary metric, by whether a row has several targets."""
 
+_KEPT = {"best": "of the best validation", "last": "of the last step"}
+
 # Only a rule under the heading: the same characters on every terminal and in a file.
 _RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
@@ -98,6 +100,9 @@ def _facts(methods: dict[str, Facts]) -> list[str]:
     if any(facts.events_seen for facts in methods.values()):
         events = {name: " + ".join(f.events_seen or ("not known",)) for name, f in methods.items()}
         lines.append(f"Events seen in training: {_by_value(events)}.")
+    if kept := {name: facts.kept for name, facts in methods.items() if facts.kept}:
+        words = {name: _KEPT[which] for name, which in kept.items()}
+        lines.append(f"Weights: {_by_value(words)}.")
     return lines
 
 

@@ -7,7 +7,7 @@ import torch
 from recast.policy.load import Policy
 from recast.rollout.decoder import Decoder
 from recast.rollout.guide import guide_logprobs, mix_scores
-from recast.rollout.tree import TreeDecoder
+from recast.rollout.tree import TreeDecoder, check_group_size
 from recast.types import Draw, Prompts, RolloutGroups
 
 
@@ -43,6 +43,7 @@ def beam_search(
     With a guide beams are kept and ordered by D3's mixture. `rollout_logprobs` are the policy's own
     all the same, so the rows of a group no longer come most probable first.
     """
+    check_group_size(group_size)
     tree = TreeDecoder(policy, prompts, draw.logprob_space, constrained=decoder.constrained)
     guide = decoder.guide_scores(prompts, policy.catalog.num_items)
     hints = None if guide is None else guide_logprobs(guide, prompts.seen, policy.catalog.trie)

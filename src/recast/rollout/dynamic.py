@@ -20,6 +20,7 @@ from torch import Tensor
 from recast.groups import most_probable_first, reorder
 from recast.policy.load import Policy
 from recast.rollout.sample import draw_items
+from recast.rollout.tree import check_group_size
 from recast.types import Draw, Prompts, RolloutGroups, require_range
 
 MOST_OVERSAMPLE = 16
@@ -41,6 +42,7 @@ def dynamic(
     no sample of the policy: it has no weights. Raises `RecastError` for an `oversample` or a
     temperature out of range.
     """
+    check_group_size(group_size)
     require_range("oversample", oversample, 1, MOST_OVERSAMPLE)
     drawn = draw_items(policy, prompts, floor(oversample * group_size), draw, temperature)
     same = (drawn.tokens[:, :, None] == prompts.targets[:, None]).all(-1)

@@ -32,7 +32,7 @@ from torch import Tensor
 from recast.groups import most_probable_first
 from recast.policy.load import Policy
 from recast.policy.logprobs import over_children
-from recast.rollout.tree import TreeDecoder
+from recast.rollout.tree import TreeDecoder, check_group_size
 from recast.types import Draw, Prompts, RolloutGroups, require
 
 
@@ -47,6 +47,7 @@ def gumbel(
     """
     remedy = "the gumbel sampler weighs by the probabilities it draws with, give 'trie'"
     require(draw.logprob_space == "trie", "logprob_space", draw.logprob_space, remedy)
+    check_group_size(group_size)
     tree = TreeDecoder(policy, prompts, draw.logprob_space)
     found = perturbed_beams(tree, 1, group_size + 1, draw, "gumbel")
     perturbed, phi = found.values[:, 0], found.phi[:, 0, :group_size]

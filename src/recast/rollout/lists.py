@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from recast.policy.load import Policy
 from recast.rollout.gumbel import perturbed_beams
-from recast.rollout.tree import TreeDecoder
+from recast.rollout.tree import TreeDecoder, check_group_size
 from recast.types import Draw, Prompts, RolloutGroups, require
 
 
@@ -27,7 +27,9 @@ def sample_lists(
     items has shorter lists, the rest of their rows does not exist. `draw.logprob_space` says how a
     token's log-probability is recorded; draws depend on (seed, step, row) alone.
     """
-    require(list_length >= 1, "list_length", list_length, "give the number of items per list")
+    is_length = type(list_length) is int and list_length >= 1
+    require(is_length, "list_length", list_length, "give the number of items per list")
+    check_group_size(group_size)
     tree = TreeDecoder(policy, prompts, draw.logprob_space)
     found = perturbed_beams(tree, group_size, list_length, draw, "lists")
     width = found.values.shape[2]

@@ -9,7 +9,7 @@ from torch import Tensor
 from recast.groups import most_probable_first
 from recast.policy.load import Policy
 from recast.policy.logprobs import over_children
-from recast.rollout.tree import TreeDecoder
+from recast.rollout.tree import TreeDecoder, check_group_size
 from recast.types import Draw, Prompts, RolloutGroups, require_range
 
 
@@ -38,6 +38,7 @@ def draw_items(
 ) -> RolloutGroups:
     """The draws of `sample` in the order drawn; fewer draws are the first of more."""
     require_range("temperature", temperature, 0.01, 100)
+    check_group_size(group_size)
     tree = TreeDecoder(policy, prompts, draw.logprob_space)
     shape = (len(prompts), group_size)
     branches = torch.arange(group_size, device=prompts.tokens.device).expand(shape)

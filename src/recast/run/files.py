@@ -5,22 +5,25 @@ And reading it back: what was damaged since is an error that names the file.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path, PurePosixPath
+from secrets import token_hex
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from polars.exceptions import ComputeError, PanicException, PolarsError
 from safetensors import SafetensorError
 
-from recast.types import RecastError
+from recast.types import RecastError, one_line
 
 if sys.platform != "win32":
     import fcntl
@@ -42,6 +45,18 @@ UNPACKING = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, RuntimeError)
 _MOST_JSON = 2**28
 """Bytes of a JSON file; the largest that we know of, a tokenizer of 256,000 words, has 2**25."""
 
+_OF_MODELS = (".json", ".safetensors", ".txt", ".model", ".jinja")
+
+
+CHECKPOINTS = "checkpoints"
+"""Of a run folder: there as long as the run has not ended."""
+
+_NO_DISK, _IN_RAM = ("/proc", "/sys", "/dev"), "/dev/shm"
+
+
+class UnwritableError(RecastError):
+    """An output that cannot be written, where another one may do."""
+
 
 def refuse_existing(folder: str | Path) -> Path:
     """The path, if a folder can be made there and nothing is there yet; a run is never written over
@@ -50,28 +65,34 @@ def refuse_existing(folder: str | Path) -> Path:
     remedy = "choose another output"
     try:
         if path.is_symlink() and not path.exists():
-            raise RecastError(f"{path} is a link that leads nowhere: remove it or {remedy}")
+            raise UnwritableError(f"{path} is a link that leads nowhere: remove it or {remedy}")
+        if (path / CHECKPOINTS).is_dir():
+            raise RecastError(
+                f"{path} holds a run that was ended: go on with --resume, remove it or {remedy}"
+            )
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RecastError(f"{path} already holds something: remove it or {remedy}")
+            raise UnwritableError(f"{path} already holds something: remove it or {remedy}")
         whole = path.resolve()
         above = next(parent for parent in whole.parents if parent.exists())
-        for name in (*whole.relative_to(above).parts, _stage_name(whole)):
+        for name in (*whole.relative_to(above).parts, _stage_name(whole).name):
             with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
                 os.lstat(above / name)  # too long a name
     except (OSError, RuntimeError) as error:
-        raise RecastError(f"{path} cannot be written ({reason_of(error)}): {remedy}") from error
+        raise UnwritableError(f"{path} cannot be written ({reason_of(error)}): {remedy}") from error
+    if any(whole.is_relative_to(root) for root in _NO_DISK) and not whole.is_relative_to(_IN_RAM):
+        raise RecastError(f"{path} lies on no disk: {remedy}")
     # It is renamed to its place when it is whole, which these cannot be.
     if whole == Path.cwd() or os.path.ismount(whole):
-        raise RecastError(f"{path} cannot be replaced: name a folder inside it")
+        raise UnwritableError(f"{path} cannot be replaced: name a folder inside it")
     if not above.is_dir():
-        raise RecastError(f"{path} cannot be written ({above} is no folder): {remedy}")
+        raise UnwritableError(f"{path} cannot be written ({above} is no folder): {remedy}")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise RecastError(f"{path} cannot be written (nobody may write to {above}): {remedy}")
+        raise UnwritableError(f"{path} cannot be written (nobody may write to {above}): {remedy}")
     return path
 
 
-def _stage_name(path: Path) -> str:
-    return f".{path.name}.{os.getpid()}.partial"
+def _stage_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{token_hex(4)}.partial")
 
 
 def kind_of(folder: str | Path) -> str:
@@ -96,7 +117,7 @@ def kind_of(folder: str | Path) -> str:
 @contextmanager
 def alone_in(folder: str | Path) -> Iterator[None]:
     """Make the folder and keep every other process that asks out of it for as long as this one
-    lives; a folder that was made and stayed empty is removed again.
+    lives; folders that were made and stayed empty are removed again.
 
     Raises `RecastError` when another one is in it, or when it is no folder. Where the file system
     knows no locks nobody is kept out.
@@ -104,15 +125,15 @@ def alone_in(folder: str | Path) -> Iterator[None]:
     path = Path(folder)
     if not path.is_dir():
         refuse_existing(path)
-    is_new = not path.exists()
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(path):
             yield
     finally:
-        if is_new:
-            with suppress(OSError):  # not empty
-                path.rmdir()
+        for empty in made:
+            with suppress(OSError):  # it is not
+                empty.rmdir()
 
 
 @contextmanager
@@ -142,16 +163,14 @@ def staged_folder(folder: str | Path) -> Iterator[Path]:
     Raises `RecastError` when the block cannot write (a full disk, no permission).
     """
     path = refuse_existing(folder).resolve()
-    stage = path.with_name(_stage_name(path))
-    with _writing(path):
-        try:
-            stage.mkdir(parents=True)
-            yield stage
-            if path.exists():
-                path.rmdir()
-            stage.rename(path)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+    with writing(path), _staged(path, Path.mkdir) as stage:
+        yield stage
+        for file in [entry for entry in stage.rglob("*") if not entry.is_symlink()] + [stage]:
+            _to_disk(file)
+        if path.exists():
+            path.rmdir()
+        stage.rename(path)
+        _to_disk(path.parent)
 
 
 @contextmanager
@@ -160,28 +179,92 @@ def staged_file(file: str | Path) -> Iterator[Path]:
 
     Raises `RecastError` when the block cannot write (a full disk, no permission).
     """
-    path = Path(file)
     # Absolute: polars would take a leading ~ for the home folder, Python does not.
-    stage = path.absolute().with_name(_stage_name(path))
-    with _writing(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield stage
-            stage.replace(path)
-        finally:
-            stage.unlink(missing_ok=True)
+    path = Path(file).absolute()
+    with writing(path), _staged(path, Path.touch) as stage:
+        yield stage
+        _to_disk(stage)
+        stage.replace(path)
+        _to_disk(path.parent)
+
+
+def remove_partials(path: Path) -> None:
+    """Remove the temporary names that processes which are no more left beside `path`."""
+    for left in path.parent.glob(f".{escape(path.name)}.*.partial"):
+        with suppress(RecastError, OSError), _locked(left):
+            _remove(left)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _staged(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A name beside `path`, locked so that no other process takes it for a leftover; whatever is
+    there in the end is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_partials(path)
+    stage = _stage_name(path)
+    try:
+        make(stage)
+        with _locked(stage):
+            yield stage
+    finally:
+        _remove(stage)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until what was written is on the disk; a rename may otherwise get there first."""
+    if path.is_dir() and sys.platform == "win32":  # which opens no folder
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around code that writes what belongs to `path`; raises `RecastError` when it cannot."""
     try:
         yield
-    except (OSError, SafetensorError, ComputeError) as error:
-        # A full disk reaches us as any of these, by the library that was writing.
-        raise RecastError(
-            f"{path} cannot be written ({reason_of(error)}): free some space or choose another "
-            "output"
+    except RecastError:
+        raise
+    except Exception as error:
+        # A full disk reaches us as any of these, or, from tokenizers, as no type of its own.
+        is_kind = isinstance(error, OSError | SafetensorError | ComputeError)
+        if not (is_kind or _speaks_of(error, _DISK)):
+            raise
+        raise UnwritableError(
+            f"{path} cannot be written ({reason_of(error)}): {_remedy(error)}"
         ) from error
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+_REMEDIES = {
+    (errno.EACCES, errno.EPERM): "choose an output that you may write to",
+    (errno.EROFS,): "its disk is read-only, choose another output",
+    (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR): "choose another output",
+    (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP): "choose a shorter, plain output",
+    (errno.EIO,): "its disk fails, choose another output",
+    (errno.EFBIG,): "files are limited to that size here (ulimit -f), raise it",
+    (errno.EMFILE, errno.ENFILE): "too many files are open (ulimit -n), raise it",
+}
+
+
+def _remedy(error: Exception) -> str:
+    found = (remedy for codes, remedy in _REMEDIES.items() if _speaks_of(error, codes))
+    return next(found, "free some space or choose another output")
+
+
+def _speaks_of(error: Exception, codes: tuple[int, ...]) -> bool:
+    names = [os.strerror(code) for code in codes]
+    return getattr(error, "errno", None) in codes or any(name in str(error) for name in names)
 
 
 _DAMAGE = (
@@ -214,10 +297,18 @@ def read_json(file: Path, kind: type, most: int = _MOST_JSON) -> Any:
         content = stream.read(most + 1)
     if len(content) > most:
         raise ValueError(f"more than {most:,} bytes of JSON")
-    value = json.loads(content.decode())
+    value = json.loads(content.decode(), object_pairs_hook=_unique)
     if not isinstance(value, kind):
         raise ValueError(f"it holds a {type(value).__name__}, no {kind.__name__}")
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = dict(pairs)
+    if len(keys) < len(pairs):
+        twice = next(key for key in keys if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"the key {twice[:60]!r} is there twice")
+    return keys
 
 
 def stays_inside(path: str) -> bool:
@@ -229,10 +320,13 @@ def stays_inside(path: str) -> bool:
 
 def require_plain_files(folder: Path) -> None:
     """Raise `RecastError` for a folder with a pipe, a device or a dangling link in it, which other
-    libraries would wait for, and for a JSON file that would fill the memory."""
+    libraries would wait for, with a folder named as a file of a model is, and for a JSON file that
+    would fill the memory."""
     for file in sorted(folder.iterdir()):
         if not (file.is_file() or file.is_dir()):
             raise RecastError(f"{file} is neither a file nor a folder: remove it")
+        if file.is_dir() and file.suffix in _OF_MODELS:
+            raise RecastError(f"{file} is a folder, where a file of a model is read: remove it")
         if file.suffix == ".json" and file.is_file() and file.stat().st_size > _MOST_JSON:
             size = file.stat().st_size
             raise RecastError(
@@ -247,6 +341,6 @@ def reason_of(error: BaseException, length: int = 150) -> str:
         text = f"no {text}"
     if isinstance(error, PolarsError):
         text = text.strip().partition("\n")[0]  # advice on polars' own arguments follows
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    text = text or type(error).__name__
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+    if "trust_remote_code" in text:  # of transformers, which advises to run what we never run
+        text = "it needs code of its own, which is never run"
+    return one_line(text, length) or type(error).__name__

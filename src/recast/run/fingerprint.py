@@ -9,18 +9,63 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from inspect import Parameter
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from recast.config.check import names_code
+from recast.run.doors import PUBLISHED
 from recast.types import RecastError
+
+MACHINE = (
+    *("threads", "device", "micro_batch_tokens", "pass_tokens"),
+    *("output", "resume", "checkpoint_s"),
+)
+"""Settings that move numbers by rounding at most, and those that move none."""
+
+_CATALOG = ("catalog.parquet", "sid.json")
+_POLICY = (
+    "recast.json",
+    "config.json",
+    "adapter_config.json",
+    "*.safetensors",
+    *(f"catalog/{f}" for f in _CATALOG),
+)
+_MODEL = ("*.json", "*.safetensors", "*.txt", "*.model", *(f"catalog/{f}" for f in _CATALOG))
+_ENCODER = tuple(f"**/*.{kind}" for kind in ("json", "safetensors", "txt", "model"))
+_READ: dict[str, tuple[str, ...]] = {
+    "interactions": (),
+    "items": (),
+    "encoder": _ENCODER,
+    "data": ("interactions.parquet", "items.parquet", "data.json"),
+    "catalog": _CATALOG,
+    "model.path": _MODEL,
+    "policy": _POLICY,
+    "ranker": _POLICY,
+    "guide": _POLICY,
+    "embeddings": (*_CATALOG, "embeddings.safetensors"),
+}
+"""Settings that name a file or a folder, and the files of the folder that a verb reads."""
+_UNREAD = ("source", "sha256", "digest")
+"""Keys of `data.json` that tell where the events came from, and the digest that covers them."""
+
+
+class Input(NamedTuple):
+    """A file, or a folder and the patterns of its files that decide."""
+
+    path: Path
+    patterns: tuple[str, ...]
+
+    def digest(self) -> str:
+        return digest(self.path, self.patterns, _UNREAD)
 
 
 def plain(value: Any, name: str, within: tuple[object, ...] = ()) -> Any:
@@ -75,7 +120,7 @@ def _function(value: Callable[..., Any], name: str, within: tuple[object, ...]) 
     found |= {key: v for key, v in values.items() if key not in defaults or v != defaults[key]}
     if bound:
         found["bound"] = plain(bound, name, within)
-    if home.__module__.partition(".")[0] != "recast":
+    if (home.__module__ or "").partition(".")[0] != "recast":
         found["code"] = _code(home)
         holds = dict(vars(function)) if is_object else {}
         if isinstance(function, FunctionType):
@@ -119,7 +164,79 @@ def digest(path: Path, patterns: Iterable[str], ignored: Iterable[str] = ()) -> 
     return total.hexdigest()
 
 
+def digest_texts(texts: Iterable[str]) -> str:
+    """Sha256 of texts, their number and their order."""
+    total = hashlib.sha256()
+    for text in texts:
+        total.update(json.dumps(text).encode())
+    return total.hexdigest()
+
+
 def sha256_of(file: Path) -> str:
     """Of a file's content, read piece by piece."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def seal(facts: dict[str, Any], folder: Path, *names: str) -> dict[str, Any]:
+    """The facts of a folder with size and sha256 of these files of it, and a digest of themselves:
+    what was changed since is found by `check_seal` and `check_stamp`."""
+    facts = facts | {"files": {name: _stamp(folder / name) for name in names}}
+    return facts | {"digest": _digest(facts)}
+
+
+def check_seal(facts: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for facts that were changed; those of earlier releases have no digest."""
+    if "digest" in facts and facts["digest"] != _digest(facts):
+        raise ValueError("it was changed since it was written")
+
+
+def check_stamp(file: Path, facts: Mapping[str, Any]) -> str | None:
+    """Sha256 of a file, which is as its folder's facts say; None where they, of an earlier release,
+    say nothing. Raises `ValueError` for a file that was changed."""
+    stamp = facts.get("files", {}).get(file.name)
+    if stamp is None:
+        return None
+    # The size first, since a sparse file takes long to read.
+    if file.stat().st_size != stamp["bytes"] or _stamp(file) != stamp:
+        raise ValueError(f"{file.name} was changed since it was written")
+    return str(stamp["sha256"])
+
+
+def _stamp(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    """Of all facts but the digest itself."""
+    content = json.dumps({key: facts[key] for key in sorted(facts) if key != "digest"})
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def inputs_of(settings: dict[str, Any]) -> dict[str, Input]:
+    """What a verb reads, by the dotted name of the setting that names it.
+
+    >>> sorted(inputs_of({"data": "d", "model": {"path": None}, "seed": 0, "ranker": "mine:f"}))
+    ['data']
+    """
+    named = dict(flat(settings))
+    return {
+        key: Input(Path(os.path.abspath(named[key])), patterns)
+        for key, patterns in _READ.items()
+        if isinstance(named.get(key), str | Path)
+        and named[key] not in PUBLISHED
+        and not (key in ("ranker", "guide") and names_code(named[key]))
+    }
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name.
+
+    >>> dict(flat({"seed": 0, "model": {"path": "m"}}))
+    {'seed': 0, 'model.path': 'm'}
+    """
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

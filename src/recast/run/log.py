@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict
 
 import polars as pl
 import yaml
@@ -25,10 +28,10 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
+from recast.run.board import Board
 from recast.run.environment import environment
-from recast.run.files import refuse_existing, staged_file
+from recast.run.files import reason_of, refuse_existing, staged_file, writing
 from recast.run.rollouts import rollout_table
 from recast.types import Metrics, RecastError, RolloutGroups, Signal
 
@@ -51,6 +54,17 @@ SHOWN = {
 """The metrics on screen and their short names, learnability first."""
 
 
+class Position(TypedDict):
+    """Where the writing of a run is, as JSON holds it."""
+
+    step: int
+    """Of the latest metrics."""
+    time_s: float
+    """Since it began."""
+    bytes: list[int]
+    """Of `metrics.jsonl`, and of those of the runs that it is part of, from inside out."""
+
+
 class _Screen(Console):
     def on_broken_pipe(self) -> None:
         """A reader that left (`| head`) silences the run; it does not end it."""
@@ -66,7 +80,8 @@ class RunLog:
     `config` is the resolved settings as plain data. A run inside another one names it as `parent`
     and speaks on its screen and in its `metrics.jsonl`. `silent=True` prints nothing.
     `goes_on=True` takes a folder that an earlier run left: its metrics go on, `env.json` stays,
-    nothing is ever removed.
+    nothing is ever removed. `position` is where that run was: all that it wrote since is cut off.
+    What cannot be written is said once; a log never ends a run.
     """
 
     def __init__(
@@ -77,6 +92,7 @@ class RunLog:
         parent: RunLog | None = None,
         silent: bool = False,
         goes_on: bool = False,
+        position: Position | None = None,
     ) -> None:
         self.folder = Path(folder) if goes_on else refuse_existing(folder)
         self._goes_on = goes_on
@@ -87,17 +103,24 @@ class RunLog:
         self._began = time.monotonic()
         self._hinted = False
         self._rollouts: list[pl.DataFrame] = []
+        self._last_step = 0
+        self._given_up: set[str] = set()
+        self._position = position
 
     def __enter__(self) -> RunLog:
         settings = yaml.safe_dump(self._config, sort_keys=False)
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            (self.folder / "config.yaml").write_text(settings, encoding="utf-8")
-            if not self._goes_on:
-                self.environment()
-            self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
-            self._board: SummaryWriter | None = None  # made by the first point
-        except OSError:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with staged_file(self.folder / "config.yaml") as file:
+                    file.write_text(settings, encoding="utf-8")
+                if not self._goes_on:
+                    self.environment()
+                self._metrics = FileIO(self.folder / "metrics.jsonl", "a")
+                self._board: Board | None = None  # made by the first point
+                if self._position:
+                    self._cut(self._position)
+        except RecastError:
             if not self._goes_on:
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
@@ -112,17 +135,64 @@ class RunLog:
         nothing_yet = self._metrics.tell() == 0 and not self._rollouts and not self._goes_on
         self._metrics.close()
         if self._board:
-            self._board.close()
+            with suppress(OSError):  # what did not fit is tried again
+                self._board.close()
         ours = {"config.yaml", "env.json", "metrics.jsonl", "tb"}
         if error and nothing_yet and {entry.name for entry in self.folder.iterdir()} <= ours:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
             self._write_rollouts()
 
+    def position(self) -> Position:
+        """Where this run is, with all of its rollouts written."""
+        self._write_rollouts()
+        for run in self._and_parents():
+            with suppress(OSError):  # of a file system that cannot
+                os.fsync(run._metrics.fileno())
+        return {
+            "step": self._last_step,
+            "time_s": time.monotonic() - self._began,
+            "bytes": [run._metrics.tell() for run in self._and_parents()],
+        }
+
+    def cut_metrics(self, size: int) -> None:
+        """Remove what stands behind the first bytes of `metrics.jsonl`."""
+        self._metrics.truncate(min(size, self._metrics.tell()))
+        self._metrics.seek(0, os.SEEK_END)
+
+    def _cut(self, position: Position) -> None:
+        """Remove what was written after a position."""
+        self._last_step = position["step"]
+        self._began = time.monotonic() - position["time_s"]
+        for run, size in zip(self._and_parents(), position["bytes"], strict=False):
+            run.cut_metrics(size)
+        for file in (self.folder / "rollouts").glob("step-*.parquet"):
+            if int(file.stem.partition("-")[2]) > self._last_step:
+                file.unlink()
+        # TensorBoard forgets what older files hold from the next step on.
+        self._board = Board(self.folder / "tb", self._last_step + 1)
+
+    def _and_parents(self) -> Iterator[RunLog]:
+        run: RunLog | None = self
+        while run:
+            yield run
+            run = run._parent
+
+    def _unless_full(self, what: str, write: Callable[[], None]) -> None:
+        """A log that cannot be written is said once, and not tried again."""
+        if what in self._given_up:
+            return
+        try:
+            write()
+        except (OSError, RecastError) as error:
+            self._given_up.add(what)
+            self.say(f"warning: {reason_of(error)}; the run goes on without its {what}")
+
     def environment(self, data_hash: str | None = None) -> None:
         """Write `env.json`; call it again once the hash of the data is known."""
         described = json.dumps(environment(data_hash), indent=2)
-        (self.folder / "env.json").write_text(described + "\n", encoding="utf-8")
+        with staged_file(self.folder / "env.json") as file:
+            file.write_text(described + "\n", encoding="utf-8")
 
     def say(self, text: str) -> None:
         """One line for the person at the screen."""
@@ -147,15 +217,11 @@ class RunLog:
                     "start it again with a lower lr"
                 )
         seconds = round(time.monotonic() - self._began, 3)
-        line = {"step": step, "stage": stage, "time_s": seconds, **metrics}
-        run: RunLog | None = self
-        while run:  # the run that this one is part of keeps a copy
-            run._metrics.write(json.dumps(line) + "\n")
-            run._metrics.flush()
-            run = run._parent
-        self._board = self._board or SummaryWriter(str(self.folder / "tb"))
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        line = json.dumps({"step": step, "stage": stage, "time_s": seconds, **metrics}) + "\n"
+        self._last_step = step
+        for run in self._and_parents():  # the run that this one is part of keeps a copy
+            self._unless_full("metrics.jsonl", partial(_append, run._metrics, line))
+        self._unless_full("TensorBoard files", partial(self._add_point, step, metrics))
         all_zero = metrics.get("group/all_zero_frac", 0.0)
         repaired = metrics.get("group/repaired_frac", 0.0) > 0
         # With `add_gt` more groups teach than hit by themselves.
@@ -182,20 +248,31 @@ class RunLog:
         if len(self._rollouts) >= ROLLOUT_STEPS:
             self._write_rollouts()
 
+    def _add_point(self, step: int, metrics: Metrics) -> None:
+        self._board = self._board or Board(self.folder.absolute() / "tb")
+        self._board.add(step, metrics)
+
     def _write_rollouts(self) -> None:
         if not self._rollouts:
             return
         table = pl.concat(self._rollouts)
-        last = int(table["step"][-1])
-        with staged_file(self.folder / "rollouts" / f"step-{last:06d}.parquet") as file:
-            table.write_parquet(file)
         self._rollouts.clear()
+        last = int(table["step"][-1])
+
+        def write() -> None:
+            with staged_file(self.folder / "rollouts" / f"step-{last:06d}.parquet") as file:
+                table.write_parquet(file)
+
+        self._unless_full("rollouts", write)
 
     @contextmanager
-    def stage(self, name: str, total: int, estimate_s: float | None = None) -> Iterator[Stage]:
-        """A stretch of `total` units that should take `estimate_s` seconds, shown as it goes."""
+    def stage(
+        self, name: str, total: int, estimate_s: float | None = None, done: int = 0
+    ) -> Iterator[Stage]:
+        """A stretch of `total` units that should take `estimate_s` seconds, shown as it goes;
+        `done` of them were made by an earlier run."""
         planned = f"about {duration(estimate_s)}" if estimate_s else "starts"
-        stage = Stage(self, name, total, estimate_s)
+        stage = Stage(self, name, total, estimate_s, done)
         if self.console.is_terminal and not self.console.quiet:
             with Live(get_renderable=stage.picture, console=self.console, transient=True):
                 yield stage
@@ -205,13 +282,27 @@ class RunLog:
         self.say(f"{name}: done in {duration(time.monotonic() - stage.began)}")
 
 
+def _append(file: FileIO, line: str) -> None:
+    """A whole line or none."""
+    size, data = file.tell(), line.encode()
+    try:
+        written = file.write(data)
+        while written < len(data):  # the rest tells what is wrong
+            written += file.write(data[written:])
+    except OSError:
+        file.truncate(size)
+        raise
+
+
 class Stage:
     """The progress of one stage; made by `RunLog.stage`."""
 
-    def __init__(self, log: RunLog, name: str, total: int, estimate_s: float | None) -> None:
+    def __init__(
+        self, log: RunLog, name: str, total: int, estimate_s: float | None, done: int
+    ) -> None:
         self.began = time.monotonic()
         self._log, self._name, self._total, self._estimate_s = log, name, total, estimate_s
-        self._done = 0
+        self._done = self._done_before = done
         self._line = ""
         self._last_line = self.began
         self._bar = Progress(
@@ -243,8 +334,9 @@ class Stage:
     def _left(self) -> str:
         """Time still to go: by the pace so far, by the estimate before the first unit is done."""
         spent = time.monotonic() - self.began
-        if self._done:
-            return f"{duration(spent / self._done * max(self._total - self._done, 0))} left"
+        if self._done > self._done_before:
+            each = spent / (self._done - self._done_before)
+            return f"{duration(each * max(self._total - self._done, 0))} left"
         if self._estimate_s:
             return f"{duration(max(self._estimate_s - spent, 0.0))} left"
         return "starting"

@@ -42,7 +42,8 @@ def sage(
     """The advantage of its list for every item, all existing items kept.
 
     With `list_length` 1 and `structure_weight` 0 it is GRPO divided by the spread of its advantages
-    over the batch. `floor` lies below the smallest structural score of three levels, 0.01.
+    over the batch. `floor` lies below the smallest structural score of three levels, 0.01; above
+    0.5 a miss would be worth more than half a hit, and at 1 as much.
 
     >>> from recast.testing import make_groups
     >>> rollouts = [[[3], [2], [4], [2]], [[2], [4], [4], [2]]]  # two lists of two per prompt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.types import Prompts, RecastError, RolloutGroups, require
+from recast.types import Prompts, RecastError, RolloutGroups, in_short, require
 
 LOGPROB = -1.0
 """Of a token for which none is given."""
@@ -46,24 +47,27 @@ def make_groups(
     >>> groups.rollout_logprobs.sum(-1), groups.exists
     (tensor([[-2., -2.,  0.]]), tensor([[ True,  True, False]]))
     """
-    rollouts = _tensor("tokens", tokens)
+    targets = _listed(targets)
+    rollouts = _tensor("tokens", tokens, least=0)
     whole = rollouts.ndim == 3 and rollouts.numel() > 0
     require(whole, "tokens", tokens, "give B lists of G SIDs of L tokens, none of them empty")
     num_prompts, group_size, num_levels = rollouts.shape
     drawn = torch.ones(num_prompts, group_size, dtype=torch.bool)
     if exists is not None:
-        drawn = _tensor("exists", exists, drawn.shape).bool()
+        drawn = _tensor("exists", exists, drawn.shape, least=0, most=1).bool()
     is_target = _present(targets, num_prompts)
-    wanted = _filled("targets", targets, is_target, num_levels).long()
+    wanted = _filled("targets", targets, is_target, num_levels, least=0).long()
+    require(type(seed) is int and seed >= 0, "seed", seed, "give a whole number of 0 or more")
 
     known, known_targets = _items(items, target_items, rollouts, wanted, drawn, is_target)
     scores = torch.full(rollouts.shape, LOGPROB)
     if logprobs is not None:
-        scores = _tensor("logprobs", _per_token(logprobs, num_levels), rollouts.shape)
+        rows = _per_token(logprobs, num_levels)
+        scores = _tensor("logprobs", rows, rollouts.shape, is_whole=False)
     target_scores = _copied(scores, rollouts, drawn, wanted)
     if target_logprobs is not None:
         rows = _per_token(target_logprobs, num_levels)
-        target_scores = _filled("target_logprobs", rows, is_target, num_levels)
+        target_scores = _filled("target_logprobs", rows, is_target, num_levels, is_whole=False)
     return RolloutGroups(
         prompts=_prompts(wanted, known_targets),
         tokens=rollouts,
@@ -74,7 +78,9 @@ def make_groups(
         loss_mask=drawn[..., None].repeat(1, 1, num_levels),
         seed=seed,
         step=0,
-        weights=None if weights is None else _tensor("weights", weights, drawn.shape).float(),
+        weights=None
+        if weights is None
+        else _tensor("weights", weights, drawn.shape, is_whole=False, least=0).float(),
     )
 
 
@@ -97,9 +103,9 @@ def _items(
     """The item of every rollout and target: the given ones, else by the SIDs."""
     known, known_targets = torch.full(drawn.shape, -1), torch.full(is_target.shape, -1)
     if items is not None:
-        known = _tensor("items", items, drawn.shape)
+        known = _tensor("items", items, drawn.shape, least=-1)
     if target_items is not None:
-        known_targets = _filled("target_items", target_items, is_target).long()
+        known_targets = _filled("target_items", target_items, is_target, least=0).long()
     sids = torch.cat([rollouts[drawn], targets[is_target]])
     number = _numbers(sids, torch.cat([known[drawn], known_targets[is_target]]))
     if items is None:
@@ -152,32 +158,56 @@ def _per_token(rows: Any, num_levels: int) -> list[Any]:
         [[x / num_levels] * num_levels if isinstance(x, (int, float)) else x for x in row]
         if isinstance(row, Sequence)
         else row
-        for row in rows
+        for row in _listed(rows)
     ]
 
 
-def _filled(name: str, rows: Any, valid: Bool[Tensor, "B T"], *entry: int) -> Tensor:
+def _filled(name: str, rows: Any, valid: Bool[Tensor, "B T"], *entry: int, **kind: Any) -> Tensor:
     """Lists of as many entries as the prompt has targets, with zeros behind them."""
     counts = valid.sum(1).tolist()
     remedy = f"give one entry per target, {counts} for the prompts in turn"
     require(_lengths(name, rows) == counts, name, rows, remedy)
     flat = [value for row in rows for value in row]
-    values = _tensor(name, flat, (len(flat), *entry)) if flat else torch.zeros(0, *entry)
+    size = (len(flat), *entry)
+    values = _tensor(name, flat, size, **kind) if flat else torch.zeros(0, *entry)
     filled = values.new_zeros(*valid.shape, *entry)
     filled[valid] = values
     return filled
 
 
-def _tensor(name: str, rows: Any, shape: tuple[int, ...] | None = None) -> Tensor:
-    """Nested lists as a tensor, of this shape."""
+def _tensor(
+    name: str,
+    rows: Any,
+    shape: tuple[int, ...] | None = None,
+    *,
+    is_whole: bool = True,
+    least: float = -math.inf,
+    most: float = math.inf,
+) -> Tensor:
+    """Nested lists as a tensor, of this shape, of finite numbers from `least` to `most`."""
+    rows = _listed(rows)
     try:
         tensor = torch.tensor(rows)
-    except (TypeError, ValueError) as error:
-        raise RecastError(f"{name} is {rows!r}: give nested lists of equal lengths") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RecastError(
+            f"{name} is {in_short(rows)}: give nested lists of equal lengths"
+        ) from error
     if shape is not None:
         remedy = f"give nested lists of shape {list(shape)}, so that they go with tokens"
         require(tensor.shape == shape, name, rows, remedy)
+    if is_whole:
+        fits = not tensor.is_floating_point() or tensor.numel() == 0
+        require(fits, name, rows, "give whole numbers alone")
+    fits = bool((tensor.isfinite() & (tensor >= least) & (tensor <= most)).all())
+    bounds = f" from {least:g} on" * (least > -math.inf) + f", up to {most:g}" * (most < math.inf)
+    require(fits, name, rows, f"give finite numbers{bounds}")
     return tensor
+
+
+def _listed(values: Any) -> Any:
+    """Tensors and arrays, nested ones too, as lists."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    return [_listed(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 def _lengths(name: str, rows: Any) -> list[int]:

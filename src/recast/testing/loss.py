@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast.methods.contract import loss_fault
+from recast.methods.contract import loss_fault, units
 from recast.methods.parts import Part, name_of, with_parameters
 from recast.methods.probe import loss_inputs, probe_loss
 
@@ -31,10 +31,8 @@ def check_loss(loss: Callable[..., Tensor], *, parameters: Mapping[str, Any] | N
     result = probe_loss(part, inputs)
     for name, value in inputs.items():
         must(torch.equal(value, before[name]), f"changes {name} of its input")
-    fault = loss_fault(result, tuple(inputs["loss_mask"].shape))
+    fault = loss_fault(result, inputs["loss_mask"])
     must(fault is None, f"gives {fault.what if fault else ''}")
-    rows = (~_counted(result, inputs["loss_mask"]) | result.isfinite()).view(len(result), -1)
-    must(bool(rows.all()), f"is not finite: {result.tolist()}")
     total, gradient = _masked_sum(part, inputs)
     must(bool(gradient.isfinite().all()), f"has a gradient that is not finite: {gradient.tolist()}")
     padded = ~inputs["loss_mask"]
@@ -48,18 +46,11 @@ def check_loss(loss: Callable[..., Tensor], *, parameters: Mapping[str, Any] | N
     must(same, f"reads padding: its sum moves from {float(total)} to {float(other)}")
 
 
-def _counted(values: Tensor, loss_mask: Tensor) -> Tensor:
-    """The tokens, rollouts or groups that count, by the shape of the result."""
-    while loss_mask.ndim > values.ndim:
-        loss_mask = loss_mask.any(-1)
-    return loss_mask
-
-
 def _masked_sum(loss: Part, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The sum as the actor takes it, and its gradient with respect to the log-probabilities."""
     logprobs = inputs["logprobs"].clone().requires_grad_()
     values = probe_loss(loss, inputs | {"logprobs": logprobs})
-    total = torch.where(_counted(values, inputs["loss_mask"]), values, 0.0).sum()
+    total = torch.where(units(values, inputs["loss_mask"]), values, 0.0).sum()
     if not total.requires_grad:
         raise AssertionError(f"loss {name_of(loss)} has no gradient (it reads no `logprobs`)")
     [gradient] = torch.autograd.grad(total, [logprobs], allow_unused=True, materialize_grads=True)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast.methods.contract import Fault, reward_fault, signal_fault
+from recast.methods.contract import reward_fault, signal_fault
+from recast.methods.fault import Fault
 from recast.testing.examples import Example
 from recast.types import Prompts, RolloutGroups
 

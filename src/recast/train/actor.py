@@ -22,8 +22,9 @@ from torch import Tensor
 from recast.config import KLEstimator, KLRollouts, LossAgg
 from recast.losses import KLS
 from recast.losses.rollouts import rollout_mean
-from recast.methods.contract import Fault, loss_fault
-from recast.methods.parts import is_users, name_of, needs, traits_of
+from recast.methods.contract import units
+from recast.methods.guard import ask_loss
+from recast.methods.parts import LOSS_INPUTS, is_users, needs, owner, traits_of
 from recast.policy.load import Policy
 from recast.policy.logprobs import BranchScores, branch_scores
 from recast.policy.passes import MOST_PASS_TOKENS
@@ -36,6 +37,7 @@ from recast.train.batches import (
     mini_batches,
     tokens_of,
 )
+from recast.train.diverged import DivergedError
 from recast.train.measures import (
     clip_metrics,
     clipped_tokens,
@@ -46,15 +48,12 @@ from recast.train.measures import (
     mean_metrics,
 )
 from recast.train.reference import Reference
-from recast.types import LogprobSpace, Loss, Metrics, RecastError, Signal
+from recast.types import LogprobSpace, Loss, Metrics, Signal
 
 
 def trained_parameters(policy: Policy) -> list[torch.nn.Parameter]:
     """All weights, or those of the adapters alone."""
     return [p for p in policy.model.parameters() if p.requires_grad]
-
-
-LOSS_INPUTS = ("logprobs", "old_logprobs", "ref_logprobs", "advantages", "loss_mask")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +78,8 @@ class Actor:
     pass_tokens: int = MOST_PASS_TOKENS
     """Tokens that take as long as one more pass."""
     clock: Clock = field(default_factory=Clock)
+    folder: str = ""
+    """Where a group that the loss fails on is written; nowhere by default."""
 
 
 def update(actor: Actor, signal: Signal) -> Metrics:
@@ -91,7 +92,7 @@ def update(actor: Actor, signal: Signal) -> Metrics:
     (`actor/kept_rows` is 0); one that keeps rollouts of advantage 0 makes its step with the
     gradient 0, whether they were sent or not.
 
-    Raises `RecastError` for a loss or a gradient that is not finite, before the step is made.
+    Raises `DivergedError` for a loss or a gradient that is not finite, before the step is made.
     """
     sent = rollouts_to_send(actor, signal)
     metrics: Metrics = {
@@ -193,7 +194,7 @@ def _step(actor: Actor, part: _Part, step: int) -> tuple[_Part, Metrics]:
         scores = _scores(actor, batch)
         logprobs, target_logprobs = scores.logprobs.tensor_split([kept], dim=1)
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-        policy_loss = _policy_loss(actor, batch, logprobs, old, counts.units)
+        policy_loss = loss_of(actor, batch, logprobs, old, counts.units)
         nll = -(target_logprobs * batch.nll_weight).sum()
         total = policy_loss + nll / counts.nll_tokens
         kl = policy_loss.new_zeros(())
@@ -231,7 +232,7 @@ def _step(actor: Actor, part: _Part, step: int) -> tuple[_Part, Metrics]:
     return replace(part, batches=batches), metrics | entropy_metrics(entropies)
 
 
-def _policy_loss(
+def loss_of(
     actor: Actor,
     batch: Batch,
     logprobs: Float[Tensor, "B K L"],
@@ -244,18 +245,11 @@ def _policy_loss(
     loss = actor.loss
     inputs = (logprobs, old_logprobs, batch.ref_logprobs, batch.advantages, batch.loss_mask)
     named = dict(zip(LOSS_INPUTS, inputs, strict=True))
-    values = loss(**{name: value for name, value in named.items() if needs(loss, name)})
-    fault = loss_fault(values, tuple(logprobs.shape))
-    if fault is None and not values.requires_grad:
-        fault = Fault("a tensor without a gradient: compute it from `logprobs`")
-    if fault:
-        raise RecastError(f"the loss gave {fault.what}")
-    mask = batch.loss_mask
+    asked = {name: value for name, value in named.items() if needs(loss, name)}
+    values = ask_loss(loss, asked, batch.loss_mask, batch.prompts, actor.folder)
     if values.ndim == 3 and actor.loss_agg == "seq-mean-token-mean":
-        values = rollout_mean(values, mask)
-    while mask.ndim > values.ndim:
-        mask = mask.any(-1)
-    return _masked_sum(values, mask) / counts[values.ndim - 1]
+        values = rollout_mean(values, batch.loss_mask)
+    return _masked_sum(values, units(values, batch.loss_mask)) / counts[values.ndim - 1]
 
 
 def _kl_sum(actor: Actor, batch: Batch, logprobs: Float[Tensor, "B K L"]) -> Float[Tensor, ""]:
@@ -288,10 +282,10 @@ def _require_finite(loss: Loss, metrics: Metrics, step: int) -> None:
     for name, value in metrics.items():
         if not math.isfinite(value):
             if is_users(loss):
-                remedy = f"give a lower lr, or mend loss {name_of(loss)} if that gave it"
+                remedy = f"give a lower lr, or mend {owner('loss', loss)} if that gave it"
             else:
                 remedy = "the run has diverged, start it again with a lower lr"
-            raise RecastError(f"{name} is {value} at step {step}: {remedy}")
+            raise DivergedError(f"{name} is {value} at step {step}: {remedy}")
 
 
 def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ def group_metrics(
     existing = torch.cat([groups.exists for groups, _ in drawn])
     hits = torch.cat([first_hit(groups) * groups.exists for groups, _ in drawn]).sum(1)
     rewards = torch.cat([rewards for _, rewards in drawn])[existing]
+    items = torch.cat([groups.items for groups, _ in drawn])[existing]
     distinct = torch.cat([is_new(groups) for groups, _ in drawn])[existing]
     trainable = ((signal.advantages != 0) & signal.keep[..., None]).flatten(1).any(1)
     targets = torch.cat([_target_logprobs(groups) for groups, _ in drawn])
@@ -41,6 +42,7 @@ def group_metrics(
         "group/repaired_frac": 0.0,
         "group/natural_frac": float(((hits > 0) & (hits < existing.sum(1))).float().mean()),
         "group/distinct_frac": float(distinct.sum()) / max(len(distinct), 1),
+        "group/invalid_frac": float((items < 0).sum()) / max(len(items), 1),
         "reward/mean": float(rewards.sum()) / max(len(rewards), 1),
         "reward/zero_frac": float((rewards == 0).sum()) / max(len(rewards), 1),
     } | (known | fill | signal.metrics)

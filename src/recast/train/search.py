@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recast.draws import uniforms
 from recast.groups import join, select
-from recast.methods.guard import blame, guard_groups, guard_rewards
+from recast.methods.guard import ask_reward, ask_sampler, blame
 from recast.methods.parts import Part
 from recast.methods.table import Method
 from recast.policy.load import Policy
@@ -85,10 +85,8 @@ class Search:
         return Drawn(drawn, self._rewarded(add_gt(drawn.groups)) if self.method.add_gt else drawn)
 
     def _rewarded(self, groups: RolloutGroups) -> Rewarded:
-        with self.clock.measure("time/signal_s"), blame("reward", self.method.reward):
-            rewards = self.method.reward(groups)
-        guard_rewards(self.method.reward, groups, rewards, self.folder)
-        return Rewarded(groups, rewards)
+        with self.clock.measure("time/signal_s"):
+            return Rewarded(groups, ask_reward(self.method.reward, groups, self.folder))
 
     def roll_out(self, step: int, prompts: Prompts) -> RolloutGroups:
         """The method's rollouts, or empty groups for a method without a sampler."""
@@ -103,7 +101,8 @@ class Search:
             return self._sample(self.sampler, prompts, draw)
         order = torch.cat(batches)
         parts = [self._sample(self.sampler, select(prompts, index), draw) for index in batches]
-        return select(join(parts, select(prompts, order)), order.argsort())
+        with blame("sampler", self.sampler):  # its calls need not go together
+            return select(join(parts, select(prompts, order)), order.argsort())
 
     @property
     def num_rollouts(self) -> int:
@@ -111,10 +110,15 @@ class Search:
         return self.group_size * self.method.list_length
 
     def _sample(self, sampler: Part, prompts: Prompts, draw: Draw) -> RolloutGroups:
-        with blame("sampler", sampler):
-            groups: RolloutGroups = sampler(self.policy, prompts, self.group_size, draw)
-        guard_groups(sampler, groups, prompts, self.policy, self.num_rollouts)
-        return groups
+        return ask_sampler(
+            sampler,
+            self.policy,
+            prompts,
+            self.group_size,
+            draw,
+            num_rollouts=self.num_rollouts,
+            folder=self.folder,
+        )
 
 
 def branch_tokens(policy: Policy, num_rollouts: int, num_targets: int) -> int:

@@ -11,13 +11,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from recast.config import NewRows, Precision, RLConfig, SFTConfig
-from recast.config.check import refuse_ranks, take
 from recast.data.folder import load_data
 from recast.evaluation.rank import sample_rows, validate
 from recast.groups import select
 from recast.items.catalog import load_catalog
 from recast.methods.assembly import equip, resolve, sampler_of
-from recast.methods.parts import needs, spell
+from recast.methods.parts import find_part, needs, spell
 from recast.methods.table import Method
 from recast.policy.device import find_device
 from recast.policy.extend import choose_new_rows
@@ -35,9 +34,12 @@ from recast.policy.save import rounding
 from recast.policy.tasks import HistoryTask, Task, check_catalog, load_task
 from recast.policy.threads import choose_threads
 from recast.run.clock import Clock
-from recast.run.files import refuse_existing
+from recast.run.doors import enter
 from recast.train.actor import Actor, trained_parameters
+from recast.train.keeper import RunFacts, find_checkpoint
 from recast.train.reference import frozen_reference
+from recast.train.rehearsal import rehearse
+from recast.train.result import require_room
 from recast.train.search import Search, branch_tokens, prompt_batches
 from recast.train.sequences import MOST_SHARED, learn
 from recast.types import Metrics, Prompts, RecastError
@@ -68,8 +70,8 @@ class RLSetup:
     precision: Precision
     text: str
     """Its memory and what becomes of its weights, for the screen."""
-    settings: dict[str, Any]
-    """What the run uses: the config, with what it left to the method filled in."""
+    run: RunFacts
+    """Its settings are the config, with what it left to the method filled in."""
 
     def validate(self) -> Metrics:
         """The chosen metrics on the validation rows."""
@@ -78,19 +80,22 @@ class RLSetup:
 
 
 def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
-    """Load, bind and check everything; the sampler is tried on one prompt.
+    """Load, bind and check everything; the method's parts are tried on a few prompts.
 
     Raises `RecastError` for whatever does not fit together, before there is a folder.
     """
-    take(config, RLConfig)
-    refuse_ranks()
-    refuse_existing(config.output)
+    enter(config, RLConfig)
+    resumed = find_checkpoint(config.output, config.resume)
+    config = replace(config, **(resumed.measured(config) if resumed else {}))
     find_device(config.device)
     method = resolve(config, method)
     policy = load_policy(config.policy).to(config.device)
     task = load_task(config.data, policy.catalog, policy.window)
     policy = _trainable(policy, config)
-    method = equip(method, policy, ranker=config.ranker, embeddings=config.embeddings)
+    require_room(
+        config.output, policy, copies=3 + (config.keep == "best"), checkpoints=1 if resumed else 2
+    )
+    method = equip(method, policy, config.ranker, config.embeddings, config.output)
     count = config.steps * (config.max_rollout_batches if method.fill_batch else 1)
     rows = task.rows("rl")
     batches = prompt_batches(rows, config.prompts_per_step, count, config.seed)
@@ -118,16 +123,16 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         folder=config.output,
         clock=clock,
     )
-    one = select(prompts, torch.zeros(1, dtype=torch.long, device=policy.catalog.device))
-    search.roll_out(0, one)  # a sampler that cannot work says so before there is a folder
     threads, pass_tokens = _measure(config, policy, prompts, plan)
+    actor = replace(_actor(config, method, policy, plan, pass_tokens), clock=clock)
+    rehearse(search, actor, prompts)  # a part that cannot work says so before there is a folder
     return RLSetup(
         name=f"{method.label}, {name} rollouts" if name else method.label,
         method=method,
         policy=policy,
         task=task,
         search=replace(search, pass_tokens=pass_tokens),
-        actor=replace(_actor(config, method, policy, plan, pass_tokens), clock=clock),
+        actor=actor,
         clock=clock,
         batches=batches[: config.steps],
         surplus=batches[config.steps :],
@@ -136,7 +141,13 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         warmup_steps=config.warmup_steps,
         precision=config.precision,
         text="\n".join([plan.text, *rounding(policy.model)]),
-        settings=_settings(config, method, threads, plan) | {"pass_tokens": pass_tokens},
+        run=RunFacts(
+            output=config.output,
+            settings=_settings(config, method, threads, plan) | {"pass_tokens": pass_tokens},
+            parts={kind: getattr(method, kind) for kind in ("reward", "signal", "loss")}
+            | ({"sampler": find_part("sampler", name)} if name else {}),
+            resumed=resumed,
+        ),
     )
 
 
@@ -153,9 +164,8 @@ class SFTSetup:
     valid_rows: Int[Tensor, " N"]
     text: str
     """Where the policy comes from, for the screen."""
-    settings: dict[str, Any]
-    """What the run uses: the config, with what it left open filled in."""
     pass_tokens: int
+    run: RunFacts
 
 
 def set_up_sft(config: SFTConfig) -> SFTSetup:
@@ -163,9 +173,9 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
 
     Raises `RecastError` for whatever does not fit together, before there is a folder.
     """
-    take(config, SFTConfig)
-    refuse_ranks()
-    refuse_existing(config.output)
+    enter(config, SFTConfig)
+    resumed = find_checkpoint(config.output, config.resume)
+    config = replace(config, **(resumed.measured(config) if resumed else {}))
     find_device(config.device)
     catalog = load_catalog(config.catalog)
     check_catalog(config.data, catalog)
@@ -173,6 +183,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
         require_memory(config.model, catalog)
     policy = create_policy(config.model, catalog, config.window, config.seed).to(config.device)
     policy.model.float()  # a small step is lost on weights of 8 bits
+    require_room(config.output, policy, copies=4, checkpoints=1 if resumed else 2)
     torch.manual_seed(config.seed)  # dropout is the only draw that is not counter-based
     task = HistoryTask(
         interactions=load_data(config.data),
@@ -211,8 +222,12 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
         num_windows=len(sequences),
         valid_rows=sample_rows(task.rows("valid"), config.valid_rows),
         text=_said(policy, config.model.path, new_rows),
-        settings=settings | {"threads": threads, "pass_tokens": pass_tokens},
         pass_tokens=pass_tokens,
+        run=RunFacts(
+            output=config.output,
+            settings=settings | {"threads": threads, "pass_tokens": pass_tokens},
+            resumed=resumed,
+        ),
     )
 
 
@@ -284,6 +299,7 @@ def _actor(
         updates_per_rollout=config.updates_per_rollout,
         mini_batch_rows=config.mini_batch_rows,
         pass_tokens=pass_tokens,
+        folder=config.output,
     )
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from recast.types import Metrics
+from recast.config import Keep
+from recast.train.alarms import Watched, nothing_watched
+from recast.types import Metrics, RecastError
 
 _MEMORY = 0.9  # of the running trainable fraction, per step
+_NUM_TENSORS = 5  # fields of a loop's state that hold tensors: the first ones
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,6 +27,14 @@ class LoopState:
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
+    keep: Keep
+    """Which weights the run keeps."""
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    generators: dict[str, Tensor] = field(default_factory=dict)
+    """Torch's own, as they were after the latest change: dropout draws from them, and parts of a
+    user may."""
+    count: int = 0
+    """Changes of the state: steps, or batches and validations."""
     step: int = 0
     """RL: rollout batches done; SFT: epochs done."""
     further: int = 0
@@ -35,21 +47,63 @@ class LoopState:
     """CPU seconds of training alone, without validation."""
     valid: Metrics = field(default_factory=dict)
     """Of the latest validation."""
-    best: Metrics = field(default_factory=lambda: {"valid/ndcg@10": -math.inf})
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    best: Metrics = field(default_factory=dict)
+    """Those of the best validation; none yet: empty."""
     waited: int = 0
     """Validations since the best one."""
+    watched: Watched = field(default_factory=nothing_watched)
+    """What the alarms have seen."""
+    losses: list[float] = field(default_factory=list)
+    """SFT: of the batches of this epoch, which are also where the next one begins."""
+    sent_tokens: int = 0
+    real_tokens: int = 0
+    """SFT: sent in this epoch, and those of them that do not pad."""
+
+    def moved(self) -> None:
+        """A change is done."""
+        self.count += 1
+        self.generators = {"cpu": torch.get_rng_state()}
+        if (device := next(self.model.parameters()).device).type == "cuda":
+            self.generators["cuda"] = torch.cuda.get_rng_state(device)
 
     def remember(self, natural_frac: float) -> None:
         """Let this step's share of mixed groups move the running mean."""
         self.natural_frac = _MEMORY * self.natural_frac + (1 - _MEMORY) * natural_frac
 
-    def keep_if_best(self, metrics: Metrics) -> None:
-        """Keep the weights whose validation NDCG@10 is the highest so far."""
+    def remember_batch(self, loss: Tensor, sent_tokens: int, real_tokens: int) -> None:
+        """A batch of SFT is done."""
+        self.losses.append(float(loss))
+        self.sent_tokens += sent_tokens
+        self.real_tokens += real_tokens
+        self.optimizer_steps += 1
+
+    def epoch_metrics(self) -> Metrics:
+        """The mean loss of the epoch's batches, and the tokens sent per real one."""
+        mean = float(torch.tensor(self.losses).mean())
+        return {"sft/loss": mean, "sft/padding": self.sent_tokens / self.real_tokens}
+
+    def end_epoch(self) -> None:
+        self.losses, self.sent_tokens, self.real_tokens = [], 0, 0
+        self.step += 1
+
+    def validated(self, metrics: Metrics) -> None:
+        """Remember a validation, and the one whose NDCG@10 is the highest so far with its weights
+        if they are what the run keeps."""
+        self.valid = metrics
         self.waited += 1
-        if metrics["valid/ndcg@10"] > self.best["valid/ndcg@10"]:
+        if metrics.get("valid/ndcg@10", -math.inf) > self.best.get("valid/ndcg@10", -math.inf):
             self.best, self.waited = metrics, 0
-            self.best_weights = {k: v.clone() for k, v in self.model.state_dict().items()}
+            if self.keep == "best":
+                self.best_weights = {k: v.detach().clone() for k, v in self._weights().items()}
+
+    @torch.no_grad()
+    def take(self) -> Metrics:
+        """Stand at the weights that the run keeps; returns their validation."""
+        if self.keep == "last":
+            return self.valid
+        for name, value in self._weights().items():
+            value.copy_(self.best_weights[name])
+        return self.best
 
     @property
     def counts(self) -> Metrics:
@@ -59,3 +113,73 @@ class LoopState:
             "optimizer_steps": float(self.optimizer_steps),
             "cpu_s": self.cpu_s,
         }
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether a run can go on with what is trained."""
+        return all(bool(weight.isfinite().all()) for weight in self._trained().values())
+
+    def facts(self) -> dict[str, Any]:
+        """All but the tensors, as JSON holds it exactly."""
+        return {field.name: getattr(self, field.name) for field in fields(self)[_NUM_TENSORS:]}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is trained and what the optimizer knows of it, the best weights, the generators."""
+        found = {f"model.{name}": value for name, value in self._weights().items()}
+        for name, parameter in self._trained().items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                found[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
+        found |= {f"best.{name}": value for name, value in self.best_weights.items()}
+        return found | {f"generator.{name}": value for name, value in self.generators.items()}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Stand where `tensors()` and `facts()` were taken.
+
+        Raises `RecastError` when they are of another model or another version.
+        """
+        kinds = {name: of_kind(tensors, f"{name}.") for name in ("model", "optimizer", "best")}
+        own = {name: tuple(value.shape) for name, value in self._weights().items()}
+        if own != {name: tuple(value.shape) for name, value in kinds["model"].items()} or (
+            set(facts) != set(self.facts())
+        ):
+            raise RecastError("it is of another model or another version of recast")
+        for name, value in self._weights().items():
+            value.copy_(kinds["model"][name])
+        trained = self._trained()
+        packed = self.optimizer.state_dict()
+        packed["state"] = {
+            index: of_kind(kinds["optimizer"], f"{name}.") for index, name in enumerate(trained)
+        }
+        packed["state"] = {index: held for index, held in packed["state"].items() if held}
+        self.optimizer.load_state_dict(packed)
+        device = next(self.model.parameters()).device
+        self.best_weights = {name: value.to(device) for name, value in kinds["best"].items()}
+        self.generators = of_kind(tensors, "generator.")
+        torch.set_rng_state(self.generators["cpu"])
+        if "cuda" in self.generators:
+            torch.cuda.set_rng_state(self.generators["cuda"], device)
+        for name, value in facts.items():
+            setattr(self, name, value)
+
+    def _trained(self) -> dict[str, Tensor]:
+        """Parameters by name, in the order of the optimizer."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return {names[parameter]: parameter for parameter in held}
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What training can change: the parameters of the optimizer, and what a model counts
+        while it trains."""
+        saved = self.model.state_dict()
+        counted = {name for name, _ in self.model.named_buffers() if name in saved}
+        return self._trained() | {name: saved[name] for name in counted}
+
+
+def of_kind(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those of a prefix, without it.
+
+    >>> of_kind({"best.w": torch.ones(1), "model.w": torch.zeros(1)}, "best.")
+    {'w': tensor([1.])}
+    """
+    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}

@@ -15,7 +15,7 @@ from recast.integrations.trl.host import disable_gradient_checkpointing, unwrap_
 from recast.integrations.trl.packed import PackedGRPOTrainer
 from recast.items.catalog import Catalog
 from recast.items.fan_out import fan_out
-from recast.methods.guard import blame, guard_groups, guard_signal
+from recast.methods.guard import ask_sampler, ask_signal
 from recast.methods.parts import Part, find_part, name_of, resources, supply, traits_of
 from recast.methods.probe import probe_groups, probe_resources
 from recast.policy.load import as_policy
@@ -116,9 +116,7 @@ class GRPOTrainer(PackedGRPOTrainer):
         if self._signal is None:
             return output
         groups, rewards = self._groups, self._rewards
-        with blame("signal", self._signal):
-            signal = self._signal(groups, rewards)
-        guard_signal(self._signal, groups, signal, self.args.output_dir, self._policy)
+        signal = ask_signal(self._signal, groups, rewards, self.args.output_dir, self._policy)
         _require_place(self._signal, groups, signal)
         mode = "train" if self.model.training else "eval"
         for name, value in group_metrics([(groups, rewards)], signal).items():
@@ -188,22 +186,21 @@ class GRPOTrainer(PackedGRPOTrainer):
             targets=targets,
             row_ids=torch.arange(first, first + count),
         )
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ),
-            blame("sampler", self._sampler),
+        with unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
         ):
-            groups = self._sampler(
+            groups = ask_sampler(
+                self._sampler,
                 self._policy,
                 batch,
                 size,
                 Draw(seed=self.args.seed, step=self._batch_number()),
+                num_rollouts=size,
+                folder=self.args.output_dir,
             )
-        guard_groups(self._sampler, groups, batch, self._policy, size)
         self._groups: RolloutGroups = groups
         return {
             "prompt_ids": [ids for ids in prompt_ids for _ in range(size)],
