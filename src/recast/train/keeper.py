@@ -58,8 +58,10 @@ class Resumed:
         return self.checkpoint.facts["position"] if self.checkpoint else empty
 
     def restore(self, state: LoopState) -> None:
+        """Let a state stand there; the memory of what was read is free again."""
         if self.checkpoint:
             state.restore(self.checkpoint.tensors, self.checkpoint.facts["state"])
+            self.checkpoint.tensors.clear()
 
 
 def find_checkpoint(output: str, resume: bool) -> Resumed | None:
