@@ -16,9 +16,9 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recast.groups import reorder
-from recast.run import log
-from recast.run.log import RunLog, duration, shown
+from recast.run.log import RunLog
 from recast.run.rollouts import rollout_table
+from recast.run.stage import SHOWN, duration, shown
 from recast.testing import make_groups
 from recast.types import RecastError, RolloutGroups, Signal
 
@@ -174,7 +174,7 @@ def test_plain_lines_without_a_terminal(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(log, "LINE_EVERY_S", every_s)
+    monkeypatch.setattr("recast.run.stage.LINE_EVERY_S", every_s)
     with RunLog(tmp_path / "run", CONFIG) as run:
         run.plan([("data", 30), ("rl", 240)])
         with run.stage("rl", total=4, estimate_s=240) as stage:
@@ -282,7 +282,7 @@ def test_a_step_without_rollouts_writes_no_file(tmp_path: Path) -> None:
 
 
 def test_what_is_shown_starts_with_learnability() -> None:
-    metrics = dict.fromkeys(["actor/tokens", *reversed(log.SHOWN)], 0.5)
+    metrics = dict.fromkeys(["actor/tokens", *reversed(SHOWN)], 0.5)
     assert shown(metrics) == (
         "all-zero 0.5  single-hit 0.5  trainable 0.5  repaired 0.5  reward 0.5  "
         "NDCG@10 0.5  KL 0.5  grad 0.5"
