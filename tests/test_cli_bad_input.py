@@ -348,3 +348,6 @@ def test_rl_that_diverges(
     assert [entry["step"] for entry in metric_lines(run)] == [0, 1]
     assert not (run / "policy").exists()
     assert not list(run.rglob("*.partial"))
+    again = failure(capsys, *map(str, rl_args(walk, run, *more, "--resume")))
+    assert again == (line, 2)
+    assert [entry["step"] for entry in metric_lines(run)] == [0, 1]
