@@ -18,6 +18,7 @@ from recast.rl import train_rl
 from recast.run.checkpoint import read_checkpoints
 from recast.run.files import CHECKPOINTS, alone_in
 from recast.run.fingerprint import sha256_of
+from recast.run.log import RunLog
 from recast.train import keeper
 from recast.types import RecastError, RolloutGroups, Signal
 
@@ -177,3 +178,60 @@ def test_a_signal_that_was_mended(
     train(walk, run, resume=True)
     said = capsys.readouterr().out
     assert "warning: the code of signal is another than when the run began\n" in said
+
+
+def test_killed_before_anything_is_kept(
+    walk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its folder is made: the run that goes on begins anew there."""
+    run = tmp_path / "run"
+    monkeypatch.setattr(keeper, "RunLog", Killed)
+    with pytest.raises(SystemExit):
+        train(walk, run)
+    monkeypatch.undo()
+    assert [entry.name for entry in run.iterdir()] == [CHECKPOINTS]
+    train(walk, run, resume=True)
+    assert [line["step"] for line in metric_lines(run)] == [0, 1, 2, 3, 4]
+
+
+class Killed(RunLog):
+    """Where nothing is cleaned up any more."""
+
+    def __enter__(self) -> RunLog:
+        raise SystemExit
+
+
+def test_checkpoints_vanish_at_once(walk: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed while they are removed is a finished one."""
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    train(walk, run, resume=True)
+    assert (run / "policy").is_dir()
+    with pytest.raises(RecastError, match="holds a finished run: "):
+        keeper.find_checkpoint(str(run), True)
+
+
+@pytest.mark.parametrize("file", ["last.ckpt", "step-x/weights"])
+def test_a_folder_of_somebody_else(tmp_path: Path, file: str) -> None:
+    """Is no run, though it has one called `checkpoints`."""
+    other = tmp_path / CHECKPOINTS / file
+    other.parent.mkdir(parents=True)
+    other.write_text("theirs")
+    (tmp_path / "notes.txt").write_text("theirs")
+    with pytest.raises(RecastError, match="holds no run that was ended: "):
+        keeper.find_checkpoint(str(tmp_path), True)
+    with pytest.raises(RecastError, match="already holds something: "):
+        keeper.find_checkpoint(str(tmp_path), False)
+
+
+def test_an_edited_state(run: Path) -> None:
+    """With a manifest that was mended, too."""
+    state = run / CHECKPOINTS / "step-000000003" / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"position": None}))
+    manifest = state.with_name("manifest.json")
+    sums = json.loads(manifest.read_text()) | {"state.json": sha256_of(state)}
+    manifest.write_text(json.dumps(sums))
+    found = keeper.find_checkpoint(str(run), True)
+    assert found
+    assert found.checkpoint
+    assert found.checkpoint.step == 2
+    assert found.skipped == [f"step 3 in {run / CHECKPOINTS} was edited: it is skipped"]

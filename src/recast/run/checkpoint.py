@@ -133,4 +133,4 @@ def _name(step: int) -> str:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), reverse=True)
+    return sorted(folder.glob("step-" + 9 * "[0-9]"), reverse=True)

@@ -66,7 +66,7 @@ def refuse_existing(folder: str | Path) -> Path:
     try:
         if path.is_symlink() and not path.exists():
             raise UnwritableError(f"{path} is a link that leads nowhere: remove it or {remedy}")
-        if (path / CHECKPOINTS).is_dir():
+        if is_ended_run(path):
             raise RecastError(
                 f"{path} holds a run that was ended: go on with --resume, remove it or {remedy}"
             )
@@ -89,6 +89,24 @@ def refuse_existing(folder: str | Path) -> Path:
     if not os.access(above, os.W_OK | os.X_OK):
         raise UnwritableError(f"{path} cannot be written (nobody may write to {above}): {remedy}")
     return path
+
+
+def is_ended_run(path: Path) -> bool:
+    """Whether a folder holds a run that was begun and has not come to its end, not somebody else's
+    folder with one called `checkpoints`."""
+    kept = path / CHECKPOINTS
+    if not kept.is_dir() or any(not e.name.startswith(("step-", ".")) for e in kept.iterdir()):
+        return False
+    is_begun = (path / "config.yaml").is_file() or os.listdir(path) == [CHECKPOINTS]
+    return is_begun or any(kept.glob("step-*/manifest.json"))
+
+
+def remove_whole(folder: Path) -> None:
+    """Remove a folder, at once or not at all; where nobody may, it stays."""
+    stage = _stage_name(folder)
+    with suppress(OSError):
+        folder.rename(stage)
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _stage_name(path: Path) -> Path:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from recast.run.board import Board
 from recast.run.environment import environment
-from recast.run.files import reason_of, refuse_existing, staged_file, writing
+from recast.run.files import CHECKPOINTS, reason_of, refuse_existing, staged_file, writing
 from recast.run.rollouts import rollout_table
 from recast.run.stage import Stage, duration
 from recast.types import Metrics, RecastError, RolloutGroups, Signal
@@ -104,7 +104,7 @@ class RunLog:
                 self._board: Board | None = None  # made by the first point
                 if self._position:
                     self._cut(self._position)
-        except RecastError:
+        except (RecastError, KeyboardInterrupt):
             if not self._goes_on:
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
@@ -122,6 +122,9 @@ class RunLog:
             with suppress(OSError):  # what did not fit is tried again
                 self._board.close()
         ours = {"config.yaml", "env.json", "metrics.jsonl", "tb"}
+        if error and nothing_yet:
+            with suppress(OSError):  # something is kept, or nothing ever is
+                (self.folder / CHECKPOINTS).rmdir()
         if error and nothing_yet and {entry.name for entry in self.folder.iterdir()} <= ours:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:

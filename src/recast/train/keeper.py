@@ -23,7 +23,15 @@ from recast.run.checkpoint import (
     remove_newer,
     write_checkpoint,
 )
-from recast.run.files import CHECKPOINTS, alone_in, reason_of, refuse_existing
+from recast.run.files import (
+    CHECKPOINTS,
+    alone_in,
+    is_ended_run,
+    reason_of,
+    refuse_existing,
+    remove_whole,
+    writing,
+)
 from recast.run.fingerprint import MACHINE, flat, inputs_of, plain
 from recast.run.log import Position, RunLog
 from recast.run.stop import whole
@@ -36,6 +44,9 @@ _BYTES_PER_S = 2e8
 
 _MEASURED = ("threads", "micro_batch_tokens", "pass_tokens")
 """Settings that a run measures where they are unset; one that goes on takes them as they were."""
+
+_FACTS = ("settings", "reads", "parts", "measured", "state", "position")
+"""Of a checkpoint, each by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,16 +85,19 @@ def find_checkpoint(output: str, resume: bool) -> Resumed | None:
     if not resume:
         refuse_existing(output)
         return None
-    if not (path / CHECKPOINTS).is_dir():
+    if not is_ended_run(path):
         kind = "a finished run" if (path / "policy").exists() else "no run that was ended"
         raise RecastError(f"{path} holds {kind}: start without --resume, in another output")
     with alone_in(path):  # it has not ended yet where another process is in it
         pass
     skipped: list[str] = []
     for found in read_checkpoints(path):
-        if isinstance(found, Checkpoint):
+        if isinstance(found, RecastError):
+            skipped.append(str(found))
+        elif all(isinstance(found.facts.get(name), dict) for name in _FACTS):
             return Resumed(checkpoint=found, skipped=skipped)
-        skipped.append(str(found))
+        else:
+            skipped.append(f"step {found.step} in {path / CHECKPOINTS} was edited: it is skipped")
     if skipped:
         raise RecastError(
             f"{path} holds no whole checkpoint ({skipped[0]}): remove it and start anew"
@@ -134,18 +148,26 @@ class RunFacts:
             goes_on=resumed is not None,
             position=resumed.position if resumed else None,
         )
-        with alone_in(self.output), log as run:
-            if resumed:
-                shutil.rmtree(run.folder / "policy", ignore_errors=True)  # it ended right behind it
-                for line in self._warnings(resumed):
-                    run.say(f"warning: {line}")
-                resumed.restore(state)
-                remove_newer(run.folder, state.count)
-                run.say(f"goes on behind optimizer step {state.optimizer_steps}")
-            else:
-                run.environment(data_hash(self.settings["data"]))
-            with Keeper(run, state, self) as keeper:
-                yield run, keeper
+        kept = Path(self.output) / CHECKPOINTS
+        with alone_in(self.output):
+            with writing(kept):  # first of all: what is killed from here on can go on
+                kept.mkdir(exist_ok=True)
+            with log as run:
+                if resumed:
+                    self._go_on(resumed, run, state)
+                else:
+                    run.environment(data_hash(self.settings["data"]))
+                with Keeper(run, state, self) as keeper:
+                    yield run, keeper
+
+    def _go_on(self, resumed: Resumed, run: RunLog, state: LoopState) -> None:
+        """Let the state stand where the run ended."""
+        shutil.rmtree(run.folder / "policy", ignore_errors=True)  # it ended right behind it
+        for line in self._warnings(resumed):
+            run.say(f"warning: {line}")
+        resumed.restore(state)
+        remove_newer(run.folder, state.count)
+        run.say(f"goes on behind optimizer step {state.optimizer_steps}")
 
     def _warnings(self, resumed: Resumed) -> Iterator[str]:
         yield from resumed.skipped
@@ -169,7 +191,6 @@ class Keeper:
         self._due = self._began + max(self._every_s, size / _BYTES_PER_S / _MOST)
         self._checkpoints, self._spent_s = 0, 0.0
         self._hook = state.optimizer.register_step_pre_hook(self._begin)
-        (run.folder / CHECKPOINTS).mkdir(exist_ok=True)  # the run has begun
 
     def __enter__(self) -> Keeper:
         return self
@@ -187,15 +208,13 @@ class Keeper:
                 f"checkpoints: {self._checkpoints} in {self._spent_s:.2f} s, {share:.2%} of the run"
             )
         if not error:  # its result is on the disk
-            shutil.rmtree(self._run.folder / CHECKPOINTS, ignore_errors=True)
+            remove_whole(self._run.folder / CHECKPOINTS)
             return
         if self._is_whole:
             with whole():
                 self._write()
         if self._written:
             self._run.say(f"kept behind optimizer step {self._written_step}: resume goes on there")
-        if not self._state.count:
-            shutil.rmtree(self._run.folder / CHECKPOINTS, ignore_errors=True)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -237,9 +256,9 @@ def _code_of(part: Any) -> Any:
 
 def _check_same(then: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise `RecastError` unless the run that goes on is the one that was ended."""
-    if then["recast"] != now["recast"]:
+    if then.get("recast") != now["recast"]:
         raise RecastError(
-            f"the run was begun by recast {then['recast']}, this is {now['recast']}: resume "
+            f"the run was begun by recast {then.get('recast')}, this is {now['recast']}: resume "
             "it with that version, or start anew"
         )
     old, new = then["settings"], now["settings"]
