@@ -313,3 +313,14 @@ def test_files_that_do_not_fit_end_no_run(
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(len(lines)))
     assert 0 < len(lines) < 9
+
+
+def test_metrics_that_are_removed_are_missed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunLog(tmp_path / "run", {}) as run:
+        run.metrics(0, {"sft/loss": 3.0}, stage="SFT")
+        (tmp_path / "run" / "metrics.jsonl").unlink()
+        for step in (1, 2):
+            run.metrics(step, {"sft/loss": 2.0}, stage="SFT")
+    assert capsys.readouterr().out.count("metrics.jsonl was removed; the run goes on without") == 1

@@ -191,6 +191,7 @@ def test_killed_before_anything_is_kept(
     monkeypatch.undo()
     assert [entry.name for entry in run.iterdir()] == [CHECKPOINTS]
     train(walk, run, resume=True)
+    assert json.loads((run / "env.json").read_text())["data_hash"]
     assert [line["step"] for line in metric_lines(run)] == [0, 1, 2, 3, 4]
 
 

@@ -106,7 +106,7 @@ def remove_whole(folder: Path) -> None:
     stage = _stage_name(folder)
     with suppress(OSError):
         folder.rename(stage)
-        shutil.rmtree(stage, ignore_errors=True)
+        _remove(stage)
 
 
 def _stage_name(path: Path) -> Path:

@@ -7,6 +7,7 @@ time that is left; elsewhere it is plain lines, one in `LINE_EVERY_S` seconds at
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -270,7 +271,9 @@ class RunLog:
 
 
 def _append(file: FileIO, line: str) -> None:
-    """A whole line or none."""
+    """A whole line or none, of a file that is still there."""
+    if not os.fstat(file.fileno()).st_nlink:
+        raise FileNotFoundError(errno.ENOENT, f"{file.name} was removed")
     size, data = file.tell(), line.encode()
     try:
         written = file.write(data)

@@ -155,7 +155,7 @@ class RunFacts:
             with log as run:
                 if resumed:
                     self._go_on(resumed, run, state)
-                else:
+                if not (resumed and resumed.checkpoint):
                     run.environment(data_hash(self.settings["data"]))
                 with Keeper(run, state, self) as keeper:
                     yield run, keeper
