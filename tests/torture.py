@@ -205,7 +205,7 @@ def _compared(name: str, alone: Path, killed: Path, count: Count) -> str:
             if files[0] and not pl.read_parquet(files[0]).equals(pl.read_parquet(files[1])):
                 return f"{part / tables} differs"
     left = [str(path) for path in killed.rglob("*.partial")]
-    left += [str(path) for path in (*killed.rglob(CHECKPOINTS), *killed.parent.glob(".*.parts"))]
+    left += [str(path) for path in killed.rglob(CHECKPOINTS)]
     return f"{left} are left" if left else ""
 
 

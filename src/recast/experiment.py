@@ -27,7 +27,15 @@ import recast
 from recast.cell import Cell, default_of, inputs_of, listed, settings_of, verb_of
 from recast.config import EvaluateConfig, RLConfig
 from recast.config.check import as_path
-from recast.run.files import CHECKPOINTS, alone_in, read_json, reading, refuse_existing, staged_file
+from recast.run.files import (
+    CHECKPOINTS,
+    alone_in,
+    read_json,
+    reading,
+    refuse_existing,
+    remove_whole,
+    staged_file,
+)
 from recast.run.fingerprint import Input, plain
 from recast.run.log import RunLog
 from recast.types import Metrics, RecastError, require
@@ -125,7 +133,7 @@ class _Runs:
             for cell in cells:
                 if cell.name in self.done:
                     _refuse_changed(cell, self.done[cell.name]["reads"], self._reads(cell))
-                    _begun(cell).unlink(missing_ok=True)
+                    _tidy(cell)
                     log.say(f"{cell.name}: finished before, not run again")
                     continue
                 self.done[cell.name] = self._run(cell, log)
@@ -164,7 +172,7 @@ class _Runs:
         threads, version = torch.get_num_threads(), recast.__version__
         record |= {"returned": returned, "threads": threads, "recast": version}
         _write(_mark(cell), record)
-        begun.unlink()
+        _tidy(cell)
         return record
 
     def _with_threads(self, cell: Cell) -> Cell:
@@ -301,6 +309,13 @@ def _mark(cell: Cell) -> Path:
 
 def _begun(cell: Cell) -> Path:
     return cell.folder.with_name(f".{cell.folder.name}.begun")
+
+
+def _tidy(cell: Cell) -> None:
+    """Remove what only an unfinished cell needs."""
+    for kept in list(cell.folder.rglob(CHECKPOINTS)):
+        remove_whole(kept)
+    _begun(cell).unlink(missing_ok=True)
 
 
 def _stage_of(cell: Cell) -> str:

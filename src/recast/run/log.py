@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -83,7 +84,7 @@ class RunLog:
         self._goes_on = goes_on
         own = _Screen(quiet=silent, highlight=False, markup=False, soft_wrap=True)
         self.console: Console = parent.console if parent else own
-        self._parent = parent
+        self.parent = parent
         self._config = config
         self._began = time.monotonic()
         self._hinted = False
@@ -145,6 +146,8 @@ class RunLog:
 
     def cut_metrics(self, size: int) -> None:
         """Remove what stands behind the first bytes of `metrics.jsonl`."""
+        if self._metrics.tell() < size < sys.maxsize:
+            self.say(f"warning: lines of {self.folder}/metrics.jsonl were removed since")
         self._metrics.truncate(min(size, self._metrics.tell()))
         self._metrics.seek(0, os.SEEK_END)
 
@@ -164,7 +167,7 @@ class RunLog:
         run: RunLog | None = self
         while run:
             yield run
-            run = run._parent
+            run = run.parent
 
     def _unless_full(self, what: str, write: Callable[[], None]) -> None:
         """A log that cannot be written is said once, and not tried again."""

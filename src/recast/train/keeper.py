@@ -208,7 +208,8 @@ class Keeper:
                 f"checkpoints: {self._checkpoints} in {self._spent_s:.2f} s, {share:.2%} of the run"
             )
         if not error:  # its result is on the disk
-            remove_whole(self._run.folder / CHECKPOINTS)
+            if not self._run.parent:  # a cell has ended when it is marked
+                remove_whole(self._run.folder / CHECKPOINTS)
             return
         if self._is_whole:
             with whole():
