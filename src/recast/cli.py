@@ -41,6 +41,8 @@ class Verb(NamedTuple):
     summary: str
     describe: str | None = None
     """Says what is in the output folder, where the stage itself returns no text or numbers."""
+    check: str | None = None
+    """Refuses a config before the stage is imported."""
 
 
 VERBS = {
@@ -65,7 +67,12 @@ VERBS = {
     "methods": Verb(
         None, "recast.report.methods:describe_methods", "every method with its paper and its parts"
     ),
-    "rl": Verb("RLConfig", "recast.rl:train_rl", "post-train a policy with one method"),
+    "rl": Verb(
+        "RLConfig",
+        "recast.rl:train_rl",
+        "post-train a policy with one method",
+        check="recast.methods.table:check_names",
+    ),
     "evaluate": Verb(
         "EvaluateConfig",
         "recast.evaluation.rank:evaluate_policy",
@@ -161,6 +168,8 @@ def run(args: list[str]) -> None:
 
     # Before the stage is imported, which takes seconds.
     enter(config, type(config), goes_on=name == "quickstart")
+    if verb.check:
+        _resolve(verb.check)(config)
     began = time.monotonic()
     result = _resolve(verb.stage)(config)
     if verb.describe:
@@ -174,7 +183,7 @@ def run(args: list[str]) -> None:
 def _refuse_ranks() -> None:
     """One line of the first process, where a launcher has started several."""
     from recast.config.check import refuse_ranks
-    from recast.types import RecastError
+    from recast.light import RecastError
 
     try:
         refuse_ranks()
@@ -234,7 +243,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         return str(error) or "interrupted", 128 + number
-    from recast.types import RecastError
+    from recast.light import RecastError
 
     text = str(error)
     full = "choose another output or free some space"
