@@ -85,6 +85,26 @@ def test_variables_of_others() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("POLARS_MAX_THREADS", "0", "is '0': give 1 to 1024, or unset it"),
+        ("POLARS_MAX_THREADS", "1000000", "is '1000000': give 1 to 1024, or unset it"),
+        ("POLARS_MAX_THREADS", "many", "is 'many': give 1 to 1024, or unset it"),
+        ("PYTHONPATH", "{}", "has {}/yaml.py, which hides the package yaml: rename it"),
+        ("TORCH_LOGS", "junk", "is 'junk': torch knows no such log, unset it"),
+        ("PYTHONOPTIMIZE", "2", "is 2: transformers reads the docstrings that it drops, unset it"),
+    ],
+)
+def test_variables_that_libraries_break_on(
+    tmp_path: Path, name: str, value: str, line: str
+) -> None:
+    (tmp_path / "yaml.py").touch()
+    done = run("methods", **{name: value.format(tmp_path)})
+    assert done.returncode == 2
+    assert done.stderr == f"recast: error: {name} {line.format(tmp_path)}\n"
+
+
 def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()

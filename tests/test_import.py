@@ -32,6 +32,40 @@ def test_import_is_fast_and_pulls_no_torch() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("run", "line", "waits_for_none_of"),
+    [
+        ("cli.main(['rl', '--steps=x'])", "--steps is 'x': give a whole number", {"torch"}),
+        (
+            "cli.main(['evaluate', '--data=.', '--policy=p', '--output=../o'])",
+            "p holds no policy (recast.json): make one with `recast sft`",
+            {"torch"},
+        ),
+        (
+            "table.check_names(recast.RLConfig(data='d', policy='p', output='o', sampler='bean'))",
+            "sampler is 'bean': did you mean 'beam'?",
+            {"transformers", "polars"},
+        ),
+    ],
+)
+def test_a_refusal_waits_for_no_import_of_seconds(
+    tmp_path: Path, run: str, line: str, waits_for_none_of: set[str]
+) -> None:
+    names = ("interactions.parquet", "users.parquet", "items.parquet", "data.json")
+    for name in names:
+        (tmp_path / name).touch()
+    module = "from recast.methods import table" if "table" in run else "from recast import cli"
+    code = (
+        f"import os, sys, recast; os.chdir({str(tmp_path)!r}); {module}\n"
+        f"try: {run}\nexcept (SystemExit, ValueError) as error: print(error)\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said, modules = done.stdout.splitlines()
+    assert line in said + done.stderr
+    assert not waits_for_none_of & set(modules.split())
+
+
 @pytest.mark.parametrize("name", recast.__all__)
 def test_every_exported_name_is_found_in_its_home(name: str) -> None:
     value = getattr(recast, name)

@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from recast.experiment import run_cells as run_cells
     from recast.items.catalog import load_catalog as load_catalog
     from recast.items.tokenize import tokenize as tokenize
+    from recast.light import RecastError as RecastError
     from recast.methods.table import METHODS as METHODS
     from recast.methods.table import Method as Method
     from recast.policy.load import load_policy as load_policy
     from recast.rl import train_rl as train_rl
     from recast.sft import train_sft as train_sft
     from recast.types import Prompts as Prompts
-    from recast.types import RecastError as RecastError
     from recast.types import RolloutGroups as RolloutGroups
     from recast.types import Signal as Signal
 
@@ -75,7 +75,7 @@ _HOMES = {
     "train_rl": "recast.rl",
     "train_sft": "recast.sft",
     "Prompts": "recast.types",
-    "RecastError": "recast.types",
+    "RecastError": "recast.light",
     "RolloutGroups": "recast.types",
     "Signal": "recast.types",
 }

@@ -24,10 +24,19 @@ import recast
 from recast.run.stop import Stopped, listening
 
 BAD_INPUT, BUG = 2, 1
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "not enough memory",
+    "failed to map segment",  # of a library that is imported
+)
 _LONGEST = 4000
 """Characters of an error."""
 _COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+_MOST_THREADS = 1024
+"""Of polars, which hangs for minutes with a million."""
+_PACKAGES = ("jsonargparse", "numpy", "polars", "safetensors", "torch", "transformers", "yaml")
+"""Folders all: a file of such a name is another's."""
 
 
 class Verb(NamedTuple):
@@ -41,6 +50,8 @@ class Verb(NamedTuple):
     summary: str
     describe: str | None = None
     """Says what is in the output folder, where the stage itself returns no text or numbers."""
+    check: str | None = None
+    """Refuses a config before the stage is imported."""
 
 
 VERBS = {
@@ -65,7 +76,12 @@ VERBS = {
     "methods": Verb(
         None, "recast.report.methods:describe_methods", "every method with its paper and its parts"
     ),
-    "rl": Verb("RLConfig", "recast.rl:train_rl", "post-train a policy with one method"),
+    "rl": Verb(
+        "RLConfig",
+        "recast.rl:train_rl",
+        "post-train a policy with one method",
+        check="recast.methods.table:check_names",
+    ),
     "evaluate": Verb(
         "EvaluateConfig",
         "recast.evaluation.rank:evaluate_policy",
@@ -151,9 +167,12 @@ def run(args: list[str]) -> None:
     except OSError:
         fail("the working directory is gone: change to one that exists")
     name = args[0]
+    _refuse_variables()
     _refuse_ranks()
     config = configure(name, args[1:])
     verb = VERBS[name]
+    if sys.flags.optimize > 1:
+        fail("PYTHONOPTIMIZE is 2: transformers reads the docstrings that it drops, unset it")
     if config is None:
         print(_resolve(verb.stage)())
         return
@@ -161,6 +180,8 @@ def run(args: list[str]) -> None:
 
     # Before the stage is imported, which takes seconds.
     enter(config, type(config), goes_on=name == "quickstart")
+    if verb.check:
+        _resolve(verb.check)(config)
     began = time.monotonic()
     result = _resolve(verb.stage)(config)
     if verb.describe:
@@ -171,10 +192,22 @@ def run(args: list[str]) -> None:
     print(f"recast {name}: done in {time.monotonic() - began:.0f} s, written to {config.output}")
 
 
+def _refuse_variables() -> None:
+    """Variables that libraries of ours panic, hang or break on."""
+    if threads := os.environ.get("POLARS_MAX_THREADS", ""):
+        is_count = threads.isascii() and threads.isdigit() and len(threads) <= 4
+        if not (is_count and 1 <= int(threads) <= _MOST_THREADS):
+            fail(f"POLARS_MAX_THREADS is {threads!r}: give 1 to {_MOST_THREADS}, or unset it")
+    for folder in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+        for name in _PACKAGES:
+            if os.path.isfile(file := os.path.join(folder, f"{name}.py")):
+                fail(f"PYTHONPATH has {file}, which hides the package {name}: rename it")
+
+
 def _refuse_ranks() -> None:
     """One line of the first process, where a launcher has started several."""
     from recast.config.check import refuse_ranks
-    from recast.types import RecastError
+    from recast.light import RecastError
 
     try:
         refuse_ranks()
@@ -187,7 +220,12 @@ def _refuse_ranks() -> None:
 
 def _resolve(path: str) -> Callable[..., Any]:
     module, function = path.split(":")
-    found: Callable[..., Any] = getattr(import_module(module), function)
+    try:
+        found: Callable[..., Any] = getattr(import_module(module), function)
+    except ValueError as error:  # of torch, as it is imported
+        if "Invalid log settings" not in str(error):
+            raise
+        fail(f"TORCH_LOGS is {os.environ.get('TORCH_LOGS')!r}: torch knows no such log, unset it")
     return found
 
 
@@ -234,7 +272,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         return str(error) or "interrupted", 128 + number
-    from recast.types import RecastError
+    from recast.light import RecastError
 
     text = str(error)
     full = "choose another output or free some space"

@@ -11,7 +11,7 @@ from os import PathLike, fspath
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeGuard, Union, cast, get_args, get_origin, get_type_hints
 
-from recast.types import RecastError, require
+from recast.light import RecastError, require
 
 _GROUPS = {"ModelConfig": "model.", "LoRAConfig": "lora."}
 """Nested settings and what their names begin with."""

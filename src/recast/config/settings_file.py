@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from recast.types import RecastError
+from recast.light import RecastError
 
 MOST_BYTES = 2**18
 MOST_NODES = 20_000

@@ -8,14 +8,14 @@ which the loop supplies by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from functools import partial
 from inspect import Parameter, signature
 from typing import Any
 
 from recast import losses, rewards, rollout, signals
-from recast.config.plugin import is_path, load_function
+from recast.config.plugin import load_function
 from recast.config.user_code import place_of, require_call, short
+from recast.methods.names import nearest, require_ours
 from recast.types import RecastError, Traits
 
 Part = Callable[..., Any]
@@ -52,12 +52,6 @@ REMEDIES = {
 """How to supply a resource that is missing."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'? ` for the closest known name, or nothing."""
-    near = get_close_matches(name, list(known), n=1, cutoff=0.3)
-    return f"did you mean {near[0]!r}? " if near else ""
-
-
 def find_part(kind: str, name: str) -> Part:
     """The sampler, reward, signal or loss of that name, or a user's `module:function`.
 
@@ -68,15 +62,8 @@ def find_part(kind: str, name: str) -> Part:
         _GIVEN[id(part)] = (name, part)
         require_fit(f"{kind} is {name!r}, which", kind, part)
         return part
-    if is_path(name):
-        raise RecastError(f"{kind} is {name!r}: name the function too, {name}:mine")
-    known = KINDS[kind]
-    if name not in known:
-        raise RecastError(
-            f"{kind} is {name!r}: {nearest(name, known)}choose one of {', '.join(known)}, "
-            "or module:function"
-        )
-    return known[name]
+    require_ours(kind, name, KINDS[kind])
+    return KINDS[kind][name]
 
 
 def require_fit(owner: str, kind: str, part: Part) -> None:

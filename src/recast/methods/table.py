@@ -6,7 +6,7 @@ Changing a method is one line: `METHODS["mine"] = replace(METHODS["recast"], sig
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recast import losses, rewards, signals
-from recast.config import LossAgg
-from recast.methods.parts import nearest
+from recast.config import LossAgg, RLConfig
+from recast.config.plugin import load_function
+from recast.methods.names import nearest, require_ours
 from recast.types import LogprobSpace, Loss, RecastError, Signal, require
 
 
@@ -322,3 +323,24 @@ def find_method(name: str) -> Method:
             f"method is {name!r}: {nearest(name, METHODS)}choose one of {', '.join(METHODS)}"
         )
     return METHODS[name]
+
+
+def check_names(config: RLConfig) -> None:
+    """Raise `RecastError` for a method or a part that is not there.
+
+    It needs no transformers, whose import takes longer than a refusal may.
+    """
+    find_method(config.method)
+    samplers = [name for method in METHODS.values() for name in method.samplers]
+    ours: dict[str, Iterable[str]] = {
+        "sampler": dict.fromkeys(samplers),
+        "reward": rewards.REWARDS,
+        "signal": signals.SIGNALS,
+        "loss": losses.LOSSES,
+    }
+    for kind, known in ours.items():
+        name = getattr(config, kind)
+        if name and ":" in name:
+            load_function(kind, name)
+        elif name:
+            require_ours(kind, name, known)

@@ -16,9 +16,9 @@ import time
 import zipfile
 from pathlib import Path
 
+from recast.light import RecastError
 from recast.run.files import UNPACKING, reason_of, staged_file, staged_folder, stays_inside
 from recast.run.fingerprint import digest, sha256_of
-from recast.types import RecastError
 
 STALL_S = 60.0
 """Seconds without a new byte after which pip is given up: it waits 15 for an answer by itself."""

@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from recast.light import RecastError
 from recast.run.checkpoint import read_whole, write_whole
 from recast.run.files import alone_in, reading, reason_of, refuse_existing
 from recast.run.fingerprint import Input, digest, plain
 from recast.run.stop import whole
-from recast.types import RecastError
 
 _EVERY_S = 60.0
 _MOST = 0.02  # of the time goes into writing
