@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from recast.config.train import SFTConfig as SFTConfig
     from recast.data.folder import load_data as load_data
     from recast.data.prepare import prepare as prepare
+    from recast.errors import RecastError as RecastError
     from recast.evaluation.grounding import ground_texts as ground_texts
     from recast.evaluation.rank import evaluate_policy as evaluate_policy
     from recast.evaluation.stratify import stratify_policy as stratify_policy
     from recast.experiment import run_cells as run_cells
     from recast.items.catalog import load_catalog as load_catalog
     from recast.items.tokenize import tokenize as tokenize
-    from recast.light import RecastError as RecastError
     from recast.methods.table import METHODS as METHODS
     from recast.methods.table import Method as Method
     from recast.policy.load import load_policy as load_policy
@@ -75,7 +75,7 @@ _HOMES = {
     "train_rl": "recast.rl",
     "train_sft": "recast.sft",
     "Prompts": "recast.types",
-    "RecastError": "recast.light",
+    "RecastError": "recast.errors",
     "RolloutGroups": "recast.types",
     "Signal": "recast.types",
 }

@@ -207,7 +207,7 @@ def _refuse_variables() -> None:
 def _refuse_ranks() -> None:
     """One line of the first process, where a launcher has started several."""
     from recast.config.check import refuse_ranks
-    from recast.light import RecastError
+    from recast.errors import RecastError
 
     try:
         refuse_ranks()
@@ -272,7 +272,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         return str(error) or "interrupted", 128 + number
-    from recast.light import RecastError
+    from recast.errors import RecastError
 
     text = str(error)
     full = "choose another output or free some space"

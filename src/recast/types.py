@@ -21,13 +21,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recast.draws import uniforms
-from recast.light import LARGEST_FACTOR as LARGEST_FACTOR
-from recast.light import LogprobSpace as LogprobSpace
-from recast.light import RecastError as RecastError
-from recast.light import in_short as in_short
-from recast.light import one_line as one_line
-from recast.light import require as require
-from recast.light import require_range as require_range
+from recast.errors import LARGEST_FACTOR as LARGEST_FACTOR
+from recast.errors import LogprobSpace as LogprobSpace
+from recast.errors import RecastError as RecastError
+from recast.errors import in_short as in_short
+from recast.errors import one_line as one_line
+from recast.errors import require as require
+from recast.errors import require_range as require_range
 
 Metrics = dict[str, float]
 """One step's numbers under slash names, e.g. `{"group/all_zero_frac": 0.85}`."""

@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 
 from recast.config.check import CODE, check_text, fits_type, in_words, names_code, options_of
 from recast.config.settings_file import load_text, read_settings
-from recast.light import RecastError, in_short
+from recast.errors import RecastError, in_short
 
 
 def parse(name: str, config_type: type, summary: str, epilog: str, args: list[str]) -> Any:

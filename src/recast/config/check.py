@@ -11,7 +11,7 @@ from os import PathLike, fspath
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeGuard, Union, cast, get_args, get_origin, get_type_hints
 
-from recast.light import RecastError, require
+from recast.errors import RecastError, require
 
 _GROUPS = {"ModelConfig": "model.", "LoRAConfig": "lora."}
 """Nested settings and what their names begin with."""

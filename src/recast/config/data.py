@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from recast.config.check import MOST_STEPS, check_seed, check_settings, within
-from recast.light import require
+from recast.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from recast.config.check import (
     check_threads,
     within,
 )
-from recast.light import require
+from recast.errors import require
 
 Level = Literal["item", "sid", "popular_item"]
 """What a place of a list is: an item, a semantic ID, or the most popular item of each one."""

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from recast.config.user_code import told, undisturbed
-from recast.light import RecastError
+from recast.errors import RecastError
 
 
 def load_function(kind: str, name: str) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from recast.light import RecastError
+from recast.errors import RecastError
 
 MOST_BYTES = 2**18
 MOST_NODES = 20_000

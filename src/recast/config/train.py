@@ -18,7 +18,7 @@ from recast.config.check import (
     within,
 )
 from recast.config.evaluation import VALID_METRICS, check_metrics
-from recast.light import LogprobSpace, require
+from recast.errors import LogprobSpace, require
 
 Precision = Literal["float32", "bfloat16"]
 """Of the matrix products; weights, sums and the optimizer are in float32."""

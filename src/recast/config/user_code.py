@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast.light import RecastError, one_line
+from recast.errors import RecastError, one_line
 
 _LONGEST = 200
 """Characters of what an exception says."""

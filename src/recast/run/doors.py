@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recast.config.check import names_code, refuse_ranks, take
-from recast.light import RecastError
+from recast.errors import RecastError
 from recast.run.files import kind_of, refuse_existing
 
 _KINDS = {

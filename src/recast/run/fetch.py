@@ -16,7 +16,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from recast.light import RecastError
+from recast.errors import RecastError
 from recast.run.files import UNPACKING, reason_of, staged_file, staged_folder, stays_inside
 from recast.run.fingerprint import digest, sha256_of
 

@@ -23,7 +23,7 @@ from huggingface_hub.errors import StrictDataclassError
 from polars.exceptions import ComputeError, PanicException, PolarsError
 from safetensors import SafetensorError
 
-from recast.light import RecastError, one_line
+from recast.errors import RecastError, one_line
 
 if sys.platform != "win32":
     import fcntl

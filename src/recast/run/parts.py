@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from recast.light import RecastError
+from recast.errors import RecastError
 from recast.run.checkpoint import read_whole, write_whole
 from recast.run.files import alone_in, reading, reason_of, refuse_existing
 from recast.run.fingerprint import Input, digest, plain

@@ -1,4 +1,4 @@
-"""What settings and their errors need, without torch: its import takes longer than their checks."""
+"""Errors, and what the checks of settings need, without torch, which takes longer to import."""
 
 from __future__ import annotations
 
