@@ -42,7 +42,7 @@ def test_import_is_fast_and_pulls_no_torch() -> None:
             {"torch"},
         ),
         (
-            "table.check_names(recast.RLConfig(data='d', policy='p', output='o', sampler='bean'))",
+            "table.check_method(recast.RLConfig(data='d', policy='p', output='o', sampler='bean'))",
             "sampler is 'bean': did you mean 'beam'?",
             {"transformers", "polars"},
         ),

@@ -80,7 +80,7 @@ VERBS = {
         "RLConfig",
         "recast.rl:train_rl",
         "post-train a policy with one method",
-        check="recast.methods.table:check_names",
+        check="recast.methods.table:check_method",
     ),
     "evaluate": Verb(
         "EvaluateConfig",

@@ -22,7 +22,7 @@ from recast.methods.parts import (
     supply,
     with_parameters,
 )
-from recast.methods.table import check_names
+from recast.methods.table import check_method
 from recast.types import RecastError
 
 
@@ -106,7 +106,7 @@ def test_a_missing_resource_is_named_with_its_remedy() -> None:
 def test_an_unknown_name_gives_the_nearest(kind: str) -> None:
     for name in KINDS[kind]:
         assert find_part(kind, name) is KINDS[kind][name]
-        check_names(RLConfig(**{"data": "d", "policy": "p", "output": "o", kind: name}))
+        check_method(RLConfig(**{"data": "d", "policy": "p", "output": "o", kind: name}))
         with pytest.raises(RecastError, match=f"{kind} is '{name}x': did you mean '{name}'"):
             find_part(kind, f"{name}x")
     with pytest.raises(RecastError, match="or module:function"):

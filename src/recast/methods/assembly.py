@@ -37,7 +37,7 @@ from recast.methods.parts import (
     with_parameters,
 )
 from recast.methods.probe import probe_groups, probe_loss, probe_resources
-from recast.methods.table import Method, find_method
+from recast.methods.table import Method, find_method, require_group
 from recast.policy.load import Policy
 from recast.policy.ranker import load_ranker
 from recast.types import RecastError, RolloutGroups, require
@@ -137,9 +137,7 @@ def _refuse_misfits(method: Method, config: RLConfig, name: str) -> None:
     free = config.sampler_args.get("constrained") is False and method.space == "trie"
     need = f"method {name!r} is over the allowed children, which free beams leave; leave it out"
     require(not free, "sampler_args.constrained", False, need)
-    least = method.min_group_size
-    need = f"method {name!r} needs {least} rollouts or more per prompt"
-    require(config.group_size >= least, "group_size", config.group_size, need)
+    require_group(method, config.group_size, name)
     need = f"method {name!r} takes no KL here, leave it out or raise kl_coef"
     for setting in ("kl_rollouts", "kl_estimator"):
         value = getattr(config, setting)

@@ -325,12 +325,18 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def check_names(config: RLConfig) -> None:
-    """Raise `RecastError` for a method or a part that is not there.
+def require_group(method: Method, group_size: int, name: str) -> None:
+    """Raise `RecastError` for fewer rollouts than a method learns from."""
+    need = f"method {name!r} needs {method.min_group_size} rollouts or more per prompt"
+    require(group_size >= method.min_group_size, "group_size", group_size, need)
+
+
+def check_method(config: RLConfig) -> None:
+    """Raise `RecastError` for a method or a part that is not there, and for too small a group.
 
     It needs no transformers, whose import takes longer than a refusal may.
     """
-    find_method(config.method)
+    require_group(find_method(config.method), config.group_size, config.method)
     samplers = [name for method in METHODS.values() for name in method.samplers]
     ours: dict[str, Iterable[str]] = {
         "sampler": dict.fromkeys(samplers),
