@@ -160,8 +160,9 @@ def test_folders_that_cannot_go_on(run: Path, tmp_path: Path) -> None:
         keeper.find_checkpoint(str(nothing), True)
     with pytest.raises(RecastError, match=f"{run} holds a run that was ended: go on with --resume"):
         keeper.find_checkpoint(str(run), False)
-    with alone_in(run), pytest.raises(RecastError, match=f"{run} is in use by another process"):
-        keeper.find_checkpoint(str(run), True)
+    for resume in (False, True):
+        with alone_in(run), pytest.raises(RecastError, match=f"{run} is in use by another process"):
+            keeper.find_checkpoint(str(run), resume)
 
 
 def test_a_signal_that_was_mended(

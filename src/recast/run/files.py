@@ -67,6 +67,8 @@ def refuse_existing(folder: str | Path) -> Path:
         if path.is_symlink() and not path.exists():
             raise UnwritableError(f"{path} is a link that leads nowhere: remove it or {remedy}")
         if is_ended_run(path):
+            with _locked(path):  # it has not ended where another process is in it
+                pass
             raise RecastError(
                 f"{path} holds a run that was ended: go on with --resume, remove it or {remedy}"
             )
