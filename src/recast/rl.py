@@ -36,6 +36,7 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
     All methods see the same prompts in the same order and make the same number of steps, each of
     one optimizer step or of one for every mini-batch. Returns the validation metrics of those
     weights, the number of rollouts and optimizer steps, and the CPU seconds without validation.
+    `log` is that of an experiment, which removes the checkpoints once the run is marked.
     """
     setup = set_up_rl(config, method)
     policy = setup.policy

@@ -262,7 +262,7 @@ def _evaluate(config: EvaluateConfig, parts: Parts) -> Metrics:
             parts=parts,
         )
 
-    keep(parts, config, ("at", "levels"))
+    begin_parts(parts, config, ("at", "levels"))
     few = rows[next(_batches(policy, task, rows, config.beam_width))[:32]]
     wanted = parts.threads or config.threads
     threads = choose_threads(lambda: rank(few), wanted, config.device)
@@ -291,7 +291,9 @@ def _evaluate(config: EvaluateConfig, parts: Parts) -> Metrics:
     return means | {"invalid_frac": invalid} | counts
 
 
-def keep(parts: Parts, config: EvaluateConfig | StratifyConfig, free: tuple[str, ...] = ()) -> None:
+def begin_parts(
+    parts: Parts, config: EvaluateConfig | StratifyConfig, free: tuple[str, ...] = ()
+) -> None:
     """Keep what is done, for the same settings, but for those `free` to change, and the same files
     alone. With code of a user's own nothing is kept, for nobody knows what it reads."""
     settings = {name: value for name, value in asdict(config).items() if name not in free}

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from recast.config import StratifyConfig
 from recast.draws import uniforms
-from recast.evaluation.rank import keep, sample_rows
+from recast.evaluation.rank import begin_parts, sample_rows
 from recast.evaluation.resample import DRAWS, user_intervals
 from recast.policy.load import load_policy
 from recast.policy.ranker import load_ranker
@@ -89,7 +89,7 @@ def _stratify(config: StratifyConfig, parts: Parts) -> str:
             num_negatives=config.num_negatives,
         )
 
-    keep(parts, config)
+    begin_parts(parts, config)
     wanted = parts.threads or config.threads
     threads = choose_threads(lambda: roll_out(batches[0]), wanted)
     found = parts.collect("rows", batches, measure_batch)
