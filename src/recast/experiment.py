@@ -27,17 +27,10 @@ import recast
 from recast.cell import Cell, default_of, inputs_of, listed, settings_of, verb_of
 from recast.config import EvaluateConfig, RLConfig
 from recast.config.check import as_path
-from recast.run.files import (
-    CHECKPOINTS,
-    alone_in,
-    read_json,
-    reading,
-    refuse_existing,
-    remove_whole,
-    staged_file,
-)
+from recast.run.files import CHECKPOINTS, alone_in, refuse_existing, remove_whole, staged_file
 from recast.run.fingerprint import Input, plain
 from recast.run.log import RunLog
+from recast.run.reading import read_json, reading
 from recast.types import Metrics, RecastError, require
 
 MARK = "cell.json"

@@ -16,18 +16,8 @@ import torch
 from polars.exceptions import ComputeError
 from safetensors.torch import save_file
 
-from recast.run.files import (
-    alone_in,
-    kind_of,
-    read_json,
-    reading,
-    refuse_existing,
-    remove_partials,
-    require_plain_files,
-    staged_file,
-    staged_folder,
-    stays_inside,
-)
+from recast.run.files import alone_in, refuse_existing, remove_partials, staged_file, staged_folder
+from recast.run.reading import kind_of, read_json, reading, require_plain_files, stays_inside
 from recast.types import RecastError
 
 Staged = Callable[[Path], AbstractContextManager[Path]]

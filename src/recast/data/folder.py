@@ -25,8 +25,9 @@ from recast.data.events import pairs
 from recast.data.parquet import check_parquet, read_parquet
 from recast.data.split import SPLIT_NAMES
 from recast.run.doors import require_kind
-from recast.run.files import read_json, reading, staged_folder
+from recast.run.files import staged_folder
 from recast.run.fingerprint import check_seal, check_stamp, seal, sha256_of
+from recast.run.reading import read_json, reading
 from recast.types import SPLITS, Interactions, RecastError
 
 _FILES = ("interactions.parquet", "users.parquet", "items.parquet", "data.json")

@@ -14,7 +14,7 @@ from polars.exceptions import PanicException, PolarsError
 
 from recast.data.tables import Tables, check_events, check_items, join_text
 from recast.run.fetch import fetch_from_wheel
-from recast.run.files import UNPACKING, reason_of
+from recast.run.reading import UNPACKING, reason_of
 from recast.types import RecastError
 
 _WHEEL = "recbole==1.2.1"

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from recast.run.environment import memory_gib
-from recast.run.files import reason_of
 from recast.run.fingerprint import check_stamp
+from recast.run.reading import reason_of
 from recast.types import RecastError
 
 _BYTES_PER_ROW = 100

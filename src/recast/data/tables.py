@@ -18,7 +18,7 @@ from recast.data.delimited import Suspect, read_csv
 from recast.data.ids import MISSING, check_overlap, mixed_notes, read_ids, trimmed_notes
 from recast.data.parquet import try_parquet
 from recast.data.times import parse_times, range_notes, zone_notes
-from recast.run.files import reason_of
+from recast.run.reading import reason_of
 from recast.types import RecastError
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from recast.config.settings_file import read_settings
 from recast.data.folder import data_hash
-from recast.run.files import read_json
+from recast.run.reading import read_json
 from recast.types import SPLITS, RecastError, in_short
 
 EVALUATOR = 1

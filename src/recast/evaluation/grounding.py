@@ -32,8 +32,8 @@ from recast.items.encoder import embed_texts
 from recast.policy.baselines import Scorer, popularity
 from recast.policy.tasks import check_catalog
 from recast.run.doors import enter
-from recast.run.files import reading
 from recast.run.parts import Parts, parts_of
+from recast.run.reading import reading
 from recast.types import Interactions, Metrics, RecastError
 
 _PROBES = 8  # item texts embedded again, to see that the encoder is the catalogue's own

@@ -34,8 +34,9 @@ from recast.evaluation.ranks import (
     refuse_impossible,
 )
 from recast.evaluation.resample import DRAWS, user_intervals
-from recast.run.files import kind_of, read_json, reading, staged_folder
+from recast.run.files import staged_folder
 from recast.run.fingerprint import check_seal, seal
+from recast.run.reading import kind_of, read_json, reading
 from recast.types import Metrics, RecastError
 
 HR_AT = (1, 5, 10, 32)

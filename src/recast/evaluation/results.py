@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from recast.evaluation.facts import Facts, read_facts
-from recast.run.files import read_json, reading, staged_file
+from recast.run.files import staged_file
+from recast.run.reading import read_json, reading
 from recast.types import in_short
 
 _ROUNDING = 1e-9

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from recast.run.files import read_json, reading
+from recast.run.reading import read_json, reading
 
 
 def sid_card(

@@ -16,8 +16,8 @@ from recast.data.parquet import read_parquet
 from recast.items.trie import build_compressed_trie, build_trie
 from recast.items.writes import Catalog
 from recast.run.doors import require_kind
-from recast.run.files import read_json, reading, reason_of
 from recast.run.fingerprint import check_seal
+from recast.run.reading import read_json, reading, reason_of
 from recast.types import RecastError, require
 
 _MOST = 2**31  # tokens are kept in 32 bits

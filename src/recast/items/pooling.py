@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.run.files import read_json, reading, stays_inside
+from recast.run.reading import read_json, reading, stays_inside
 from recast.types import RecastError
 
 _MODES = {

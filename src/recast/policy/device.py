@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from recast.run.files import reason_of
+from recast.run.reading import reason_of
 from recast.types import RecastError
 
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from recast.run.environment import memory_gib
-from recast.run.files import LOADING, read_json, reading, reason_of, require_plain_files
+from recast.run.reading import LOADING, read_json, reading, reason_of, require_plain_files
 from recast.types import RecastError
 
 ADAPTERS = "adapter_config.json"

@@ -41,7 +41,8 @@ from recast.policy.save import save_generation, save_weights
 from recast.policy.tokenizer import load_tokenizer
 from recast.policy.weights import load_model, no_bars, require_finite, require_same_shapes
 from recast.run.doors import require_kind
-from recast.run.files import LOADING, reading, reason_of, staged_folder
+from recast.run.files import staged_folder
+from recast.run.reading import LOADING, reading, reason_of
 from recast.types import RecastError
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from recast.config import LoRAConfig
 from recast.policy.folder import ADAPTERS, read_object
 from recast.run.checkpoint import check_stored
-from recast.run.files import LOADING, reason_of
+from recast.run.reading import LOADING, reason_of
 from recast.types import RecastError, require
 
 _BASE = "base.json"

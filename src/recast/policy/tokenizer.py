@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from recast.run.files import LOADING, reason_of
+from recast.run.reading import LOADING, reason_of
 from recast.types import RecastError, require
 
 _FILES = (

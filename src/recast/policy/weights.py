@@ -23,7 +23,7 @@ from recast.policy.attention import ATTENTION
 from recast.policy.body import text_config
 from recast.policy.folder import require_model_folder, require_size
 from recast.policy.packable import other_attention
-from recast.run.files import LOADING, reason_of
+from recast.run.reading import LOADING, reason_of
 from recast.types import RecastError
 
 _TABLES = (".inv_freq", ".attn.bias", ".masked_bias", ".position_ids", ".attention.bias")

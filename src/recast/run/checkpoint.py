@@ -21,8 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recast.run.files import CHECKPOINTS, read_json, reading, staged_folder
+from recast.run.files import CHECKPOINTS, staged_folder
 from recast.run.fingerprint import sha256_of
+from recast.run.reading import read_json, reading
 from recast.types import RecastError
 
 _KEPT = 2

@@ -8,7 +8,8 @@ from typing import Any
 
 from recast.config.check import names_code, refuse_ranks, take
 from recast.errors import RecastError
-from recast.run.files import kind_of, refuse_existing
+from recast.run.files import refuse_existing
+from recast.run.reading import kind_of
 
 _KINDS = {
     "data": (

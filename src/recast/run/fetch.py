@@ -17,8 +17,9 @@ import zipfile
 from pathlib import Path
 
 from recast.errors import RecastError
-from recast.run.files import UNPACKING, reason_of, staged_file, staged_folder, stays_inside
+from recast.run.files import staged_file, staged_folder
 from recast.run.fingerprint import digest, sha256_of
+from recast.run.reading import UNPACKING, reason_of, stays_inside
 
 STALL_S = 60.0
 """Seconds without a new byte after which pip is given up: it waits 15 for an answer by itself."""

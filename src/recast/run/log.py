@@ -31,7 +31,8 @@ from torch import Tensor
 
 from recast.run.board import Board
 from recast.run.environment import environment
-from recast.run.files import CHECKPOINTS, reason_of, refuse_existing, staged_file, writing
+from recast.run.files import CHECKPOINTS, refuse_existing, staged_file, writing
+from recast.run.reading import reason_of
 from recast.run.rollouts import rollout_table
 from recast.run.stage import Stage, duration
 from recast.types import Metrics, RecastError, RolloutGroups, Signal

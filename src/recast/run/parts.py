@@ -20,8 +20,9 @@ from torch import Tensor
 
 from recast.errors import RecastError
 from recast.run.checkpoint import read_whole, write_whole
-from recast.run.files import alone_in, reading, reason_of, refuse_existing
+from recast.run.files import alone_in, refuse_existing
 from recast.run.fingerprint import Input, digest, plain
+from recast.run.reading import reading, reason_of
 from recast.run.stop import whole
 
 _EVERY_S = 60.0

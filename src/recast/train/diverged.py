@@ -11,7 +11,8 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.run.files import reason_of, staged_file
+from recast.run.files import staged_file
+from recast.run.reading import reason_of
 from recast.types import RecastError, Signal
 
 FILE = "diverged.jsonl"

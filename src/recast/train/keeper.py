@@ -27,13 +27,13 @@ from recast.run.files import (
     CHECKPOINTS,
     alone_in,
     is_ended_run,
-    reason_of,
     refuse_existing,
     remove_whole,
     writing,
 )
 from recast.run.fingerprint import MACHINE, flat, inputs_of, plain
 from recast.run.log import Position, RunLog
+from recast.run.reading import reason_of
 from recast.run.stop import whole
 from recast.train.state import LoopState
 from recast.types import RecastError, in_short
