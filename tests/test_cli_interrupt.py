@@ -9,10 +9,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from small_walk import failure, metric_lines, rl_args, sft_args
+import torch
+from small_walk import failure, metric_lines, rl_args, same, sft_args, weights
 from torch import Tensor
 
-from recast import sft
+from recast import cli, sft
 from recast.methods.table import METHODS
 from recast.types import Metrics, RolloutGroups, Signal
 
@@ -62,7 +63,7 @@ def test_an_interrupted_sft_run(
     monkeypatch: pytest.MonkeyPatch,
     epoch: int,
 ) -> None:
-    """What its batches did is kept, and goes on."""
+    """What its batches did is kept, and goes on as if nothing had happened, dropout too."""
     calls: list[Metrics] = []
     validate = sft.validate
 
@@ -74,8 +75,14 @@ def test_an_interrupted_sft_run(
 
     monkeypatch.setattr(sft, "validate", interrupting)
     run = tmp_path / "run"
-    assert failure(capsys, *map(str, sft_args(walk, run))) == ("interrupted", 130)
+    args = [*map(str, sft_args(walk, run, "--dropout=0.1"))]
+    assert failure(capsys, *args) == ("interrupted", 130)
     assert len(metric_lines(run)) == epoch
     assert [folder.name[:5] for folder in (run / "checkpoints").iterdir()] == ["step-"]
     assert not (run / "policy").exists()
     assert not list(tmp_path.rglob("*.partial"))
+    monkeypatch.undo()
+    torch.rand(7)  # whatever the process has drawn since
+    cli.main([*args, "--resume"])
+    cli.main([*map(str, sft_args(walk, tmp_path / "alone", "--dropout=0.1"))])
+    assert same(weights(run), weights(tmp_path / "alone"))
