@@ -13,19 +13,21 @@ import tiny
 import torch
 import yaml
 from data_folder import forget_hashes
-from small_walk import MODEL, metric_lines, same, sft_config, weights
+from small_walk import MODEL, metric_lines, rl_config, same, sft_config, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
 from recast.data.folder import data_hash, load_data
 from recast.data.windows import user_windows
 from recast.evaluation.metrics import PRIMARY, row_metrics
-from recast.evaluation.rank import rank_scores, sample_rows, validate
+from recast.evaluation.rank import invalid_frac, rank_policy, rank_scores, sample_rows, validate
 from recast.items.catalog import load_catalog
 from recast.policy.baselines import popularity
 from recast.policy.load import load_policy
+from recast.rl import train_rl
 from recast.sft import train_sft
-from recast.train import setup
+from recast.train import sft_setup as setup
+from recast.types import RecastError
 
 
 def test_it_learns_more_than_popularity(walk: Path) -> None:
@@ -176,3 +178,59 @@ def test_the_cost_of_a_pass_is_not_measured_for_short_sequences(
         for name in ("short", "long")
     ]
     assert (asked, written) == ([1], [65536, 32])
+
+
+def test_a_policy_keeps_the_space_it_was_trained_in(walk: Path, tmp_path: Path) -> None:
+    """It is validated, ranked and post-trained there, unless a narrower one is named."""
+    config = sft_config(walk, tmp_path / "sft", logprob_space="trie", epochs=2)
+    assert train_sft(config)["valid/ndcg@10"] > 0.1
+    folder = str(tmp_path / "sft" / "policy")
+    policy, data = load_policy(folder), load_data(walk / "data")
+    task, rows = tiny.task_of(data, policy), data.rows("valid")[:20]
+    assert policy.logprob_space == "trie"
+    assert invalid_frac(policy, task, rows, 4) is None
+    again = rank_policy(replace(policy, logprob_space="full"), task, rows, 48)
+    assert not again.sid_rank.equal(rank_policy(policy, task, rows, 48).sid_rank)
+    for name, space in (("own", None), ("trie", "trie")):
+        run = rl_config(walk, tmp_path / name, policy=folder, steps=1, logprob_space=space)
+        train_rl(run)
+        used = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
+        assert used["logprob_space"] == "trie"
+        assert load_policy(tmp_path / name / "policy").logprob_space == "trie"
+    for changes, message in (
+        ({"logprob_space": "level"}, "logprob_space is 'level': .* was trained over trie"),
+        ({"sampler": "beam", "sampler_args": {"constrained": False}}, "constrained is False: the "),
+    ):
+        with pytest.raises(RecastError, match=message):
+            train_rl(rl_config(walk, tmp_path / "no", policy=folder, **changes))
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("space", ["level", "trie"])
+def test_a_space_of_levels_needs_levels(walk: Path, tmp_path: Path, space: str) -> None:
+    items = load_catalog(walk / "catalog")
+    texts = [[3 + i // 10, 3 + i % 10, 2] for i in range(items.num_items)]
+    replace(tiny.text_catalog(texts), item_ids=items.item_ids).save(tmp_path / "texts")
+    config = sft_config(walk, tmp_path / "no", catalog=str(tmp_path / "texts"), logprob_space=space)
+    with pytest.raises(RecastError, match=f"logprob_space is '{space}': only semantic IDs have"):
+        train_sft(config)
+
+
+def test_negatives_stand_for_the_items_of_one_level(
+    walk: Path, one_level: Path, tmp_path: Path
+) -> None:
+    """They are drawn by seed and step; another number of them is another run."""
+    catalog = str(one_level.parents[1] / "catalog")
+    for name, count in (("a", 20), ("b", 20), ("c", 40)):
+        train_sft(sft_config(walk, tmp_path / name, catalog=catalog, epochs=1, negatives=count))
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+    assert load_policy(tmp_path / "a" / "policy").logprob_space == "full"
+    for changes, message in (
+        ({"negatives": 20}, "negatives is 20: it belongs to one-level semantic IDs"),
+        ({"negatives": 48, "catalog": catalog}, "negatives is 48: the catalogue has 48 items"),
+    ):
+        with pytest.raises(RecastError, match=message):
+            train_sft(sft_config(walk, tmp_path / "no", **changes))
+    with pytest.raises(RecastError, match="logprob_space is 'trie': negatives stand for"):
+        sft_config(walk, tmp_path / "no", negatives=20, logprob_space="trie")

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from recast.config.evaluation import EvaluateConfig as EvaluateConfig
     from recast.config.evaluation import GroundConfig as GroundConfig
     from recast.config.evaluation import StratifyConfig as StratifyConfig
+    from recast.config.model import LoRAConfig as LoRAConfig
+    from recast.config.model import ModelConfig as ModelConfig
     from recast.config.quickstart import QuickstartConfig as QuickstartConfig
-    from recast.config.train import LoRAConfig as LoRAConfig
-    from recast.config.train import ModelConfig as ModelConfig
     from recast.config.train import RLConfig as RLConfig
     from recast.config.train import SFTConfig as SFTConfig
     from recast.data.folder import load_data as load_data
@@ -52,8 +52,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Cell": "recast.cell",
     "EvaluateConfig": "recast.config.evaluation",
-    "LoRAConfig": "recast.config.train",
-    "ModelConfig": "recast.config.train",
+    "LoRAConfig": "recast.config.model",
+    "ModelConfig": "recast.config.model",
     "PrepareConfig": "recast.config.data",
     "QuickstartConfig": "recast.config.quickstart",
     "GroundConfig": "recast.config.evaluation",

@@ -213,6 +213,6 @@ def tabulate(out: Path, metrics: dict[str, Metrics], sampler: str, seed: int) ->
 def _cost(name: str, metrics: dict[str, Metrics]) -> Metrics:
     """What a row of the table cost to make, and a policy's share of invalid beams."""
     cost = {key: metrics[name][key] for key in _COSTS if key in metrics[name]}
-    if f"evaluate {name}" in metrics:
-        cost["invalid_frac"] = metrics[f"evaluate {name}"]["invalid_frac"]
+    if (frac := metrics.get(f"evaluate {name}", {}).get("invalid_frac")) is not None:
+        cost["invalid_frac"] = frac
     return cost

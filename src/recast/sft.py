@@ -22,8 +22,8 @@ from recast.run.log import RunLog
 from recast.train.diverged import DivergedError, prompts_kept, windows_learned
 from recast.train.keeper import Keeper
 from recast.train.result import save_result
-from recast.train.sequences import learn
-from recast.train.setup import SFTSetup, set_up_sft
+from recast.train.sequences import draw_negatives, learn
+from recast.train.sft_setup import SFTSetup, set_up_sft
 from recast.train.state import LoopState
 from recast.types import Metrics, Sequences
 
@@ -77,6 +77,9 @@ def train_epoch(
                 dropout=config.dropout,
                 precision=config.precision,
                 pass_tokens=setup.pass_tokens,
+                negatives=draw_negatives(
+                    setup.policy.catalog, config.negatives, config.seed, state.optimizer_steps
+                ),
             )
 
 
@@ -90,6 +93,7 @@ def train_batch(
     dropout: float,
     precision: Precision,
     pass_tokens: int,
+    negatives: Int[Tensor, " C"] | None = None,
 ) -> None:
     """One optimizer step.
 
@@ -99,7 +103,13 @@ def train_batch(
     policy.model.train()
     state.optimizer.zero_grad(set_to_none=True)
     learned = learn(
-        policy, tokens, loss_mask, dropout=dropout, precision=precision, pass_tokens=pass_tokens
+        policy,
+        tokens,
+        loss_mask,
+        dropout=dropout,
+        precision=precision,
+        pass_tokens=pass_tokens,
+        negatives=negatives,
     )
     norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
     for what, value in (("loss", learned.loss), ("gradient", norm)):

@@ -203,8 +203,11 @@ def test_saving_never_writes_over_another_policy(tmp_path: Path) -> None:
         save_policy(policy, tmp_path / "policy")
 
 
-@pytest.mark.parametrize("window", ["1", "2.5", "true", '"8"', "", "[]"])
-def test_a_damaged_window_is_refused(tmp_path: Path, window: str) -> None:
+SPACES = ('8, "logprob_space": "tree"', '8, "logprob_space": ["trie"]')
+
+
+@pytest.mark.parametrize("window", ["1", "2.5", "true", '"8"', "", "[]", *SPACES])
+def test_a_damaged_window_or_space_is_refused(tmp_path: Path, window: str) -> None:
     (tmp_path / "recast.json").write_text(f'{{"window": {window}}}')
     with pytest.raises(RecastError, match=r"recast.json is damaged \(.*\): use the folder as it"):
         load_policy(tmp_path)

@@ -14,14 +14,14 @@ from recast.config.evaluation import GroundConfig as GroundConfig
 from recast.config.evaluation import Level as Level
 from recast.config.evaluation import StratifyConfig as StratifyConfig
 from recast.config.evaluation import split_metric as split_metric
+from recast.config.model import LoRAConfig as LoRAConfig
+from recast.config.model import ModelConfig as ModelConfig
+from recast.config.model import NewRows as NewRows
 from recast.config.quickstart import QuickstartConfig as QuickstartConfig
 from recast.config.train import Keep as Keep
 from recast.config.train import KLEstimator as KLEstimator
 from recast.config.train import KLRollouts as KLRollouts
-from recast.config.train import LoRAConfig as LoRAConfig
 from recast.config.train import LossAgg as LossAgg
-from recast.config.train import ModelConfig as ModelConfig
-from recast.config.train import NewRows as NewRows
 from recast.config.train import Precision as Precision
 from recast.config.train import RLConfig as RLConfig
 from recast.config.train import SFTConfig as SFTConfig

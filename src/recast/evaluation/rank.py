@@ -42,7 +42,7 @@ from recast.rollout.decoder import Decoder
 from recast.run.doors import enter
 from recast.run.fingerprint import inputs_of
 from recast.run.parts import NO_PARTS, Parts, parts_of
-from recast.types import SPLITS, Interactions, Metrics, RecastError, require
+from recast.types import SPLITS, Draw, Interactions, Metrics, RecastError, require
 
 _CELLS = 2**24  # scores, or logits, held at a time
 _MAX_BATCH = 256
@@ -117,7 +117,8 @@ def rank_policy(
     seed: int = 0,
     parts: Parts = NO_PARTS,
 ) -> Ranks:
-    """Rank by constrained beam search: the list is the `beam_width` best SIDs, or all of them.
+    """Rank by constrained beam search in the policy's space: the list is the `beam_width` best
+    SIDs, or all of them.
 
     With a guide, best by D3's mixture; it then scores the whole catalogue for every row. `split`
     names the rows. `popularity` (events of every item) tells which item stands for a SID at level
@@ -135,11 +136,13 @@ def rank_policy(
     width = min(beam_width, num_leaves)
     batches = list(_batches(policy, task, rows, width, guided=decoder.guide is not None))
 
+    draw = Draw(logprob_space=policy.logprob_space)
+
     def rank(index: Int[Tensor, " B"]) -> dict[str, Tensor]:
         prompts = task.prompts(rows[index])
         targets = distinct(prompts.target_items)
         check_targets(targets, prompts.seen, prompts.row_ids)
-        groups = beam_search(policy, prompts, width, decoder=decoder)
+        groups = beam_search(policy, prompts, width, draw, decoder)
         return {"places": places_in_beams(groups, policy.catalog, targets, within).cpu()}
 
     done = [part["places"] for part in parts.collect("rows", batches, rank)]
@@ -182,9 +185,12 @@ def invalid_frac(
     beam_width: int,
     *,
     parts: Parts = NO_PARTS,
-) -> float:
+) -> float | None:
     """Share of unconstrained beams, no more than there are SIDs, that spell no item; `parts` keep
-    what is done."""
+    what is done. None for a policy of the `trie` space, which says nothing of other sequences."""
+    if policy.logprob_space == "trie":
+        return None
+    draw = Draw(logprob_space=policy.logprob_space)
     beam_width = min(beam_width, policy.catalog.trie.num_leaves)
     batches = list(_batches(policy, task, rows, beam_width))
 
@@ -192,7 +198,7 @@ def invalid_frac(
         prompts = task.prompts(rows[index])
         # What a row has seen belongs to the catalogue too: none of it makes room for other beams.
         prompts = replace(prompts, seen=prompts.seen[:, :0])
-        groups = beam_search(policy, prompts, beam_width, decoder=Decoder(constrained=False))
+        groups = beam_search(policy, prompts, beam_width, draw, Decoder(constrained=False))
         wrong = groups.exists & (groups.items < 0)
         return {"counts": torch.stack([wrong.sum(), groups.exists.sum()]).cpu()}
 
@@ -288,7 +294,7 @@ def _evaluate(config: EvaluateConfig, parts: Parts) -> Metrics:
         config.levels,
     )
     counts = {"rows": float(len(rows)), "users": float(len(ranks.users.unique()))}
-    return means | {"invalid_frac": invalid} | counts
+    return means | ({} if invalid is None else {"invalid_frac": invalid}) | counts
 
 
 def begin_parts(

@@ -77,8 +77,10 @@ def _stratify(config: StratifyConfig, parts: Parts) -> str:
     rows = rows[uniforms(config.seed, 0, rows, "stratify", 1)[:, 0].argsort()]
     batches = rows.tensor_split(max(1, len(rows) // config.prompts_per_step))
 
+    draw = Draw(logprob_space=policy.logprob_space, seed=config.seed)
+
     def roll_out(batch: Int[Tensor, " B"]) -> RolloutGroups:
-        return beam_search(policy, task.prompts(batch), config.group_size, Draw(seed=config.seed))
+        return beam_search(policy, task.prompts(batch), config.group_size, draw)
 
     def measure_batch(batch: Int[Tensor, " B"]) -> dict[str, Tensor]:
         return measure(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ from recast.methods.probe import probe_groups, probe_loss, probe_resources
 from recast.methods.table import Method, find_method, require_group
 from recast.policy.load import Policy
 from recast.policy.ranker import load_ranker
-from recast.types import RecastError, RolloutGroups, require
+from recast.types import LogprobSpace, RecastError, RolloutGroups, require
 
 _SWAPS = ("reward", "signal", "loss")
 STEP_RESOURCES = ("natural_frac",)
@@ -134,9 +134,7 @@ def _refuse_misfits(method: Method, config: RLConfig, name: str) -> None:
             f"add_gt is True: method {name!r} has no last rollout to overwrite, {what} "
             "leaves no room for the target; leave it out"
         )
-    free = config.sampler_args.get("constrained") is False and method.space == "trie"
-    need = f"method {name!r} is over the allowed children, which free beams leave; leave it out"
-    require(not free, "sampler_args.constrained", False, need)
+    _refuse_free(method, config, f"method {name!r}")
     require_group(method, config.group_size, name)
     need = f"method {name!r} takes no KL here, leave it out or raise kl_coef"
     for setting in ("kl_rollouts", "kl_estimator"):
@@ -149,6 +147,29 @@ def _refuse_misfits(method: Method, config: RLConfig, name: str) -> None:
     require(rows is None or method.samplers != (), "mini_batch_rows", rows, need)
     need = f"a step has {most} rollouts, give fewer or leave it out"
     require(rows is None or rows <= most, "mini_batch_rows", rows, need)
+
+
+def in_space_of(method: Method, config: RLConfig, policy: Policy) -> Method:
+    """The method in the policy's own space, where neither the config nor its formula names one.
+
+    Raises `RecastError` for a space wider than the policy was trained over: there its
+    probabilities mean nothing.
+    """
+    spaces = get_args(LogprobSpace)  # the widest first
+    if config.logprob_space is None and method.space == "full":
+        method = replace(method, space=policy.logprob_space)
+        _refuse_free(method, config, "the policy")
+    own = policy.logprob_space
+    need = f"{config.policy} was trained over {own} and knows no other tokens, leave it out"
+    is_known = spaces.index(method.space) >= spaces.index(own)
+    require(is_known, "logprob_space", method.space, need)
+    return method
+
+
+def _refuse_free(method: Method, config: RLConfig, whose: str) -> None:
+    free = config.sampler_args.get("constrained") is False and method.space == "trie"
+    need = f"{whose} is over the allowed children, which free beams leave; leave it out"
+    require(not free, "sampler_args.constrained", False, need)
 
 
 def sampler_of(method: Method, name: str, args: Mapping[str, Any]) -> Part:

@@ -8,7 +8,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import (
@@ -43,7 +43,7 @@ from recast.policy.weights import load_model, no_bars, require_finite, require_s
 from recast.run.doors import require_kind
 from recast.run.files import staged_folder
 from recast.run.reading import LOADING, reading, reason_of
-from recast.types import RecastError
+from recast.types import LogprobSpace, RecastError, in_short
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +55,8 @@ class Policy:
     catalog: Catalog
     window: int
     """Items per training window: a prompt holds the latest `window - 1` items."""
+    logprob_space: LogprobSpace = "full"
+    """What supervised training normalised its loss over; its items are ranked in it."""
     tokenizer: Any = None
     """Of the backbone, with the names of the semantic IDs; None for a model that never had one."""
 
@@ -130,7 +132,11 @@ def save_policy(policy: Policy, folder: str | Path, *, merge: bool = True) -> No
         save_generation(policy.model, stage)
         if policy.tokenizer is not None:
             policy.tokenizer.save_pretrained(stage)
-        record = {"window": policy.window, "catalog": _digest(policy.catalog)}
+        record = {
+            "window": policy.window,
+            "logprob_space": policy.logprob_space,
+            "catalog": _digest(policy.catalog),
+        }
         (stage / "recast.json").write_text(json.dumps(record) + "\n")
         (stage / "catalog").mkdir()
         policy.catalog.write(stage / "catalog")
@@ -148,6 +154,9 @@ def load_policy(folder: str | Path) -> Policy:
         window = record["window"]
         if type(window) is not int or not 2 <= window <= MOST_WINDOW:
             raise ValueError(f"window {window!r} is no whole number from 2 to {MOST_WINDOW}")
+        space = record.get("logprob_space", "full")  # older folders note none
+        if space not in get_args(LogprobSpace):
+            raise ValueError(f"logprob_space is {in_short(space)}")
     catalog = load_catalog(path / "catalog")
     if os.path.isfile(path / ADAPTERS):
         model = load_adapters(load_model(Path(read_adapters(path))), path)
@@ -160,7 +169,7 @@ def load_policy(folder: str | Path) -> Policy:
             f"{path / 'catalog'} is not the catalogue that this policy was trained with: use the "
             "folder as it was saved"
         )
-    return replace(policy, tokenizer=load_tokenizer(path))
+    return replace(policy, logprob_space=space, tokenizer=load_tokenizer(path))
 
 
 def _digest(catalog: Catalog) -> str:

@@ -216,12 +216,13 @@ def read_branches(
     )
 
 
-def require_levels(catalog: Catalog) -> None:
+def require_levels(catalog: Catalog, space: LogprobSpace = "level") -> None:
     """Raise `RecastError` for items that are no semantic IDs: only these have levels with tokens of
-    their own."""
+    their own, on which the supervised loss stands in the `trie` space too."""
     fits = bool(catalog.codebook_sizes)
-    remedy = "only semantic IDs have levels with tokens of their own, give full or trie"
-    require(fits, "logprob_space", "level", remedy)
+    others = "full or trie" if space == "level" else "full"
+    remedy = f"only semantic IDs have levels with tokens of their own, give {others}"
+    require(fits, "logprob_space", space, remedy)
 
 
 def _require_all(valid: Bool[Tensor, "B K L"], branches: Int[Tensor, "B K L"], what: str) -> None:

@@ -16,9 +16,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recast.config import Precision
+from recast.draws import uniforms
+from recast.items.catalog import Catalog
 from recast.policy.attention import Layout
 from recast.policy.body import hidden_states
-from recast.policy.head import vocabulary_scores
+from recast.policy.head import sampled_scores, sibling_scores, vocabulary_scores
 from recast.policy.load import Policy
 from recast.policy.passes import by_length
 
@@ -53,6 +55,8 @@ class Rows:
     positions: Int[Tensor, "R W"]
     noise: Float[Tensor, "R W _"] | None
     """Dropout: what the embeddings are multiplied by."""
+    nodes: Int[Tensor, "R W"] | None = None
+    """In the `trie` space: what each label leads to, of its level of the trie."""
     layout: Layout | None = None
 
 
@@ -64,8 +68,10 @@ def learn(
     dropout: float,
     precision: Precision,
     pass_tokens: int,
+    negatives: Int[Tensor, " C"] | None = None,
 ) -> Learned:
-    """Add the gradient of the mean negative log-likelihood of a batch.
+    """Add the gradient of the mean negative log-likelihood of a batch, in the policy's space or, of
+    one-level semantic IDs, over each label and the `negatives`.
 
     Dropout draws the same numbers however the batch is sent. `pass_tokens` is what the padding of
     long sequences is weighed against (`recast.policy.passes`).
@@ -78,11 +84,12 @@ def learn(
         counts=loss_mask[:, 1:],
         positions=place[:-1].expand(len(tokens), -1),
         noise=_dropout_noise(policy, tokens, dropout),
+        nodes=_nodes(policy.catalog, tokens) if policy.logprob_space == "trie" else None,
     )
     count, total, sent = loss_mask.sum(), [], 0
     for rows in _parts(whole, lengths, pass_tokens):
         with policy.computing_in(precision):
-            loss = nll_sum(policy, rows) / count
+            loss = nll_sum(policy, rows, negatives) / count
         loss.backward()
         total.append(loss.detach())
         sent += rows.tokens.numel()
@@ -147,6 +154,7 @@ def share_rows(
         counts=whole.counts.flatten()[flat] & filled,
         positions=positions,
         noise=None if noise is None else noise.flatten(0, 1)[flat],
+        nodes=None if whole.nodes is None else whole.nodes.flatten()[flat],
         layout=Layout(
             prompt_width=0, mask=mask[:, None], query_positions=positions, key_positions=positions
         ),
@@ -161,17 +169,67 @@ def _some(whole: Rows, index: Int[Tensor, " N"], width: int) -> Rows:
         counts=whole.counts[index, :width],
         positions=whole.positions[index, :width],
         noise=None if noise is None else noise[index, :width],
+        nodes=None if whole.nodes is None else whole.nodes[index, :width],
     )
 
 
-def nll_sum(policy: Policy, rows: Rows) -> Float[Tensor, ""]:
+def nll_sum(
+    policy: Policy, rows: Rows, negatives: Int[Tensor, " C"] | None = None
+) -> Float[Tensor, ""]:
     """Negative log-likelihood of the labels that count, each given the tokens before it, summed."""
     embedded = policy.model.get_input_embeddings()(rows.tokens)
     if rows.noise is not None:
         embedded = embedded * rows.noise
     hidden = hidden_states(policy.model, rows.positions, embedded=embedded, layout=rows.layout)
-    wanted = rows.labels[rows.counts][:, None]
-    return -vocabulary_scores(policy.model, hidden[rows.counts], wanted).sum()
+    read, labels = hidden[rows.counts], rows.labels[rows.counts]
+    if negatives is not None:
+        return -sampled_scores(policy.model, read, labels, negatives).sum()
+    if policy.logprob_space == "full":
+        return -vocabulary_scores(policy.model, read, labels[:, None]).sum()
+    catalog = policy.catalog
+    place = rows.positions[rows.counts] % catalog.num_levels
+    total = read.new_zeros((), dtype=torch.promote_types(read.dtype, torch.float32))
+    for level in range(catalog.num_levels):
+        here = place == level
+        if rows.nodes is None:
+            columns = catalog.level_tokens(level)
+            scores = vocabulary_scores(policy.model, read[here], labels[here][:, None], columns)
+        else:
+            scores = _scores_of(policy, level, read[here], rows.nodes[rows.counts][here])
+        total = total - scores.sum()
+    return total
+
+
+def draw_negatives(
+    catalog: Catalog, count: int | None, seed: int, step: int
+) -> Int[Tensor, " C"] | None:
+    """Tokens of so many different items, the same for a whole batch and others in every step."""
+    if count is None:
+        return None
+    draws = uniforms(seed, step, torch.arange(catalog.num_items), "negatives", 1)[:, 0]
+    return catalog.tokens[draws.topk(count).indices.to(catalog.device), 0].long()
+
+
+def _nodes(catalog: Catalog, tokens: Int[Tensor, "B P"]) -> Int[Tensor, "B P_minus_1"]:
+    """Node of the trie that each token of an item leads to, behind the first token."""
+    items = tokens[:, 1:].unflatten(1, (-1, catalog.num_levels))
+    return catalog.path_of(items)[..., 1:].flatten(1)
+
+
+def _scores_of(
+    policy: Policy, level: int, hidden: Float[Tensor, "N W"], nodes: Int[Tensor, " N"]
+) -> Float[Tensor, " _decided"]:
+    """Log-probabilities of the nodes, normalised over the children of their parents, but for those
+    of only children, which are 0."""
+    catalog = policy.catalog
+    offsets = catalog.trie.children[level]
+    parents = torch.searchsorted(offsets, nodes.int(), right=True) - 1
+    first = offsets[parents].long()
+    count = offsets[parents + 1].long() - first
+    some = count > 1
+    tokens = catalog.trie.codes[level].long() + catalog.level_tokens(level)[0]
+    read = (hidden[some], tokens, first[some], count[some], nodes[some])
+    return sibling_scores(policy.model, *read)
 
 
 def _dropout_noise(

@@ -10,28 +10,24 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from recast.config import NewRows, Precision, RLConfig, SFTConfig
-from recast.data.folder import load_data
+from recast.config import Precision, RLConfig
 from recast.evaluation.rank import sample_rows, validate
 from recast.groups import select
-from recast.items.catalog import load_catalog
-from recast.methods.assembly import equip, resolve, sampler_of
+from recast.methods.assembly import equip, in_space_of, resolve, sampler_of
 from recast.methods.parts import find_part, needs, spell
 from recast.methods.table import Method
 from recast.policy.device import find_device
-from recast.policy.extend import choose_new_rows
 from recast.policy.load import (
     Policy,
-    create_policy,
     disable_dropout,
     load_policy,
 )
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.lora import add_adapters, has_adapters
-from recast.policy.memory import MemoryPlan, plan_memory, require_memory
+from recast.policy.memory import MemoryPlan, plan_memory
 from recast.policy.passes import MOST_PASS_TOKENS, measure_pass_tokens
 from recast.policy.save import rounding
-from recast.policy.tasks import HistoryTask, Task, check_catalog, load_task
+from recast.policy.tasks import Task, load_task
 from recast.policy.threads import choose_threads
 from recast.run.clock import Clock
 from recast.run.doors import enter
@@ -41,8 +37,7 @@ from recast.train.reference import frozen_reference
 from recast.train.rehearsal import rehearse
 from recast.train.result import require_room
 from recast.train.search import Search, branch_tokens, prompt_batches
-from recast.train.sequences import MOST_SHARED, learn
-from recast.types import Metrics, Prompts, RecastError
+from recast.types import Metrics, Prompts
 
 _MEASURED = 4096  # tokens of a pass that is timed: more says the same
 
@@ -90,6 +85,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     find_device(config.device)
     method = resolve(config, method)
     policy = load_policy(config.policy).to(config.device)
+    method = in_space_of(method, config, policy)
     task = load_task(config.data, policy.catalog, policy.window)
     policy = _trainable(policy, config)
     require_room(
@@ -151,95 +147,6 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SFTSetup:
-    """What `train_sft` stands on."""
-
-    policy: Policy
-    task: Task
-    rows: Int[Tensor, " _rows"]
-    """That it learns from."""
-    num_windows: int
-    """Of the first epoch."""
-    valid_rows: Int[Tensor, " N"]
-    text: str
-    """Where the policy comes from, for the screen."""
-    pass_tokens: int
-    run: RunFacts
-
-
-def set_up_sft(config: SFTConfig) -> SFTSetup:
-    """Load and check everything, make the policy.
-
-    Raises `RecastError` for whatever does not fit together, before there is a folder.
-    """
-    enter(config, SFTConfig)
-    resumed = find_checkpoint(config.output, config.resume)
-    config = replace(config, **(resumed.measured(config) if resumed else {}))
-    find_device(config.device)
-    catalog = load_catalog(config.catalog)
-    check_catalog(config.data, catalog)
-    if config.model.path is None:
-        require_memory(config.model, catalog)
-    policy = create_policy(config.model, catalog, config.window, config.seed).to(config.device)
-    policy.model.float()  # a small step is lost on weights of 8 bits
-    require_room(config.output, policy, copies=4, checkpoints=1 if resumed else 2)
-    torch.manual_seed(config.seed)  # dropout is the only draw that is not counter-based
-    task = HistoryTask(
-        interactions=load_data(config.data),
-        catalog=policy.catalog,
-        window=config.window,
-        backwards_frac=config.backwards_frac,
-        seed=config.seed,
-    )
-    rows = task.rows("train")
-    sequences = task.sequences(rows, 0)
-    if not len(sequences):
-        raise RecastError(f"{config.data} has no user with 2 training events: give more data")
-    few = torch.arange(min(config.batch_windows, len(sequences)), device=policy.catalog.device)
-
-    def work(rows: int = len(few)) -> int:
-        learned = learn(
-            policy,
-            *sequences.batch(few[:rows]),
-            dropout=0.0,
-            precision=config.precision,
-            pass_tokens=MOST_PASS_TOKENS,
-        )
-        policy.model.zero_grad(set_to_none=True)
-        return learned.sent_tokens
-
-    threads = choose_threads(work, config.threads, config.device)
-    pass_tokens = config.pass_tokens or MOST_PASS_TOKENS
-    if config.pass_tokens is None and int(sequences.lengths.max()) - 1 > MOST_SHARED:
-        pass_tokens = measure_pass_tokens(work, len(few), config.device)
-    new_rows = choose_new_rows(config.model, catalog, policy.tokenizer)
-    settings = asdict(replace(config, model=replace(config.model, new_rows=new_rows)))
-    return SFTSetup(
-        policy=policy,
-        task=task,
-        rows=rows,
-        num_windows=len(sequences),
-        valid_rows=sample_rows(task.rows("valid"), config.valid_rows),
-        text=_said(policy, config.model.path, new_rows),
-        pass_tokens=pass_tokens,
-        run=RunFacts(
-            output=config.output,
-            settings=settings | {"threads": threads, "pass_tokens": pass_tokens},
-            resumed=resumed,
-        ),
-    )
-
-
-def _said(policy: Policy, path: str | None, new_rows: NewRows | None) -> str:
-    """Where a policy comes from, one fact a line."""
-    lines = []
-    if new_rows is not None:
-        first, last = policy.catalog.first_token, policy.catalog.vocab_size - 1
-        lines.append(f"{path}: tokens {first} to {last} are semantic IDs, new_rows: {new_rows}")
-    return "\n".join([*lines, *rounding(policy.model)])
-
-
 def _trainable(policy: Policy, config: RLConfig) -> Policy:
     """The policy with what is trained in float32: a small step is lost on weights of 8 bits."""
     if config.lora.rank is None:
@@ -265,7 +172,8 @@ def _measure(
 
     def work(rows: int = few) -> int:
         some = select(prompts, order[len(order) // 2 - rows // 2 :][:rows])
-        branch_logprobs(policy, some, some.targets, "full", some.target_mask).sum().backward()
+        space = policy.logprob_space
+        branch_logprobs(policy, some, some.targets, space, some.target_mask).sum().backward()
         policy.model.zero_grad(set_to_none=True)
         return rows * int(some.lengths.max())
 

@@ -1,0 +1,83 @@
+"""The policy's shape: a model of one's own or a new one, all its weights or adapters alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from recast.config.check import MOST_STEPS, check_settings, within
+from recast.errors import require
+
+NewRows = Literal["text", "spread"]
+"""What the rows of semantic IDs begin as in a model of one's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The policy: a Qwen3 of this shape with random weights, or any Hugging Face causal LM."""
+
+    path: str | None = None
+    """Hugging Face folder to start from; the shape below is then its own, not this one."""
+    new_rows: NewRows | None = None
+    """Rows of the semantic IDs in the model of `path`: begun from the texts of their items (text)
+    or drawn with the spread of its own rows (spread); unset: text where it has a tokenizer and
+    items have texts."""
+    hidden_size: int = 96
+    """Width of the residual stream."""
+    num_layers: int = 2
+    """Transformer blocks."""
+    num_heads: int = 3
+    """Attention heads."""
+    num_kv_heads: int = 3
+    """Heads of keys and values, a divisor of `num_heads`."""
+    head_dim: int = 32
+    """Width of a head."""
+    intermediate_size: int = 192
+    """Width inside the feed-forward blocks."""
+    initializer_range: float = 0.05
+    """Standard deviation of the random weights; 0.02 suits models a hundred times larger."""
+    tie_embeddings: bool = True
+    """Use the token embeddings as the output layer too."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        # Each twice that of the largest published model, or more.
+        within(self, 1, 65536, "hidden_size")
+        within(self, 1, 1024, "num_layers", "num_heads", "num_kv_heads", "head_dim")
+        within(self, 1, 2**20, "intermediate_size")
+        within(self, 0, 10, "initializer_range")
+        heads, shared = self.num_heads, self.num_kv_heads
+        remedy = f"give a divisor of num_heads {heads}"
+        require(heads % shared == 0, "model.num_kv_heads", shared, remedy)
+        require(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "give an even number")
+        fits = self.path is not None or self.new_rows is None
+        require(fits, "model.new_rows", self.new_rows, "it belongs to model.path, give one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Adapters in place of all weights; needs the extra `lora`."""
+
+    rank: int | None = None
+    """Rank of the adapters; unset: all weights are trained."""
+    alpha: float | None = None
+    """Their scale is alpha / rank; unset: twice the rank."""
+    layers: str = "all-linear"
+    """Whose weights get one: all linear layers but the output layer, or names such as
+    `q_proj,v_proj`."""
+    merge: bool = True
+    """Save the sum of weights and adapters as a model like any other; off: the adapters alone, as
+    PEFT reads them, which need the policy they started from."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        within(self, 1, 65536, "rank")
+        fits = self.alpha is None or 0 < self.alpha < math.inf
+        require(fits, "lora.alpha", self.alpha, "give a positive scale")
+        within(self, 0, MOST_STEPS, "alpha")
+        if self.rank is None:
+            for name in ("alpha", "layers", "merge"):
+                value = getattr(self, name)
+                is_default = value == getattr(LoRAConfig, name)
+                require(is_default, f"lora.{name}", value, "it belongs to lora.rank, give one")

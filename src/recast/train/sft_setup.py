@@ -1,0 +1,133 @@
+"""What `recast sft` stands on: a config in; data, policy and threads out, nothing trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from recast.config import NewRows, SFTConfig
+from recast.data.folder import load_data
+from recast.evaluation.rank import sample_rows
+from recast.items.catalog import Catalog, load_catalog
+from recast.policy.device import find_device
+from recast.policy.extend import choose_new_rows
+from recast.policy.load import Policy, create_policy
+from recast.policy.logprobs import require_levels
+from recast.policy.memory import require_memory
+from recast.policy.passes import MOST_PASS_TOKENS, measure_pass_tokens
+from recast.policy.save import rounding
+from recast.policy.tasks import HistoryTask, Task, check_catalog
+from recast.policy.threads import choose_threads
+from recast.run.doors import enter
+from recast.train.keeper import RunFacts, find_checkpoint
+from recast.train.result import require_room
+from recast.train.sequences import MOST_SHARED, draw_negatives, learn
+from recast.types import RecastError, require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SFTSetup:
+    """What `train_sft` stands on."""
+
+    policy: Policy
+    task: Task
+    rows: Int[Tensor, " _rows"]
+    """That it learns from."""
+    num_windows: int
+    """Of the first epoch."""
+    valid_rows: Int[Tensor, " N"]
+    text: str
+    """Where the policy comes from, for the screen."""
+    pass_tokens: int
+    run: RunFacts
+
+
+def set_up_sft(config: SFTConfig) -> SFTSetup:
+    """Load and check everything, make the policy.
+
+    Raises `RecastError` for whatever does not fit together, before there is a folder.
+    """
+    enter(config, SFTConfig)
+    resumed = find_checkpoint(config.output, config.resume)
+    config = replace(config, **(resumed.measured(config) if resumed else {}))
+    find_device(config.device)
+    catalog = load_catalog(config.catalog)
+    check_catalog(config.data, catalog)
+    if config.model.path is None:
+        require_memory(config.model, catalog)
+    if config.logprob_space != "full":
+        require_levels(catalog, config.logprob_space)
+    policy = create_policy(config.model, catalog, config.window, config.seed).to(config.device)
+    policy = replace(policy, logprob_space=config.logprob_space)
+    _check_negatives(config.negatives, policy.catalog)
+    policy.model.float()  # a small step is lost on weights of 8 bits
+    require_room(config.output, policy, copies=4, checkpoints=1 if resumed else 2)
+    torch.manual_seed(config.seed)  # dropout is the only draw that is not counter-based
+    task = HistoryTask(
+        interactions=load_data(config.data),
+        catalog=policy.catalog,
+        window=config.window,
+        backwards_frac=config.backwards_frac,
+        seed=config.seed,
+    )
+    rows = task.rows("train")
+    sequences = task.sequences(rows, 0)
+    if not len(sequences):
+        raise RecastError(f"{config.data} has no user with 2 training events: give more data")
+    few = torch.arange(min(config.batch_windows, len(sequences)), device=policy.catalog.device)
+
+    def work(rows: int = len(few)) -> int:
+        learned = learn(
+            policy,
+            *sequences.batch(few[:rows]),
+            dropout=0.0,
+            precision=config.precision,
+            pass_tokens=MOST_PASS_TOKENS,
+            negatives=draw_negatives(policy.catalog, config.negatives, config.seed, 0),
+        )
+        policy.model.zero_grad(set_to_none=True)
+        return learned.sent_tokens
+
+    threads = choose_threads(work, config.threads, config.device)
+    pass_tokens = config.pass_tokens or MOST_PASS_TOKENS
+    if config.pass_tokens is None and int(sequences.lengths.max()) - 1 > MOST_SHARED:
+        pass_tokens = measure_pass_tokens(work, len(few), config.device)
+    new_rows = choose_new_rows(config.model, catalog, policy.tokenizer)
+    settings = asdict(replace(config, model=replace(config.model, new_rows=new_rows)))
+    return SFTSetup(
+        policy=policy,
+        task=task,
+        rows=rows,
+        num_windows=len(sequences),
+        valid_rows=sample_rows(task.rows("valid"), config.valid_rows),
+        text=_said(policy, config.model.path, new_rows),
+        pass_tokens=pass_tokens,
+        run=RunFacts(
+            output=config.output,
+            settings=settings | {"threads": threads, "pass_tokens": pass_tokens},
+            resumed=resumed,
+        ),
+    )
+
+
+def _check_negatives(count: int | None, catalog: Catalog) -> None:
+    """Raise `RecastError` where so many items cannot stand for all others."""
+    if count is None:
+        return
+    levels = catalog.num_levels if catalog.codebook_sizes else 0
+    need = "it belongs to one-level semantic IDs (`recast tokenize --num_levels 1`), leave it out"
+    require(levels == 1, "negatives", count, need)
+    need = f"the catalogue has {catalog.num_items} items, give fewer, or leave it out for them all"
+    require(count < catalog.num_items, "negatives", count, need)
+
+
+def _said(policy: Policy, path: str | None, new_rows: NewRows | None) -> str:
+    """Where a policy comes from, one fact a line."""
+    lines = []
+    if new_rows is not None:
+        first, last = policy.catalog.first_token, policy.catalog.vocab_size - 1
+        lines.append(f"{path}: tokens {first} to {last} are semantic IDs, new_rows: {new_rows}")
+    return "\n".join([*lines, *rounding(policy.model)])
