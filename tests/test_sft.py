@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from recast.data.folder import data_hash, load_data
 from recast.data.windows import user_windows
+from recast.evaluation.facts import training_of
 from recast.evaluation.metrics import PRIMARY, row_metrics
 from recast.evaluation.rank import invalid_frac, rank_policy, rank_scores, sample_rows, validate
 from recast.items.catalog import load_catalog
@@ -234,3 +235,21 @@ def test_negatives_stand_for_the_items_of_one_level(
             train_sft(sft_config(walk, tmp_path / "no", **changes))
     with pytest.raises(RecastError, match="logprob_space is 'trie': negatives stand for"):
         sft_config(walk, tmp_path / "no", negatives=20, logprob_space="trie")
+
+
+def test_the_slice_of_rl_is_read_where_it_is_named(walk: Path, tmp_path: Path) -> None:
+    data = load_data(walk / "data")
+    rows = torch.cat([data.rows("rl"), data.rows("train")])
+    windows = user_windows(data, rows, width=8, seed=0, epoch=0)
+    counts = {
+        name: train_sft(sft_config(walk, tmp_path / name, epochs=1, splits=splits))
+        for name, splits in (("a", ["train", "rl"]), ("b", ["rl", "train"]))
+    }
+    steps = {name: found["optimizer_steps"] for name, found in counts.items()}
+    assert steps == dict.fromkeys("ab", -(-len(windows) // 32))
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert training_of(tmp_path / "a" / "policy", walk / "data") == (("train", "rl"), 0)
+    for splits in ([], ["rl"], ["train", "train"], ["train", "trian"], ["train", "test"]):
+        with pytest.raises(RecastError, match=r"splits is \[.*: .*give train or train,rl") as error:
+            sft_config(walk, tmp_path / "no", splits=splits)
+        assert ("judged on" in str(error.value)) == ("test" in splits)

@@ -1,7 +1,7 @@
 """Supervised training: token sequences of a task in, a policy that writes the next item out.
 
-The loop of `rl.py` with one verb fewer: sequences, update, evaluate, save. Only events of split
-`train` are read for training; the `rl` slice, validation and test are never seen.
+The loop of `rl.py` with one verb fewer: sequences, update, evaluate, save. Only events of the
+config's `splits` are read for training, by default `train`; validation and test are never seen.
 """
 
 from __future__ import annotations

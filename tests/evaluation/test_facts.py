@@ -85,6 +85,24 @@ def test_what_a_policy_was_trained_on(walk: Path, tmp_path: Path) -> None:
     assert training_of(sft, data) == (("train",), 3)
     assert training_of(rl, data) == (("train", "rl"), 4)
     assert training_of(again, data) == (("train", "rl"), 5)
+    # Shown the slice of RL from the start, in any order; a further SFT has seen what its start saw.
+    both = run("both", {"seed": 8, "splits": ["rl", "train"]})
+    assert training_of(both, data) == (("train", "rl"), 8)
+    assert training_of(run("rl2", {"seed": 9, "policy": str(both)}), data)[0] == ("train", "rl")
+    further = {"seed": 1, "splits": ["train"], "model": {"path": str(walk / "sft" / "policy")}}
+    assert training_of(run("further", further), data) == (("train",), 1)
+    rl.mkdir()
+    (rl / "recast.json").write_text("{}")
+    further["model"] = {"path": str(rl)}
+    assert training_of(run("after_rl", further), data) == (("train", "rl"), 1)
+    further["model"] = {"path": str(walk)}  # a model of another kind has seen nothing of this
+    assert training_of(run("backbone", further), data) == (("train",), 1)
+    for splits in ([], ["trian"], "train", 3, None):
+        name = f"bad{splits}"
+        assert training_of(run(name, {"seed": 2, "splits": splits}), data) in {
+            (None, 2),
+            (None, None),
+        }
     # A chain that breaks, other data, no run folder, a damaged one.
     lost = run("lost", {"seed": 6, "policy": "nowhere/policy"})
     assert training_of(lost, data) == (None, 6)

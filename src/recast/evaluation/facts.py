@@ -126,9 +126,9 @@ def training_of(
 ) -> tuple[tuple[str, ...] | None, int | None]:
     """`events_seen` and `training_seed` of a policy, from the run folder it lies in.
 
-    Supervised training reads `train`, RL reads `rl` after what its own start has read. None where
-    there is no run folder (a policy that was copied away), where the chain breaks or comes back to
-    one of the runs `after`, or, for the events, where a run read other data.
+    Supervised training reads its `splits`, RL reads `rl`, both after what their start has read.
+    None where there is no run folder (a policy that was copied away), where the chain breaks or
+    comes back to one of the runs `after`, or, for the events, where a run read other data.
     """
     run = Path(policy).absolute().parent
     if run in after:
@@ -137,16 +137,21 @@ def training_of(
         settings = read_settings(str(run / "config.yaml"))
         same_data = read_json(run / "env.json", dict)["data_hash"] == data_hash(data)
         seed = settings["seed"]
-        start = settings.get("policy")
+        is_sft = "policy" not in settings
+        start = (settings.get("model") or {}).get("path") if is_sft else settings["policy"]
+        splits = settings.get("splits", ["train"]) if is_sft else ["rl"]  # sft: before it was one
+        known = bool(splits) and all(split in SPLITS for split in splits)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None, None
     seed = seed if type(seed) is int else None
-    if not same_data:
+    if not (same_data and known):
         return None, seed
-    if "policy" not in settings:
-        return ("train",), seed
-    before = training_of(start, data, (*after, run))[0] if isinstance(start, str) else None
-    return (None if before is None else tuple(dict.fromkeys((*before, "rl")))), seed
+    before: tuple[str, ...] | None = ()
+    if not is_sft or (isinstance(start, str) and (Path(start) / "recast.json").exists()):
+        before = training_of(start, data, (*after, run))[0] if isinstance(start, str) else None
+    if before is None:
+        return None, seed
+    return tuple(split for split in SPLITS if split in (*before, *splits)), seed
 
 
 def kept_of(policy: str | Path) -> str | None:

@@ -73,7 +73,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
         backwards_frac=config.backwards_frac,
         seed=config.seed,
     )
-    rows = task.rows("train")
+    rows = torch.cat([task.rows(split) for split in config.splits])
     sequences = task.sequences(rows, 0)
     if not len(sequences):
         raise RecastError(f"{config.data} has no user with 2 training events: give more data")
