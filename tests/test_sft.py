@@ -249,7 +249,7 @@ def test_the_slice_of_rl_is_read_where_it_is_named(walk: Path, tmp_path: Path) -
     assert steps == dict.fromkeys("ab", -(-len(windows) // 32))
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert training_of(tmp_path / "a" / "policy", walk / "data") == (("train", "rl"), 0)
-    for splits in ([], ["rl"], ["train", "train"], ["train", "trian"], ["train", "test"]):
+    for splits in ([], ["rl"], ["train", "train"], ["train", "later"], ["train", "test"]):
         with pytest.raises(RecastError, match=r"splits is \[.*: .*give train or train,rl") as error:
             sft_config(walk, tmp_path / "no", splits=splits)
         assert ("judged on" in str(error.value)) == ("test" in splits)

@@ -97,7 +97,7 @@ def test_what_a_policy_was_trained_on(walk: Path, tmp_path: Path) -> None:
     assert training_of(run("after_rl", further), data) == (("train", "rl"), 1)
     further["model"] = {"path": str(walk)}  # a model of another kind has seen nothing of this
     assert training_of(run("backbone", further), data) == (("train",), 1)
-    for splits in ([], ["trian"], "train", 3, None):
+    for splits in ([], ["later"], "train", 3, None):
         name = f"bad{splits}"
         assert training_of(run(name, {"seed": 2, "splits": splits}), data) in {
             (None, 2),

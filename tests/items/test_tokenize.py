@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from recast.config import PrepareConfig, TokenizeConfig
 from recast.data.prepare import prepare
+from recast.items import tokenize as tokenizing
 from recast.items.card import describe
 from recast.items.catalog import load_catalog
 from recast.items.tokenize import tokenize
@@ -182,6 +183,47 @@ def test_one_level_refuses_what_it_cannot_use(data: str, tmp_path: Path) -> None
     with pytest.raises(RecastError, match="balance is True: with num_levels 1 every item has"):
         TokenizeConfig(data=data, output=str(tmp_path / "out"), num_levels=1, balance=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_item_is_the_last_token(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 items, 2 * 5.5 -> 16 clusters of at most 2, or 4 of at most 8, or of any size."""
+    for name, changes, sizes, most in (
+        ("own", {}, (16, 30), 2),
+        ("few", {"codebook_size": 4}, (4, 30), 8),
+        ("free", {"codebook_size": 4, "balance": False}, (4, 30), 30),
+    ):
+        out = tmp_path / name
+        settings = {"data": data, "output": str(out), "collaborative_weight": 1.0, **changes}
+        catalog = tokenize(TokenizeConfig(items_as="item", **settings))
+        assert catalog.codebook_sizes == sizes
+        assert catalog.codes[:, 1].tolist() == list(range(30))
+        assert catalog.codes[:, 0].bincount().max() <= most
+        assert (catalog.trie.num_leaves, catalog.trie.widths[1] <= most) == (30, True)
+        loaded = load_catalog(out)
+        assert loaded.codes.equal(catalog.codes)
+        written = yaml.safe_load((out / "config.yaml").read_text())
+        assert written["balance"] is (name != "free")
+        assert written["codebook_size"] == sizes[0]
+        assert sorted(load_file(out / "embeddings.safetensors")) == ["centroids.0", "collaborative"]
+        first, level = describe(out).splitlines()[:2]
+        assert first == f"30 items, each a token of its own behind one of {sizes[0]} clusters"
+        assert level.startswith(f"level 1: {catalog.codes[:, 0].unique().numel()} of {sizes[0]} ")
+    # The clusters are those of a first level of codes.
+    codes = tokenize(TokenizeConfig(**settings | {"output": str(tmp_path / "codes")}, num_levels=3))
+    assert not any(codes.codes[:, 0] != catalog.codes[:, 0])
+    monkeypatch.setattr(tokenizing, "MOST_ITEMS", 29)
+    again = {"data": data, "output": str(tmp_path / "no"), "items_as": "item"}
+    with pytest.raises(RecastError, match="number of items is 30: each is a row of the po"):
+        tokenize(TokenizeConfig(**again))
+    for wrong, line in (
+        ({"num_levels": 2}, "num_levels is 2: with items_as item it is"),
+        ({"resolve": "extra_level"}, "resolve is 'extra_level': with items_as item no two"),
+    ):
+        with pytest.raises(RecastError, match=line):
+            TokenizeConfig(**again | wrong)
+    assert not (tmp_path / "no").exists()
 
 
 def test_goes_on_after_a_kill(

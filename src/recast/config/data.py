@@ -71,13 +71,18 @@ class TokenizeConfig:
     """Share of the embedding's variance for the SVD of the training interactions; 0: text only."""
     collaborative_dim: int = 64
     """Dimensions of that SVD."""
+    items_as: Literal["codes", "item"] = "codes"
+    """What an item writes: codes that it shares with its neighbours, for large catalogues and items
+    without events, or the cluster that it belongs to and then a token of its own, for catalogues up
+    to about 100,000 items."""
     num_levels: int | None = None
     """Tokens per item; unset: chosen from the number of items. 1, for a ranker: every item is its
     own token, nothing is embedded."""
     codebook_size: int | None = None
-    """Codes per level; unset: chosen from the number of items."""
-    balance: bool = False
-    """Cap every cluster at its even share, so that all codes are used alike."""
+    """Codes per level, or clusters; unset: chosen from the number of items."""
+    balance: bool | None = None
+    """Cap every cluster at its even share, so that all are used alike; unset: with `items_as` item
+    alone."""
     resolve: Literal["nearest_free", "extra_level"] = "nearest_free"
     """Items that share a SID move to the nearest free last code, or get a further level."""
     seed: int = 0
@@ -91,6 +96,11 @@ class TokenizeConfig:
         within(self, 1, 1024, "collaborative_dim")
         within(self, 1, 32, "num_levels")
         within(self, 2, 10_000_000, "codebook_size")  # with num_levels 1 the number of items
+        if self.items_as == "item":
+            need = "with items_as item it is the cluster and then the item itself, leave it out"
+            require(self.num_levels is None, "num_levels", self.num_levels, need)
+            need = "with items_as item no two items write the same, leave it out"
+            require(self.resolve == "nearest_free", "resolve", self.resolve, need)
         shares = self.num_levels != 1 or self.resolve != "nearest_free"
         remedy = "with num_levels 1 every item has its own code, leave it out"
         require(shares or not self.balance, "balance", self.balance, remedy)

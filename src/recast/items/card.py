@@ -20,6 +20,7 @@ def sid_card(
     *,
     resolve: str,
     balance: bool,
+    items_as: str = "codes",
     collaborative_weight: float,
     empty_texts: int,
     encoder: dict[str, Any] | None = None,
@@ -35,6 +36,7 @@ def sid_card(
     return {
         "num_items": len(codes_after),
         "codebook_sizes": list(codebook_sizes),
+        "items_as": items_as,
         "resolve": resolve,
         "balance": balance,
         "collaborative_weight": collaborative_weight,
@@ -82,16 +84,20 @@ def format_card(card: dict[str, Any]) -> str:
     """The card as the lines a person reads."""
     items, sizes = card["num_items"], card["codebook_sizes"]
     shape = " x ".join(str(size) for size in sizes)
+    is_item = card.get("items_as") == "item"  # older cards do not say
     lines = [f"{items:,} items as semantic IDs of {len(sizes)} levels: {shape} codes"]
-    for when in ("before", "after"):
+    if is_item:
+        lines = [f"{items:,} items, each a token of its own behind one of {sizes[0]:,} clusters"]
+    for when in () if is_item else ("before", "after"):
         part = card[when]
         lines.append(
             f"collisions {when}: {part['collision_frac']:.1%} "
             f"({part['colliding_items']:,} items share a SID, "
             f"at most {part['largest_group']} the same)"
         )
-    lines.append(f"resolved by {card['resolve']}: {card['moved_items']:,} items moved")
-    for level, size in enumerate(sizes):
+    if not is_item:
+        lines.append(f"resolved by {card['resolve']}: {card['moved_items']:,} items moved")
+    for level, size in enumerate(sizes[:1] if is_item else sizes):
         lines.append(
             f"level {level + 1}: {card['codes_used'][level]} of {size} codes used, "
             f"entropy {card['entropy_bits'][level]:.2f} of {card['max_entropy_bits'][level]:.2f} "

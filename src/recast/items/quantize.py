@@ -39,6 +39,18 @@ def choose_shape(num_items: int, num_levels: int | None = None) -> tuple[int, in
     return levels, min(size, 8192, 2 ** int(math.log2(num_items)))
 
 
+def choose_clusters(num_items: int) -> int:
+    """Clusters for a catalogue in which the item itself is the last token: the smallest power of
+    two that is at least twice the square root of the items, 256 for Amazon Beauty's 12,101, and at
+    most the items.
+
+    >>> [choose_clusters(n) for n in (1, 3, 1_682, 12_101, 100_000)]
+    [1, 2, 128, 256, 1024]
+    """
+    size = 2 ** math.ceil(math.log2(2 * math.sqrt(num_items)) - 1e-9)
+    return int(min(size, 2 ** int(math.log2(num_items))))
+
+
 def rq_kmeans(
     embeddings: Float[Tensor, "I D"],
     num_levels: int,

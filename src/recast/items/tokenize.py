@@ -2,7 +2,8 @@
 
 The folder holds the catalogue (`catalog.parquet`, `sid.json`), its quality (`card.json`), the
 vectors it came from (`embeddings.safetensors`: `text`, `collaborative`, `centroids.0`, ...) and the
-resolved `config.yaml`. A catalogue of one level, for a ranker, has no vectors.
+resolved `config.yaml`. With `items_as` item the vectors are clustered once, and the token behind
+the cluster is the item itself. A catalogue of one level, for a ranker, has no vectors.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ from recast.items.catalog import Catalog, build_catalog
 from recast.items.collisions import require_room, resolve_extra_level, resolve_nearest_free
 from recast.items.embed import collaborative_embeddings, mix
 from recast.items.encoder import embed_texts
-from recast.items.quantize import choose_shape, require_enough, rq_kmeans
+from recast.items.quantize import choose_clusters, choose_shape, require_enough, rq_kmeans
 from recast.run.doors import enter
 from recast.run.files import staged_folder
 from recast.run.parts import Parts, parts_of
 from recast.run.space import require_space
 from recast.types import Interactions, require
+
+MOST_ITEMS = 1_000_000
+"""That may have a token each: ten times what is sensible, and the rows of a policy of width 128
+then take 2.4 GiB in training, each moved by AdamW in every step."""
 
 
 def tokenize(config: TokenizeConfig) -> Catalog:
@@ -49,19 +54,17 @@ def _tokenize(config: TokenizeConfig, parts: Parts) -> Catalog:
     texts = items["text"].to_list()
     if config.num_levels == 1 and config.resolve == "nearest_free":
         return _one_token_each(config, items["item_id"].to_list(), texts)
-    levels, size = choose_shape(len(texts), config.num_levels)
-    size = config.codebook_size or size
-    config, sizes = replace(config, num_levels=levels, codebook_size=size), (size,) * levels
-    require_enough(len(texts), size)
-    if config.resolve == "nearest_free":
-        require_room(len(texts), sizes)
+    config, sizes = _shaped(config, len(texts))
     _require_space(config, texts)
     blocks, facts = _embed(config, texts, load_data(config.data), parts)
     mixed = next(iter(blocks.values()))
     if len(blocks) == 2:
         mixed = mix(blocks["text"], blocks["collaborative"], config.collaborative_weight)
-    before, centroids = rq_kmeans(mixed, levels, size, config.seed, config.balance)
-    if config.resolve == "nearest_free":
+    levels, size = config.num_levels or 1, sizes[0]
+    before, centroids = rq_kmeans(mixed, levels, size, config.seed, bool(config.balance))
+    if config.items_as == "item":
+        before = codes = torch.cat([before, torch.arange(len(texts))[:, None]], dim=1)
+    elif config.resolve == "nearest_free":
         codes = resolve_nearest_free(before, mixed, centroids)
     else:
         codes = resolve_extra_level(before)
@@ -72,6 +75,31 @@ def _tokenize(config: TokenizeConfig, parts: Parts) -> Catalog:
     return catalog
 
 
+def _shaped(config: TokenizeConfig, num_items: int) -> tuple[TokenizeConfig, tuple[int, ...]]:
+    """What the config leaves to the number of items, and the codes of every level.
+
+    Raises `RecastError` where the items do not fit, before anything is embedded.
+    """
+    if config.items_as == "item":
+        gib = 5 * 4 * 128 * num_items / 2**30
+        need = f"each is a row of the policy, of its gradient and of the optimizer ({gib:.0f} GiB "
+        need += "at a width of 128, the best weights too), use items_as codes"
+        require(num_items <= MOST_ITEMS, "number of items", num_items, need)
+        size = config.codebook_size or choose_clusters(num_items)
+        balance = config.balance is not False
+        config = replace(config, codebook_size=size, balance=balance)
+        require_enough(num_items, size)
+        return config, (size, num_items)
+    levels, size = choose_shape(num_items, config.num_levels)
+    size = config.codebook_size or size
+    balance = bool(config.balance)
+    config = replace(config, num_levels=levels, codebook_size=size, balance=balance)
+    require_enough(num_items, size)
+    if config.resolve == "nearest_free":
+        require_room(num_items, (size,) * levels)
+    return config, (size,) * levels
+
+
 def _one_token_each(config: TokenizeConfig, item_ids: list[str], texts: list[str]) -> Catalog:
     """A code per item on one level. Raises `RecastError` for another number of codes."""
     count = len(item_ids)
@@ -80,7 +108,7 @@ def _one_token_each(config: TokenizeConfig, item_ids: list[str], texts: list[str
     require(size in (None, count), "codebook_size", size, remedy)
     codes = torch.arange(count)[:, None]
     catalog = build_catalog(codes, (count,), item_ids=item_ids, texts=texts)
-    _write(replace(config, codebook_size=count), catalog, codes, {}, None)
+    _write(replace(config, codebook_size=count, balance=False), catalog, codes, {}, None)
     return catalog
 
 
@@ -98,7 +126,8 @@ def _write(
         catalog.codes,
         catalog.codebook_sizes,
         resolve=config.resolve,
-        balance=config.balance,
+        items_as=config.items_as,
+        balance=bool(config.balance),
         collaborative_weight=config.collaborative_weight,
         empty_texts=sum(not text.strip() for text in catalog.texts),
         encoder=encoder,
