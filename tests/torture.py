@@ -50,7 +50,13 @@ Run = Callable[[Path, Path, bool], object]
 
 
 def _sft(walk: Path, output: Path, resume: bool) -> object:
-    settings = {"epochs": 6, "dropout": 0.1, "patience": 2, "checkpoint_s": 0.0}
+    settings = {
+        "epochs": 6,
+        "dropout": 0.1,
+        "layer_dropout": 0.2,
+        "patience": 2,
+        "checkpoint_s": 0.0,
+    }
     return train_sft(sft_config(walk, output, **settings, resume=resume))
 
 

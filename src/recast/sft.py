@@ -75,6 +75,7 @@ def train_epoch(
                 *batch,
                 lr=config.lr * cosine(state.optimizer_steps, total),
                 dropout=config.dropout,
+                layer_dropout=config.layer_dropout,
                 precision=config.precision,
                 pass_tokens=setup.pass_tokens,
                 negatives=draw_negatives(
@@ -91,6 +92,7 @@ def train_batch(
     *,
     lr: float,
     dropout: float,
+    layer_dropout: float,
     precision: Precision,
     pass_tokens: int,
     negatives: Int[Tensor, " C"] | None = None,
@@ -107,6 +109,7 @@ def train_batch(
         tokens,
         loss_mask,
         dropout=dropout,
+        layer_dropout=layer_dropout,
         precision=precision,
         pass_tokens=pass_tokens,
         negatives=negatives,

@@ -70,6 +70,8 @@ class SFTConfig:
     """Share of the training windows read backwards: where co-occurrence says more than order."""
     dropout: float = 0.1
     """On the token embeddings, in SFT only."""
+    layer_dropout: float = 0.0
+    """On the output of every attention and feed-forward block, in SFT only."""
     patience: int = 5
     """Validations without a better NDCG@10 before training stops."""
     keep: Keep = "best"
@@ -116,7 +118,9 @@ class SFTConfig:
         require("train" in self.splits, "splits", self.splits, "give train or train,rl")
         share = self.backwards_frac
         require(0 <= share <= 1, "backwards_frac", share, "give a share from 0 to 1")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "give a rate from 0 up to 1")
+        for name in ("dropout", "layer_dropout"):
+            rate = getattr(self, name)
+            require(0 <= rate < 1, name, rate, "give a rate from 0 up to 1")
 
 
 KLRollouts = Literal["kept", "weighted"]

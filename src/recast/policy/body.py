@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from recast.types import RecastError
+
+_NAMES = {
+    **dict.fromkeys(("self_attn", "self_attention", "attn", "attention"), "attention"),
+    **dict.fromkeys(("mlp", "feed_forward", "ffn", "block_sparse_moe"), "feed-forward"),
+}
+"""What the blocks of a layer are called in transformers."""
 
 
 def hidden_states(
@@ -40,6 +49,45 @@ def body_of(model: Any) -> Any:
     """The transformer without its output layer; adapters (PEFT) sit inside it."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     return plain.base_model
+
+
+@contextmanager
+def dropping(model: Any, rate: float) -> Iterator[None]:
+    """While it lasts, dropout on the output of every attention and feed-forward block, before it
+    joins the residual stream. Nothing of it stays in the model.
+
+    Raises `RecastError` for a model in which no such blocks are found by their names.
+    """
+    if not rate:
+        yield
+        return
+
+    def drop(module: Any, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):  # attention gives its weights too
+            return (F.dropout(output[0], rate), *output[1:])
+        return F.dropout(output, rate)
+
+    hooks = [block.register_forward_hook(drop) for block in _blocks(body_of(model))]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _blocks(body: Any) -> list[Any]:
+    """The attention and the feed-forward block of every layer."""
+    found: list[Any] = []
+    for layer in body.modules():
+        blocks = {name: block for name, block in layer.named_children() if name in _NAMES}
+        if {_NAMES[name] for name in blocks} == {"attention", "feed-forward"}:
+            found += blocks.values()
+    if not found:
+        raise RecastError(
+            f"layer_dropout finds no attention and feed-forward blocks in {type(body).__name__}, "
+            f"whose layers call them otherwise than {', '.join(_NAMES)}: leave it out"
+        )
+    return found
 
 
 def text_config(model: Any) -> Any:

@@ -19,7 +19,7 @@ from recast.config import Precision
 from recast.draws import uniforms
 from recast.items.catalog import Catalog
 from recast.policy.attention import Layout
-from recast.policy.body import hidden_states
+from recast.policy.body import dropping, hidden_states
 from recast.policy.head import sampled_scores, sibling_scores, vocabulary_scores
 from recast.policy.load import Policy
 from recast.policy.passes import by_length
@@ -66,6 +66,7 @@ def learn(
     loss_mask: Bool[Tensor, "B P"],
     *,
     dropout: float,
+    layer_dropout: float = 0.0,
     precision: Precision,
     pass_tokens: int,
     negatives: Int[Tensor, " C"] | None = None,
@@ -73,7 +74,9 @@ def learn(
     """Add the gradient of the mean negative log-likelihood of a batch, in the policy's space or, of
     one-level semantic IDs, over each label and the `negatives`.
 
-    Dropout draws the same numbers however the batch is sent. `pass_tokens` is what the padding of
+    Dropout of the embeddings draws the same numbers however the batch is sent; that of the layers
+    draws from torch's generator as the parts are sent: a mask for every number of every block would
+    be larger than the activations of a batch without padding. `pass_tokens` is what the padding of
     long sequences is weighed against (`recast.policy.passes`).
     """
     place = torch.arange(tokens.shape[1], device=tokens.device)
@@ -88,7 +91,7 @@ def learn(
     )
     count, total, sent = loss_mask.sum(), [], 0
     for rows in _parts(whole, lengths, pass_tokens):
-        with policy.computing_in(precision):
+        with policy.computing_in(precision), dropping(policy.model, layer_dropout):
             loss = nll_sum(policy, rows, negatives) / count
         loss.backward()
         total.append(loss.detach())

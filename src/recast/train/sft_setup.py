@@ -12,6 +12,7 @@ from recast.config import NewRows, SFTConfig
 from recast.data.folder import load_data
 from recast.evaluation.rank import sample_rows
 from recast.items.catalog import Catalog, load_catalog
+from recast.policy.body import dropping
 from recast.policy.device import find_device
 from recast.policy.extend import choose_new_rows
 from recast.policy.load import Policy, create_policy
@@ -65,6 +66,8 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     _check_negatives(config.negatives, policy.catalog)
     policy.model.float()  # a small step is lost on weights of 8 bits
     require_room(config.output, policy, copies=4, checkpoints=1 if resumed else 2)
+    with dropping(policy.model, config.layer_dropout):
+        pass  # a model whose blocks are not found says so now
     torch.manual_seed(config.seed)  # dropout is the only draw that is not counter-based
     task = HistoryTask(
         interactions=load_data(config.data),
