@@ -75,7 +75,7 @@ def test_an_interrupted_sft_run(
 
     monkeypatch.setattr(sft, "validate", interrupting)
     run = tmp_path / "run"
-    args = [*map(str, sft_args(walk, run, "--dropout=0.1", "--layer_dropout=0.2"))]
+    args = [*map(str, sft_args(walk, run, "--ema=0.9", "--layer_dropout=0.2"))]
     assert failure(capsys, *args) == ("interrupted", 130)
     assert len(metric_lines(run)) == epoch
     assert [folder.name[:5] for folder in (run / "checkpoints").iterdir()] == ["step-"]
@@ -84,7 +84,5 @@ def test_an_interrupted_sft_run(
     monkeypatch.undo()
     torch.rand(7)  # whatever the process has drawn since
     cli.main([*args, "--resume"])
-    cli.main(
-        [*map(str, sft_args(walk, tmp_path / "alone", "--dropout=0.1", "--layer_dropout=0.2"))]
-    )
+    cli.main([*map(str, sft_args(walk, tmp_path / "alone", "--ema=0.9", "--layer_dropout=0.2"))])
     assert same(weights(run), weights(tmp_path / "alone"))

@@ -54,6 +54,7 @@ def _sft(walk: Path, output: Path, resume: bool) -> object:
         "epochs": 6,
         "dropout": 0.1,
         "layer_dropout": 0.2,
+        "ema": 0.9,
         "patience": 2,
         "checkpoint_s": 0.0,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
     optimizer = torch.optim.AdamW(
         policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
     )
-    state = LoopState(model=policy.model, optimizer=optimizer, keep=config.keep)
+    state = LoopState(model=policy.model, optimizer=optimizer, keep=config.keep, ema=config.ema)
     with setup.run.open(state, log) as (run, keeper):
         said = f"{setup.num_windows} windows of {config.window} items"
         run.say(f"{said}, torch threads: {torch.get_num_threads()}")
@@ -48,7 +49,8 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
         with run.stage("SFT", total=config.epochs, done=state.step) as stage:
             while state.step < config.epochs and state.waited < config.patience:
                 train_epoch(setup, config, state, task.sequences(setup.rows, state.step), keeper)
-                valid = validate(policy, task, setup.valid_rows, config.valid_metrics)
+                judged = replace(policy, model=state.judged())
+                valid = validate(judged, task, setup.valid_rows, config.valid_metrics)
                 with keeper.step():
                     metrics = state.epoch_metrics() | valid
                     stage.advance(metrics, step=state.optimizer_steps)

@@ -72,6 +72,9 @@ class SFTConfig:
     """On the token embeddings, in SFT only."""
     layer_dropout: float = 0.0
     """On the output of every attention and feed-forward block, in SFT only."""
+    ema: float | None = None
+    """Decay per step, such as 0.999, of an average of the weights, which is validated and kept in
+    their place; unset: none."""
     patience: int = 5
     """Validations without a better NDCG@10 before training stops."""
     keep: Keep = "best"
@@ -118,6 +121,8 @@ class SFTConfig:
         require("train" in self.splits, "splits", self.splits, "give train or train,rl")
         share = self.backwards_frac
         require(0 <= share <= 1, "backwards_frac", share, "give a share from 0 to 1")
+        fits = self.ema is None or 0 < self.ema < 1
+        require(fits, "ema", self.ema, "give a decay between 0 and 1")
         for name in ("dropout", "layer_dropout"):
             rate = getattr(self, name)
             require(0 <= rate < 1, name, rate, "give a rate from 0 up to 1")

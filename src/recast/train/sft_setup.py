@@ -65,7 +65,8 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     policy = replace(policy, logprob_space=config.logprob_space)
     _check_negatives(config.negatives, policy.catalog)
     policy.model.float()  # a small step is lost on weights of 8 bits
-    require_room(config.output, policy, copies=4, checkpoints=1 if resumed else 2)
+    copies = 4 + (config.ema is not None)
+    require_room(config.output, policy, copies=copies, checkpoints=1 if resumed else 2)
     with dropping(policy.model, config.layer_dropout):
         pass  # a model whose blocks are not found says so now
     torch.manual_seed(config.seed)  # dropout is the only draw that is not counter-based

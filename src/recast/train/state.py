@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -14,7 +15,9 @@ from recast.train.alarms import Watched, nothing_watched
 from recast.types import Metrics, RecastError
 
 _MEMORY = 0.9  # of the running trainable fraction, per step
-_NUM_TENSORS = 5  # fields of a loop's state that hold tensors: the first ones
+_NUM_TENSORS = 7  # fields of a loop's state that hold tensors: the first ones
+
+_KINDS = ("model", "optimizer", "best", "average")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,6 +32,10 @@ class LoopState:
     optimizer: torch.optim.Optimizer
     keep: Keep
     """Which weights the run keeps."""
+    ema: float | None = None
+    """Decay of the average of the weights; None: there is none."""
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """Of what is trained, over the optimizer's steps; what is validated and kept."""
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     generators: dict[str, Tensor] = field(default_factory=dict)
     """Torch's own, as they were after the latest change: dropout draws from them, and parts of a
@@ -76,6 +83,29 @@ class LoopState:
         self.sent_tokens += sent_tokens
         self.real_tokens += real_tokens
         self.optimizer_steps += 1
+        self._move_average()
+
+    @torch.no_grad()
+    def _move_average(self) -> None:
+        """The weights after step i have the share of ema^(n - i), all shares together 1."""
+        if self.ema is None:
+            return
+        share = (1 - self.ema) / (1 - self.ema**self.optimizer_steps)
+        for name, weight in self._trained().items():
+            if name in self.average:
+                self.average[name].lerp_(weight, share)
+            else:
+                self.average[name] = weight.detach().clone()
+
+    def judged(self) -> torch.nn.Module:
+        """The model that a validation judges: itself, or one with the averaged weights."""
+        if not self.average:
+            return self.model
+        model = deepcopy(self.model)
+        parameters = dict(model.named_parameters())
+        for name, weight in self.average.items():
+            parameters[name].data = weight.clone()
+        return model
 
     def epoch_metrics(self) -> Metrics:
         """The mean loss of the epoch's batches, and the tokens sent per real one."""
@@ -94,16 +124,16 @@ class LoopState:
         if metrics.get("valid/ndcg@10", -math.inf) > self.best.get("valid/ndcg@10", -math.inf):
             self.best, self.waited = metrics, 0
             if self.keep == "best":
-                self.best_weights = {k: v.detach().clone() for k, v in self._weights().items()}
+                weights = self._weights() | self.average
+                self.best_weights = {k: v.detach().clone() for k, v in weights.items()}
 
     @torch.no_grad()
     def take(self) -> Metrics:
         """Stand at the weights that the run keeps; returns their validation."""
-        if self.keep == "last":
-            return self.valid
+        kept = self.average if self.keep == "last" else self.best_weights
         for name, value in self._weights().items():
-            value.copy_(self.best_weights[name])
-        return self.best
+            value.copy_(kept.get(name, value))
+        return self.valid if self.keep == "last" else self.best
 
     @property
     def counts(self) -> Metrics:
@@ -130,6 +160,7 @@ class LoopState:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 found[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
         found |= {f"best.{name}": value for name, value in self.best_weights.items()}
+        found |= {f"average.{name}": value for name, value in self.average.items()}
         return found | {f"generator.{name}": value for name, value in self.generators.items()}
 
     @torch.no_grad()
@@ -138,7 +169,7 @@ class LoopState:
 
         Raises `RecastError` when they are of another model or another version.
         """
-        kinds = {name: of_kind(tensors, f"{name}.") for name in ("model", "optimizer", "best")}
+        kinds = {name: of_kind(tensors, f"{name}.") for name in _KINDS}
         own = {name: tuple(value.shape) for name, value in self._weights().items()}
         if own != {name: tuple(value.shape) for name, value in kinds["model"].items()} or (
             set(facts) != set(self.facts())
@@ -155,6 +186,7 @@ class LoopState:
         self.optimizer.load_state_dict(packed)
         device = next(self.model.parameters()).device
         self.best_weights = {name: value.to(device) for name, value in kinds["best"].items()}
+        self.average = {name: value.to(device) for name, value in kinds["average"].items()}
         self.generators = of_kind(tensors, "generator.")
         torch.set_rng_state(self.generators["cpu"])
         if "cuda" in self.generators:
