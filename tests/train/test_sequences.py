@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recast.items.catalog import Catalog, build_catalog
-from recast.policy import head
+from recast.policy import head, logprobs
 from recast.policy.head import sampled_scores
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.prompts import write_items
@@ -83,6 +83,22 @@ def test_a_root_of_one_and_hidden_states_that_share_siblings(
     )
     single = build_catalog([[1, 3]], (2, 4))  # nothing is ever decided
     assert learned(single, torch.tensor([[0, 0]]), "trie") == (0.0, pytest.approx(0.0))
+
+
+@pytest.mark.parametrize("most", [2**25, 40])
+def test_children_are_scored_alike_by_their_rows_and_by_the_columns_of_their_level(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 items as tokens of their own behind 3 clusters."""
+    codes = torch.stack([tiny.CODES[:, 0], torch.arange(8)], dim=1)
+    windows = torch.tensor([[0, 5, 2], [7, 1, 3]])
+    monkeypatch.setattr(head, "MOST_LOGITS", most)
+    found = []
+    for few in (10**9, 0):
+        monkeypatch.setattr(logprobs, "_FEW", few)
+        found.append(slowly(build_catalog(codes, (3, 8)), windows, "trie"))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    assert naive.relative_error(found[0][1], found[1][1]) <= 1e-6
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -44,6 +44,24 @@ def vocabulary_scores(
     return found
 
 
+def candidate_logits(
+    model: torch.nn.Module, hidden: Float[Tensor, "N W"], tokens: Int[Tensor, "N C"]
+) -> Float[Tensor, "N C"]:
+    """Logit of each candidate after each hidden state, in float32 or wider, from the rows of these
+    candidates alone: normalised over nothing."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+
+    def scores(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        weight = head.weight.index_select(0, tokens.flatten()).view(*tokens.shape, -1)
+        logits = (weight @ hidden[..., None])[..., 0]
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        return (logits if head.bias is None else logits + head.bias[tokens],)
+
+    rows = max(1, MOST_LOGITS // (tokens.shape[1] * hidden.shape[1]))
+    (found,) = _in_parts(scores, zip(hidden.split(rows), tokens.split(rows), strict=True))
+    return found
+
+
 def sibling_scores(
     model: torch.nn.Module,
     hidden: Float[Tensor, "N W"],

@@ -15,10 +15,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recast.items.catalog import Catalog
-from recast.policy.head import node_scores, node_scores_and_entropy, vocabulary_scores
+from recast.policy.head import (
+    candidate_logits,
+    node_scores,
+    node_scores_and_entropy,
+    vocabulary_scores,
+)
 from recast.policy.load import Policy
 from recast.policy.packed import Packed, pack, packed_forward
 from recast.types import LogprobSpace, Prompts, RecastError, require
+
+_FEW = 16
+"""Reading a row of the output layer for one hidden state costs as much as a product with so many
+columns that all hidden states share (width 128, one thread)."""
 
 
 def token_scores(
@@ -36,7 +45,12 @@ def token_scores(
     """
     is_whole = space == "full" or not policy.catalog.codebook_sizes
     columns = None if is_whole else policy.catalog.level_tokens(level)
-    flat = vocabulary_scores(policy.model, hidden.flatten(0, 1), tokens.flatten(0, 1), columns)
+    read = (policy.model, hidden.flatten(0, 1), tokens.flatten(0, 1))
+    first, end = columns or (0, 0)
+    if space == "trie" and _FEW * tokens.shape[2] < end - first:
+        flat = candidate_logits(*read)
+    else:
+        flat = vocabulary_scores(*read, columns)
     scores = flat.view(tokens.shape).masked_fill(~allowed, -torch.inf)
     return over_children(scores, allowed) if space == "trie" else scores
 
