@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import is_dataclass
 from itertools import takewhile
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
@@ -190,8 +190,11 @@ def _join_lists(args: list[str], hints: dict[str, Any]) -> list[str]:
                 words = list(takewhile(lambda word: not word.startswith("--"), rest))
                 del rest[: len(words)]
             is_json = len(words) == 1 and words[0].startswith("[")
-            if get_args(hints[flag.removeprefix("--")]) == (int,) and not is_json:
+            (entry,) = get_args(hints[flag.removeprefix("--")])
+            if entry is int and not is_json:
                 words, is_json = [f"[{','.join(words)}]"], True  # 1,3,5 or 1 3 5
+            elif get_origin(entry) is Literal and not is_json:  # no name of ours has a comma
+                words = [word for some in words for word in some.split(",")]
             arg = f"{flag}={words[0] if is_json else json.dumps(words)}"
         elif flag == "--resume" and not equals and (not rest or rest[0].startswith("--")):
             arg = "--resume=true"

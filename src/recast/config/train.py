@@ -24,8 +24,8 @@ from recast.errors import LogprobSpace, require
 Precision = Literal["float32", "bfloat16"]
 """Of the matrix products; weights, sums and the optimizer are in float32."""
 
-TRAINING_SPLITS = ("train", "rl")
-"""Splits that something may be fitted on."""
+Shown = Literal["train", "rl"]
+"""Splits that something may be fitted on; on the others it is judged."""
 
 Keep = Literal["best", "last"]
 """Which weights a run leaves in `policy/`."""
@@ -45,7 +45,7 @@ class SFTConfig:
     """Go on in `output` with the newest whole checkpoint of the same run."""
     checkpoint_s: float = 60.0
     """Seconds between two checkpoints, at least; longer where they would cost 2 % of the run."""
-    splits: list[str] = field(default_factory=lambda: ["train"])
+    splits: list[Shown] = field(default_factory=lambda: ["train"])
     """Whose events it learns from: train, or train,rl; RL draws its prompts from rl all the same,
     which it then has seen."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -114,10 +114,8 @@ class SFTConfig:
         check_metrics(self.valid_metrics)
         need = "add ndcg@10, which stops the training and chooses the epoch"
         require("ndcg@10" in self.valid_metrics, "valid_metrics", self.valid_metrics, need)
-        for name in self.splits:
-            judges = f"{name} is what policies are judged on, " if name in ("valid", "test") else ""
-            is_one = name in TRAINING_SPLITS and self.splits.count(name) == 1
-            require(is_one, "splits", self.splits, judges + "give train or train,rl")
+        is_once = len(set(self.splits)) == len(self.splits)
+        require(is_once, "splits", self.splits, "give train or train,rl")
         require("train" in self.splits, "splits", self.splits, "give train or train,rl")
         share = self.backwards_frac
         require(0 <= share <= 1, "backwards_frac", share, "give a share from 0 to 1")
