@@ -53,9 +53,13 @@ def test_a_method_gives_the_weights_of_the_cpu(
 
 
 def test_sft_and_evaluation_too(walk: Path, one_level: Path, tmp_path: Path) -> None:
-    train_sft(sft_config(walk, tmp_path / "here", epochs=1, dropout=0.0))
+    train_sft(sft_config(walk, tmp_path / "here", epochs=1, dropout=0.0, logprob_space="trie"))
     with OtherDevice():
-        train_sft(sft_config(walk, tmp_path / "there", epochs=1, dropout=0.0, device=NAME))
+        train_sft(
+            sft_config(
+                walk, tmp_path / "there", epochs=1, dropout=0.0, logprob_space="trie", device=NAME
+            )
+        )
     assert _difference(walk / "sft", tmp_path / "here", tmp_path / "there") < 0.01
     found = []
     for device in ("cpu", NAME):
