@@ -13,7 +13,7 @@ USERS = torch.arange(20) % 6
 
 
 FACTS = Facts(
-    split="test", split_name="by time", num_candidates=30, exclude_seen=True, beam_width=32
+    split="test", split_name="by time", num_candidates=30, exclude_seen=True, beam_width=50
 )
 
 

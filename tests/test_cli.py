@@ -255,7 +255,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> None:
     module.run = lambda config: globals()[config.policy](config)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("recast.run.doors.enter", lambda *args, **kwargs: None)
-    verb = cli.VERBS["evaluate"]._replace(stage="stages_of_the_test:run")
+    verb = cli.VERBS["evaluate"]._replace(stage="stages_of_the_test:run", describe=None)
     monkeypatch.setitem(cli.VERBS, "evaluate", verb)
 
 

@@ -11,7 +11,7 @@ from other_device import NAME, OtherDevice
 from small_walk import rl_config, sft_config, weights
 
 from recast.config import EvaluateConfig
-from recast.evaluation.rank import evaluate_policy
+from recast.evaluation.evaluate import evaluate_policy
 from recast.methods.parts import resources
 from recast.methods.table import METHODS
 from recast.rl import train_rl

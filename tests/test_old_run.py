@@ -19,7 +19,11 @@ RUN = Path(__file__).with_name("run_of_b5e33a4")
 def test_its_numbers_come_again(tmp_path: Path) -> None:
     policy = str(RUN / "rl" / "policy")
     config = EvaluateConfig(
-        data=str(RUN / "data"), policy=policy, output=str(tmp_path / "eval"), threads=1
+        data=str(RUN / "data"),
+        policy=policy,
+        output=str(tmp_path / "eval"),
+        at=[1, 5, 10, 32],  # the cuts of that commit
+        threads=1,
     )
     evaluate_policy(config)
     then, now = (read_ranks(folder) for folder in (RUN / "eval", tmp_path / "eval"))

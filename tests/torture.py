@@ -33,7 +33,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from recast.config import EvaluateConfig, LoRAConfig, PrepareConfig, TokenizeConfig
 from recast.data.prepare import prepare
 from recast.evaluation import rank
-from recast.evaluation.rank import evaluate_policy
+from recast.evaluation.evaluate import evaluate_policy
 from recast.experiment import run_cells
 from recast.items.tokenize import tokenize
 from recast.rl import train_rl

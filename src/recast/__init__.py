@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from recast.data.folder import load_data as load_data
     from recast.data.prepare import prepare as prepare
     from recast.errors import RecastError as RecastError
+    from recast.evaluation.evaluate import evaluate_policy as evaluate_policy
     from recast.evaluation.grounding import ground_texts as ground_texts
-    from recast.evaluation.rank import evaluate_policy as evaluate_policy
     from recast.evaluation.stratify import stratify_policy as stratify_policy
     from recast.experiment import run_cells as run_cells
     from recast.items.catalog import load_catalog as load_catalog
@@ -63,7 +63,7 @@ _HOMES = {
     "TokenizeConfig": "recast.config.data",
     "load_data": "recast.data.folder",
     "prepare": "recast.data.prepare",
-    "evaluate_policy": "recast.evaluation.rank",
+    "evaluate_policy": "recast.evaluation.evaluate",
     "run_cells": "recast.experiment",
     "ground_texts": "recast.evaluation.grounding",
     "stratify_policy": "recast.evaluation.stratify",

@@ -19,7 +19,7 @@ from recast.config.plugin import load_function
 from recast.data.folder import data_hash
 from recast.data.folder import describe as describe_data
 from recast.data.prepare import prepare
-from recast.evaluation.rank import evaluate_policy
+from recast.evaluation.evaluate import evaluate_policy
 from recast.items.card import describe as describe_catalog
 from recast.items.tokenize import tokenize
 from recast.methods.assembly import resolve
@@ -176,7 +176,7 @@ def default_of(cell: Cell, key: str) -> Any:
     >>> from recast.config import EvaluateConfig
     >>> config = EvaluateConfig(data="data", policy="policy", output="eval")
     >>> default_of(Cell(name="eval", config=config), "beam_width")
-    32
+    50
     """
     defaults: dict[str, Any] = {}
     for field in fields(cell.config):

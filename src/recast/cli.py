@@ -84,8 +84,9 @@ VERBS = {
     ),
     "evaluate": Verb(
         "EvaluateConfig",
-        "recast.evaluation.rank:evaluate_policy",
+        "recast.evaluation.evaluate:evaluate_policy",
         "rank the whole catalogue for every row of a split",
+        "recast.report.evaluation:describe",
     ),
     "ground": Verb(
         "GroundConfig",

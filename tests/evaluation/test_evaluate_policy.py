@@ -15,9 +15,10 @@ from recast.config import EvaluateConfig, Level, ModelConfig, PrepareConfig
 from recast.data.folder import data_hash, load_data
 from recast.data.prepare import prepare
 from recast.evaluation import rank as evaluate
+from recast.evaluation.evaluate import evaluate_policy
 from recast.evaluation.facts import EVALUATOR
 from recast.evaluation.metrics import read_ranks, row_metrics
-from recast.evaluation.rank import evaluate_policy, invalid_frac, rank_policy, sample_rows
+from recast.evaluation.rank import invalid_frac, rank_policy, sample_rows
 from recast.items.catalog import build_catalog
 from recast.policy.load import Policy, create_policy, load_policy, save_policy
 from recast.policy.ranker import load_ranker
@@ -69,8 +70,16 @@ def test_what_is_written_is_what_was_ranked(run: EvaluateConfig) -> None:
     assert torch.equal(ranks.row_ids, rows)
     assert torch.equal(ranks.sid_rank, again.sid_rank)
     assert torch.equal(ranks.popular_rank, ranks.sid_rank)  # no SID is shared
+    assert ranks.num_shown == again.num_shown
+    assert again.num_shown
+    share = again.num_shown / 30
     facts = json.loads((folder / "eval.json").read_text())
     metrics = facts.pop("metrics")
+    assert [sum(group["rows"] for group in facts["breakdown"][f"by_{of}"]) for of in HOW] == [
+        len(rows),
+        len(rows),
+    ]
+    assert facts.pop("breakdown")["events_of"] == ["train", "rl"]  # what it saw is not known
     assert (facts.pop("files").keys(), len(facts.pop("digest"))) == ({"rows.parquet"}, 64)
     assert facts == asdict(run) | {
         "split": "test",
@@ -87,6 +96,9 @@ def test_what_is_written_is_what_was_ranked(run: EvaluateConfig) -> None:
             "events_seen": None,  # a policy of no run
             "training_seed": None,
             "kept": None,
+            "valid_ndcg": None,
+            "guide": None,
+            "alpha_chosen_on": None,
             "evaluator": EVALUATOR,
         },
         "rows": len(rows),
@@ -96,6 +108,9 @@ def test_what_is_written_is_what_was_ranked(run: EvaluateConfig) -> None:
         "seed": 0,
         "beam_width": 10,
         "invalid_rows": 5,
+        "alpha_chosen_on": None,
+        "coverage": {"first": 10, "items": again.num_shown, "of": 30, "share": share},
+        "exact": {"rows": 7, "targets": 7, "elsewhere": {"10": 0}},
         "invalid_frac": pytest.approx(means["invalid_frac"]),
     }
     for name, values in row_metrics(ranks).items():
@@ -105,6 +120,9 @@ def test_what_is_written_is_what_was_ranked(run: EvaluateConfig) -> None:
     few = sample_rows(data.rows("test"), 5)
     assert means["invalid_frac"] == invalid_frac(policy, tiny.task_of(data, policy), few, 10)
     assert means["rows"] == len(rows)
+
+
+HOW = ("events", "history")
 
 
 def test_an_existing_folder_is_kept(run: EvaluateConfig, tmp_path: Path) -> None:
@@ -128,9 +146,11 @@ def test_a_policy_of_other_items_is_refused(run: EvaluateConfig, tmp_path: Path)
         ({"beam_width": 9}, "beam_width is 9: metrics at 10 need 10 or more"),
         ({"invalid_rows": 0}, "invalid_rows is 0: give 1 or more"),
         ({"decoder": "d3"}, r"guide is None: decoder d3 needs one: the folder of a policy of one"),
-        ({"guide": "runs/sasrec"}, r"guide is 'runs/sasrec': it belongs to decoder d3: set deco"),
-        ({"alpha": 0.5}, r"alpha is 0.5: it belongs to decoder d3: set decoder to d3, or leave"),
+        ({"guide": "runs/sasrec"}, r"guide is 'runs/sasrec': it belongs to the decoders with"),
+        ({"alpha": 0.5}, r"alpha is 0.5: it belongs to the decoders with a guide: set decoder"),
+        ({"decoder": "mixture"}, r"guide is None: decoder mixture needs one: the folder of a pol"),
         ({"decoder": "d3", "guide": "a:b", "alpha": 1.1}, r"alpha is 1.1: give a weight from 0"),
+        ({"exact_rows": -1}, r"exact_rows is -1: give 0 or more"),
     ],
 )
 def test_settings_out_of_range(run: EvaluateConfig, setting: dict, message: str) -> None:
@@ -214,6 +234,45 @@ def test_d3_with_a_trained_ranker_s_folder(run: EvaluateConfig, tmp_path: Path) 
     assert not torch.equal(read_ranks(tmp_path / "plain").sid_rank, places)
 
 
+def test_the_weight_is_chosen_on_validation(
+    run: EvaluateConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_policy(one_level_policy(30), tmp_path / "guide")
+    guide, output = str(tmp_path / "guide"), str(tmp_path / "eval")
+    args = ["--data", run.data, "--policy", run.policy, "--output", output, "--threads", "1"]
+    args += ["--decoder", "mixture", "--guide", guide, "--invalid_rows", "5", "--exact_rows", "4"]
+    cli.main(["evaluate", *args])
+    data, policy = load_data(run.data), load_policy(run.policy)
+    task, ranker = tiny.task_of(data, policy), load_ranker(guide, policy.catalog)
+    curve = {}
+    for tenths in range(11):
+        decoder = Decoder(guide=ranker, alpha=tenths / 10, kind="mixture")
+        ranks = rank_policy(policy, task, data.rows("valid"), 30, decoder)
+        curve[f"{tenths / 10:g}"] = float(row_metrics(ranks)["item/ndcg@10"].mean())
+    facts = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    rows, found = len(data.rows("valid")), facts["alpha_chosen_on"]["ndcg@10"]
+    assert facts["alpha_chosen_on"] == {"split": "valid", "rows": rows, "ndcg@10": found}
+    assert found == pytest.approx(curve)
+    best = max(found.values())
+    assert found[f"{facts['alpha']:g}"] == best > min(found.values())
+    back = read_ranks(output)
+    decoder = Decoder(guide=ranker, alpha=facts["alpha"], kind="mixture")
+    assert torch.equal(
+        back.sid_rank, rank_policy(policy, task, data.rows("test"), 30, decoder).sid_rank
+    )
+    assert (back.facts.valid_ndcg, back.facts.alpha_chosen_on) == (best, "valid")
+    assert back.facts.guide == f"mixture, alpha {facts['alpha']:g}, with {guide}"
+    assert facts["exact"] == {"rows": 4, "targets": 4, "elsewhere": {"10": 0, "50": 0}}
+    said = " ".join(capsys.readouterr().out.split())
+    for words in (
+        f"alpha {facts['alpha']:g} was chosen on {rows} validation rows",
+        f"coverage: {back.num_shown} of 30 items",
+        "beam against exact: of 4 targets (4 rows) these have another place in the whole",
+        "events of target rows HR@10 NDCG@10 0-2 ",
+    ):
+        assert words in said
+
+
 def test_a_guide_for_other_items_is_refused(run: EvaluateConfig, tmp_path: Path) -> None:
     save_policy(one_level_policy(29), tmp_path / "sasrec")
     output = str(tmp_path / "eval")
@@ -264,7 +323,7 @@ def test_cuts_on_the_command_line(tmp_path: Path) -> None:
     assert (config.at, config.levels) == ([1, 3], ["sid"])
     line = "beam_width is 32: metrics at 50 need 50 or more: set beam_width to 50, or leave 50 out"
     for args, message in (
-        (["--at=1,3,5,10,20,32,50"], line),
+        (["--at=1,3,5,10,20,32,50", "--beam_width=32"], line),
         (["--at=0"], r"at is \[0\]: give whole numbers of 1 or more"),
         (["--at=1,x"], r"--at is .*: give a list, such as \[1, 10\]"),
         (["--levels=pid"], "--levels is .*: give a list of any of item, sid, popular_item"),

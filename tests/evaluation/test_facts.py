@@ -13,10 +13,13 @@ from recast.data.folder import data_hash
 from recast.evaluation.facts import (
     EVALUATOR,
     Facts,
+    events_of_guide,
+    joined,
     kept_of,
     read_facts,
     refuse_to_mix,
     training_of,
+    valid_of,
 )
 from recast.types import RecastError
 
@@ -25,7 +28,7 @@ OTHER: dict[str, Any] = {
     "split_name": "leave one out",
     "num_candidates": 29,
     "exclude_seen": False,
-    "beam_width": 50,
+    "beam_width": 32,
     "evaluator": EVALUATOR + 1,
 }
 
@@ -134,3 +137,34 @@ def test_which_weights_a_run_kept(
             settings if isinstance(settings, str) else yaml.safe_dump(settings)
         )
     assert kept_of(tmp_path / "policy") == kept
+
+
+@pytest.mark.parametrize(
+    ("keep", "values", "valid"),
+    [
+        ("best", [0.1, 0.3, 0.2], 0.3),
+        ("last", [0.1, 0.3, 0.2], 0.2),
+        ("last", [], None),
+        ("last", [0.1, 2.0], None),
+        ("last", ["x"], None),
+        ("first", [0.1], None),
+    ],
+)
+def test_what_a_run_s_validation_said(
+    keep: str, values: list[Any], valid: float | None, tmp_path: Path
+) -> None:
+    assert valid_of(tmp_path / "policy") is None
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"catalog": "c", "keep": keep}))
+    lines = [json.dumps({"step": 1, "sft/loss": 2.0, "valid/hr@10": 0.9})]
+    lines += [json.dumps({"step": 2, "valid/ndcg@10": value}) for value in values]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, ""]))
+    assert valid_of(tmp_path / "policy") == valid
+    (tmp_path / "metrics.jsonl").write_text('{"valid/ndcg@10": ')
+    assert valid_of(tmp_path / "policy") is None
+
+
+def test_a_guide_s_events_are_seen_too(walk: Path) -> None:
+    assert joined(("train",), ("rl", "train")) == ("train", "rl")
+    assert joined(("train",), None) is None
+    assert events_of_guide(str(walk / "sft" / "policy"), walk / "data") == ("train",)
+    assert events_of_guide("module:function", walk / "data") is None

@@ -47,7 +47,7 @@ def test_third_place_is_half_an_ndcg() -> None:
     for level in ("item", "sid"):
         assert found[f"{level}/ndcg@5"] == pytest.approx(0.5)
         assert found[f"{level}/ndcg@10"] == pytest.approx(0.5)
-        assert [found[f"{level}/hr@{k}"] for k in (1, 5, 10, 32)] == [0, 1, 1, 1]
+        assert [found[f"{level}/hr@{k}"] for k in (1, 5, 10, 50)] == [0, 1, 1, 1]
 
 
 def test_a_shared_sid_at_first_place_is_an_expectation() -> None:
@@ -74,7 +74,7 @@ def test_names_and_rows() -> None:
     assert list(found) == [
         f"{level}/{name}"
         for level in ("item", "sid")
-        for name in ("hr@1", "hr@5", "hr@10", "hr@32", "ndcg@5", "ndcg@10")
+        for name in ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10")
     ]
     assert all(value.tolist() == [1, 0] for value in found.values())
 
@@ -130,7 +130,7 @@ def test_ranks_that_cannot_be(change: dict[str, Any], message: str) -> None:
 
 
 def test_the_cuts_of_the_table_end_where_the_lists_do() -> None:
-    """HR@32 of ten beams would be HR@10 under another name."""
+    """HR@50 of ten beams would be HR@10 under another name."""
     ranks = replace(ranks_of((1, 0, 1)), facts=Facts(beam_width=10))
     assert [name for name in row_metrics(ranks, names=["hr"]) if name.startswith("item")] == [
         "item/hr@1",

@@ -22,6 +22,8 @@ from recast.evaluation.places import (
     places_in_beams,
     places_in_scores,
     places_within_sids,
+    shown_in_beams,
+    shown_in_scores,
 )
 from recast.evaluation.rank import rank_policy, rank_scores
 from recast.items.catalog import build_catalog
@@ -54,12 +56,14 @@ def padded(values: list[int], width: int) -> list[int]:
 def test_reference_places_in_beams(data: st.DataObject) -> None:
     popularity = data.draw(st.permutations(range(8)))
     beams, targets, seen, wanted = [], [], [], []
+    shown: set[int] = set()
+    most = data.draw(st.integers(1, 8))
     for _ in range(data.draw(st.integers(1, 3))):
         gone = data.draw(st.lists(st.integers(0, 7), max_size=5, unique=True))
         left = [item for item in range(8) if item not in gone]
         named = data.draw(st.lists(st.sampled_from(left), min_size=1, max_size=4))
-        shown = [sid for sid in range(5) if set(SIDS[sid]) - set(gone)]  # others are never listed
-        listed = data.draw(st.permutations(shown))[: data.draw(st.integers(0, 5))]
+        some = [sid for sid in range(5) if set(SIDS[sid]) - set(gone)]  # others are never listed
+        listed = data.draw(st.permutations(some))[: data.draw(st.integers(0, 5))]
         beams.append(padded(list(listed), 5))
         targets.append(padded(named, 4))
         seen.append(padded(gone, 5))
@@ -75,9 +79,15 @@ def test_reference_places_in_beams(data: st.DataObject) -> None:
             is_new = SID_OF[item] not in earlier
             row.append((sid_rank, sum(map(len, before)), len(own), sid_rank * stands, 1, is_new))
         wanted.append(row)
+        before = 0
+        for sid in listed:
+            left = set(SIDS[sid]) - set(gone)
+            shown |= left if before < most else set()
+            before += len(left)
     groups = groups_of(beams, targets, seen)
     within = places_within_sids(SHARED, torch.tensor(popularity).double(), seed=0)
     found = places_in_beams(groups, SHARED, distinct(groups.prompts.target_items), within)
+    assert shown_in_beams(groups, SHARED, most).tolist() == sorted(shown)
     assert found.shape[:2] == (len(FIELDS), len(beams))
     for i, row in enumerate(wanted):
         assert found[:, i, : len(row)].T.tolist() == [list(map(int, place)) for place in row]
@@ -103,6 +113,9 @@ def test_reference_places_in_scores(data: st.DataObject) -> None:
         place = order.index(item)
         expected = [sids.index(SID_OF[item]) + 1, place, 1, place + 1, 1, int(is_new)]
         assert found[j].tolist() == expected
+    for most in (1, 3, 8):
+        shown = shown_in_scores(scores.double(), candidate, priority, most)
+        assert shown.tolist() == sorted(order[:most])
 
 
 def test_equally_popular_items_stand_in_a_seeded_order() -> None:

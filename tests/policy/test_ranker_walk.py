@@ -13,7 +13,7 @@ from small_walk import metric_lines, rl_config, same, sft_config, weights
 
 from recast.config import EvaluateConfig, StratifyConfig, TokenizeConfig
 from recast.data.folder import load_data
-from recast.evaluation.rank import evaluate_policy
+from recast.evaluation.evaluate import evaluate_policy
 from recast.evaluation.stratify import stratify_policy
 from recast.items.tokenize import tokenize
 from recast.policy.load import load_policy

@@ -15,6 +15,7 @@ EXTRAS = {"ReCast": {"rollouts": 76800, "cpu_s": 1234.4, "invalid_frac": 0.0321}
 
 def six(**changes: object) -> Results:
     methods = {name: ranks_of(seed) for seed, name in enumerate(NAMES)}
+    methods["ReCast"] = replace(methods["ReCast"], num_shown=10)
     return compared(**({"methods": methods, "extras": EXTRAS} | changes))
 
 
@@ -32,11 +33,11 @@ def expected_cells(results: Results, name: str) -> list[str]:
         f"{short(main.low)}-{short(main.high)}",
         p.get("SFT", "-"),
         p.get("GRPO", "-"),
-        *(values[f"item/hr@{k}"] for k in (1, 5, 10, 32)),
+        *(values[f"item/hr@{k}"] for k in (1, 5, 10, 50)),
         values["item/ndcg@5"],
         values["sid/ndcg@10"],
         values["sid/hr@10"],
-        *(["3.21", "76,800", "1,234"] if name == "ReCast" else ["-"] * 3),
+        *(["33.3", "3.21", "76,800", "1,234"] if name == "ReCast" else ["-"] * 4),
     ]
 
 
@@ -65,7 +66,7 @@ def test_markdown_holds_the_same_cells() -> None:
     results = six()
     lines = markdown(results).splitlines()
     assert lines[0].startswith("| Method | NDCG@10 | 95 % interval | p vs SFT | p vs GRPO | HR@1 |")
-    assert lines[1].count("---:") == 14
+    assert lines[1].count("---:") == 15
     for name, line in zip(NAMES, lines[2:], strict=False):
         assert line == "| " + " | ".join([name, *expected_cells(results, name)]) + " |"
 
@@ -107,6 +108,18 @@ def test_the_caption_says_what_was_ranked_and_what_was_seen() -> None:
         "Weights: of the best validation (SFT); of the last step (GRPO).",
     ):
         assert words in text
+    facts = replace(FACTS, guide="mixture, alpha 0.3, with item_knn", alpha_chosen_on="valid")
+    value = compared().methods["SFT"].metrics["item/ndcg@10"].value
+    methods = {
+        "SFT": replace(ranks_of(0), facts=replace(FACTS, valid_ndcg=value / 0.79)),
+        "GRPO": replace(ranks_of(0), facts=replace(FACTS, valid_ndcg=value / 0.81)),
+        "both": replace(ranks_of(0), facts=facts),
+    }
+    text = " ".join(plain(compared(methods=methods, extras={})).split())
+    drift = f"SFT validation {short(value / 0.79)}, test {short(value)}."
+    assert f"Validation and test differ in NDCG@10: {drift}" in text
+    guide = "both by mixture, alpha 0.3, with item_knn (alpha chosen on valid rows)."
+    assert f"Mixed with a guide: {guide}" in text
     unknown = {"a": replace(ranks_of(0), facts=Facts())}
     text = plain(compared(methods=unknown, against=[], extras={}))
     assert "Some rows: 20 rows of 6 users" in text
@@ -127,8 +140,8 @@ def test_several_targets_get_columns_of_their_own() -> None:
         methods[name] = replace(one, **places, item_mask=mask, sid_mask=mask)
     results = compared(methods=methods, extras={})
     lines = markdown(results).splitlines()
-    assert "| PASS@1 | PASS@32 | FIRST PASS@32 | RECALL@32 | NDCG@5 | SID NDCG@10 |" in lines[0]
-    shown = ("pass@1", "pass@32", "first_pass@32", "recall@32", "ndcg@5")
+    assert "| PASS@1 | PASS@50 | FIRST PASS@50 | RECALL@50 | NDCG@5 | SID NDCG@10 |" in lines[0]
+    shown = ("pass@1", "pass@50", "first_pass@50", "recall@50", "ndcg@5")
     values = [short(results.methods["SFT"].metrics[f"item/{key}"].value) for key in shown]
     assert " | ".join(values) in lines[2]
     assert "HR@" not in lines[0]

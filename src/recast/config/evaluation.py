@@ -62,18 +62,23 @@ class EvaluateConfig:
     """Folder to create."""
     split: Literal["valid", "test"] = "test"
     """Whose rows are ranked."""
-    beam_width: int = 32
+    beam_width: int = 50
     """Beams per row; metrics at k need k."""
     at: list[int] = field(default_factory=list)
-    """Every k of the metrics, such as 1,3,5,10; unset: HR at 1, 5, 10, 32, NDCG at 5, 10."""
+    """Every k of the metrics, such as 1,3,5,10; unset: HR at 1, 5, 10, 50, NDCG at 5, 10."""
     levels: list[Level] = field(default_factory=lambda: ["item", "sid"])
     """Of item, sid and popular_item: what stands in the list."""
-    decoder: Literal["beam", "d3"] = "beam"
-    """By the policy alone, or by D3's mixture of the policy and a guide that reads no text."""
+    decoder: Literal["beam", "d3", "mixture"] = "beam"
+    """By the policy alone, or with a guide that reads no text: by D3's sum of log-probabilities, or
+    by the mixture of both distributions."""
     guide: str | None = None
-    """For d3: a policy of one-level semantic IDs, or module:function."""
-    alpha: float = 0.9
-    """For d3: weight of the policy; the guide gets the rest."""
+    """For d3 and mixture: a policy of one-level semantic IDs, or module:function."""
+    alpha: float | None = None
+    """For d3 and mixture: weight of the policy, the guide gets the rest; unset: the best of 0, 0.1
+    ... 1 by NDCG@10 on up to 2,000 validation rows."""
+    exact_rows: int | None = None
+    """Rows whose whole catalogue is scored, to see whether the beams lose a target; unset: as many
+    as a tenth of the ranking costs, at most 500; 0: none."""
     invalid_rows: int = 1000
     """Rows decoded without the trie, by the policy alone, to measure the invalid rate."""
     seed: int = 0
@@ -89,6 +94,7 @@ class EvaluateConfig:
         check_threads(self)
         within(self, 1, 10 * MOST_STEPS, "invalid_rows")
         within(self, 1, MOST_STEPS, "beam_width")
+        within(self, 0, 10 * MOST_STEPS, "exact_rows")
         require(all(k >= 1 for k in self.at), "at", self.at, "give whole numbers of 1 or more")
         fits = all(k <= MOST_STEPS for k in self.at)
         require(fits, "at", self.at, f"give whole numbers of {MOST_STEPS} or less")
@@ -103,15 +109,18 @@ class EvaluateConfig:
         if self.at:
             need += f": set beam_width to {most}, or leave {most} out of at"
         require(self.beam_width >= most, "beam_width", self.beam_width, need)
-        require(0 <= self.alpha <= 1, "alpha", self.alpha, "give a weight from 0 to 1")
-        if self.decoder == "d3":
-            need = "decoder d3 needs one: the folder of a policy of one-level semantic IDs "
-            need += "(`recast tokenize --num_levels 1`, then `recast sft`), or module:function"
+        fits = self.alpha is None or 0 <= self.alpha <= 1
+        require(fits, "alpha", self.alpha, "give a weight from 0 to 1")
+        if self.decoder != "beam":
+            need = f"decoder {self.decoder} needs one: the folder of a policy of one-level "
+            need += "semantic IDs (`recast tokenize --num_levels 1`, then `recast sft`), or "
+            need += "module:function"
             require(self.guide is not None, "guide", self.guide, need)
         else:
-            remedy = "it belongs to decoder d3: set decoder to d3, or leave it out"
+            remedy = "it belongs to the decoders with a guide: set decoder to d3 or mixture, or "
+            remedy += "leave it out"
             require(self.guide is None, "guide", self.guide, remedy)
-            require(self.alpha == EvaluateConfig.alpha, "alpha", self.alpha, remedy)
+            require(self.alpha is None, "alpha", self.alpha, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from recast.evaluation.results import Difference, Measured, MethodResults, Resul
 from recast.types import RecastError, require, require_range
 
 EXTRAS = ("rollouts", "cpu_s", "invalid_frac", "optimizer_steps")
+"""What a caller may add; `coverage` is read from the ranks."""
 
 
 def compare(
@@ -89,11 +90,18 @@ def compare(
         sid_equals_item=all(map(_is_equal_by_sid, per_row.values())),
         methods={
             name: MethodResults(
-                metrics=measured[name], extras=dict(extras.get(name, {})), facts=ranks.facts
+                metrics=measured[name],
+                extras=dict(extras.get(name, {})) | _coverage(ranks),
+                facts=ranks.facts,
             )
             for name, ranks in methods.items()
         },
     )
+
+
+def _coverage(ranks: Ranks) -> dict[str, float]:
+    shown, every = ranks.num_shown, ranks.facts.num_candidates
+    return {"coverage": shown / every} if shown and every else {}
 
 
 def _shared(methods: Mapping[str, Ranks], fact: str) -> str | None:

@@ -5,11 +5,13 @@ A fact that is None is not known (of a folder written before facts were) and agr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from recast.config.check import names_code
 from recast.config.settings_file import read_settings
 from recast.data.folder import data_hash
 from recast.run.reading import read_json
@@ -47,8 +49,18 @@ class Facts:
     """Of the run that made the policy."""
     kept: str | None = None
     """Weights of that run: `best` by validation, or `last`."""
+    valid_ndcg: float | None = None
+    """Validation NDCG@10 of what is judged: of these weights in their run, or with a guide of the
+    rows that `alpha` was chosen on."""
+    guide: str | None = None
+    """What the decoder mixes in: `d3` or `mixture`, the policy's weight, the guide by name; None
+    for the policy alone."""
+    alpha_chosen_on: str | None = None
+    """Split of the rows that this weight was chosen on; None where it was given."""
     evaluator: int = EVALUATOR
 
+
+_VALID = "valid/ndcg@10"
 
 AGREE = {
     "split": "rank the same split",
@@ -108,17 +120,26 @@ def read_facts(content: Mapping[str, Any]) -> Facts:
 def _may_be(name: str, value: Any) -> bool:
     if name in _WORDS:
         return all(word in _WORDS[name] for word in ([value] if name != "events_seen" else value))
+    if isinstance(value, float):
+        return 0 <= value <= 1
     least = 0 if name.endswith("seed") else 1
     return not isinstance(value, int) or isinstance(value, bool) or least <= value < 2**63
 
 
 _TYPES = {
-    **dict.fromkeys(("split", "split_name", "data", "ties", "kept"), str),
+    **dict.fromkeys(("split", "split_name", "data", "ties", "kept", "guide"), str),
+    "alpha_chosen_on": str,
+    "valid_ndcg": float,
     **dict.fromkeys(("num_candidates", "beam_width", "seed", "training_seed", "evaluator"), int),
     "exclude_seen": bool,
     "events_seen": tuple,
 }
-_WORDS = {"split": SPLITS, "ties": ("expectation", "random"), "events_seen": SPLITS}
+_WORDS = {
+    "split": SPLITS,
+    "ties": ("expectation", "random"),
+    "events_seen": SPLITS,
+    "alpha_chosen_on": SPLITS,
+}
 
 
 def training_of(
@@ -154,6 +175,20 @@ def training_of(
     return tuple(split for split in SPLITS if split in (*before, *splits)), seed
 
 
+def events_of_guide(guide: str, data: str | Path) -> tuple[str, ...] | None:
+    """`events_seen` of what a policy is mixed with; None for code of a user's own."""
+    return None if names_code(guide) else training_of(guide, data)[0]
+
+
+def joined(*seen: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Events that any of several models has seen, in the order of the splits; None where one's are
+    not known."""
+    every = [splits for splits in seen if splits is not None]
+    if len(every) < len(seen):
+        return None
+    return tuple(split for split in SPLITS if any(split in splits for splits in every))
+
+
 def kept_of(policy: str | Path) -> str | None:
     """Whether a policy is the `best` or the `last` of the run folder it lies in; None where there
     is none. Before it was a setting `sft` kept the best and `rl` the last."""
@@ -164,3 +199,17 @@ def kept_of(policy: str | Path) -> str | None:
     except (OSError, AttributeError, TypeError, RecastError):
         return None
     return kept if kept in ("best", "last") else None
+
+
+def valid_of(policy: str | Path) -> float | None:
+    """Validation NDCG@10 of the weights that a policy's run kept, from the run folder it lies in;
+    None where that is not known."""
+    kept, values = kept_of(policy), []
+    try:
+        with (Path(policy).parent / "metrics.jsonl").open() as lines:
+            values = [json.loads(line)[_VALID] for line in lines if f'"{_VALID}"' in line]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    if not values or not all(type(value) is float and 0 <= value <= 1 for value in values):
+        return None
+    return {"best": max(values), "last": values[-1]}.get(kept or "")

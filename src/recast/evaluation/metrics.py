@@ -25,6 +25,7 @@ from recast.config import METRICS, Level
 from recast.config.check import as_path
 from recast.data.parquet import read_parquet
 from recast.evaluation.facts import read_facts
+from recast.evaluation.places import SHOWN
 from recast.evaluation.ranks import (
     Ranks,
     as_cuts,
@@ -39,7 +40,7 @@ from recast.run.fingerprint import check_seal, seal
 from recast.run.reading import kind_of, read_json, reading
 from recast.types import Metrics, RecastError
 
-HR_AT = (1, 5, 10, 32)
+HR_AT = (1, 5, 10, 50)
 NDCG_AT = (5, 10)
 """Cuts of the lists unless a caller gives its own: the first are those of all hits."""
 PRIMARY = "item/ndcg@10"
@@ -194,6 +195,7 @@ def write_evaluation(
         "resampled": "users",
         "draws": DRAWS,
         "seed": seed,
+        "coverage": _coverage(ranks),
         "metrics": {
             name: {"value": float(mean[i]), "low": float(low[i]), "high": float(high[i])}
             for i, name in enumerate(values)
@@ -204,6 +206,14 @@ def write_evaluation(
         content = seal(content, stage, "rows.parquet")
         (stage / "eval.json").write_text(json.dumps(content, indent=2) + "\n")
     return dict(zip(values, mean.tolist(), strict=True))
+
+
+def _coverage(ranks: Ranks) -> dict[str, Any] | None:
+    if ranks.num_shown is None:
+        return None
+    every = ranks.facts.num_candidates
+    share = ranks.num_shown / every if every else None
+    return {"first": SHOWN, "items": ranks.num_shown, "of": every, "share": share}
 
 
 _PLACES = ("sid_rank", "items_before", "num_sharing", "popular_rank", "sid_mask")
@@ -250,6 +260,7 @@ def read_ranks(folder: str | Path) -> Ranks:
             sid_mask=sid_mask.bool(),
             item_mask=mask,
             facts=facts,
+            num_shown=(content.get("coverage") or {}).get("items"),
             **places,
         )
         refuse_impossible(ranks)

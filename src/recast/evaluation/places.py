@@ -1,4 +1,5 @@
-"""Where targets stand in one list per row: beams or scores in, six whole numbers per target out.
+"""Where targets stand in one list per row, and what stands first: beams or scores in, six whole
+numbers per target and the items that are shown out.
 
 Letter: F the fields of `FIELDS`, names of `recast.evaluation.metrics.Ranks`.
 """
@@ -14,6 +15,9 @@ from recast.items.catalog import Catalog
 from recast.types import RecastError, RolloutGroups
 
 FIELDS = ("sid_rank", "items_before", "num_sharing", "popular_rank", "item_mask", "sid_mask")
+
+SHOWN = 10
+"""Items at the top of a list that a person is shown; coverage counts them."""
 
 
 def distinct(targets: Int[Tensor, "N T"]) -> Int[Tensor, "N _targets"]:
@@ -138,6 +142,46 @@ def places_in_scores(
     sids = torch.where(mask, leaves[targets.clamp(min=0)], -1)
     masks = torch.stack([mask, mask & is_first(sids[..., None])])
     return torch.cat([torch.stack(columns, 2) * mask, masks.long()])
+
+
+def shown_in_beams(groups: RolloutGroups, catalog: Catalog, most: int = SHOWN) -> Int[Tensor, " C"]:
+    """Distinct items that may be among the first `most` of a row: of SIDs that several items share
+    all those that the row has not seen, in whatever order."""
+    trie, beams = catalog.trie, groups.items
+    leaves = torch.where(beams >= 0, trie.leaves[beams.clamp(min=0)].long(), trie.num_leaves)
+    seen = groups.prompts.seen
+    gone = torch.where(seen >= 0, trie.leaves[seen.clamp(min=0)].long(), trie.num_leaves + 1)
+    gone = gone.sort(1).values
+    low, high = (torch.searchsorted(gone, leaves, right=right) for right in (False, True))
+    size = trie.sharing(leaves) - (high - low)
+    row, place = ((size.cumsum(1) - size < most) & (beams >= 0)).nonzero(as_tuple=True)
+    chosen = leaves[row, place]
+    counts = trie.sharing(chosen)
+    first = trie.children[-1][chosen].long()
+    offset = torch.arange(int(counts.sum()), device=beams.device)
+    offset = offset - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    items = trie.items[first.repeat_interleave(counts) + offset].long()
+    fresh = (items[:, None] != seen[row.repeat_interleave(counts)]).all(1)
+    shown: Tensor = items[fresh].unique()
+    return shown
+
+
+def shown_in_scores(
+    scores: Float[Tensor, "B I"],
+    candidate: Bool[Tensor, "B I"],
+    priority: Int[Tensor, " I"],
+    most: int = SHOWN,
+) -> Int[Tensor, " C"]:
+    """Distinct items among the first `most` candidates of a row, equal scores by `priority`."""
+    scores = scores.masked_fill(~candidate, -torch.inf)
+    least = scores.topk(min(most, scores.shape[1]), dim=1).values[:, -1:]
+    above, tied = candidate & (scores > least), candidate & (scores == least)
+    room = most - above.sum(1, keepdim=True)
+    crowded = (tied.sum(1, keepdim=True) > room)[:, 0]
+    ordered = tied[crowded][:, priority.argsort()]
+    first = ordered & (ordered.cumsum(1, dtype=torch.int32) <= room[crowded])
+    tied[crowded] = first[:, priority]
+    return (above | tied).any(0).nonzero()[:, 0]
 
 
 def pad_to(places: Int[Tensor, "F B T"], width: int) -> Int[Tensor, "F B _width"]:

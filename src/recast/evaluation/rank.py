@@ -7,19 +7,17 @@ Every method, policy or baseline, passes through the same metrics, candidates an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.config import VALID_METRICS, EvaluateConfig, StratifyConfig, split_metric
-from recast.config.check import names_code
-from recast.data.folder import data_hash
+from recast.config import VALID_METRICS, split_metric
 from recast.data.history import seen
 from recast.draws import uniforms
-from recast.evaluation.facts import Facts, kept_of, training_of
-from recast.evaluation.metrics import row_metrics, write_evaluation
+from recast.evaluation.facts import Facts
+from recast.evaluation.metrics import row_metrics
 from recast.evaluation.places import (
     FIELDS,
     check_targets,
@@ -28,20 +26,17 @@ from recast.evaluation.places import (
     places_in_beams,
     places_in_scores,
     places_within_sids,
+    shown_in_beams,
+    shown_in_scores,
 )
 from recast.evaluation.ranks import Ranks
 from recast.items.catalog import Catalog
-from recast.policy.baselines import Scorer, popularity
-from recast.policy.device import find_device
-from recast.policy.load import Policy, load_policy
-from recast.policy.ranker import load_ranker
-from recast.policy.tasks import Task, load_task
-from recast.policy.threads import choose_threads
+from recast.policy.baselines import Scorer
+from recast.policy.load import Policy
+from recast.policy.tasks import Task
 from recast.rollout.beam import beam_search
 from recast.rollout.decoder import Decoder
-from recast.run.doors import enter
-from recast.run.fingerprint import inputs_of
-from recast.run.parts import NO_PARTS, Parts, parts_of
+from recast.run.parts import NO_PARTS, Parts
 from recast.types import SPLITS, Draw, Interactions, Metrics, RecastError, require
 
 _CELLS = 2**24  # scores, or logits, held at a time
@@ -78,6 +73,7 @@ def rank_scores(
     require(most < catalog.num_items, "target", most, f"the last item is {catalog.num_items - 1}")
     wanted = distinct(targets)
     places = torch.zeros(len(FIELDS), *wanted.shape, dtype=torch.long)
+    shown = []
     for index in torch.arange(len(rows)).split(max(1, _CELLS // catalog.num_items)):
         chunk = rows[index]
         scores, excluded = scorer(interactions, chunk), seen(interactions, chunk)
@@ -89,9 +85,9 @@ def rank_scores(
             raise RecastError(f"the scorer gave NaN for row {row}: give every item a number")
         candidate = torch.ones(len(chunk), catalog.num_items + 1, dtype=torch.bool)
         candidate.scatter_(1, torch.where(excluded < 0, catalog.num_items, excluded), False)
-        places[:, index] = places_in_scores(
-            scores, candidate[:, :-1], priority, wanted[index], catalog
-        )
+        candidate = candidate[:, :-1]
+        places[:, index] = places_in_scores(scores, candidate, priority, wanted[index], catalog)
+        shown.append(shown_in_scores(scores, candidate, priority))
     splits = interactions.splits[rows].unique().tolist()
     facts = Facts(
         split=SPLITS[splits[0]] if len(splits) == 1 else None,
@@ -102,7 +98,7 @@ def rank_scores(
         seed=seed,
         events_seen=events_seen,
     )
-    return _ranks(rows, interactions.users[rows], places, facts)
+    return _ranks(rows, interactions.users[rows], places, facts, shown)
 
 
 def rank_policy(
@@ -120,7 +116,7 @@ def rank_policy(
     """Rank by constrained beam search in the policy's space: the list is the `beam_width` best
     SIDs, or all of them.
 
-    With a guide, best by D3's mixture; it then scores the whole catalogue for every row. `split`
+    With a guide, best by the mixture; it then scores the whole catalogue for every row. `split`
     names the rows. `popularity` (events of every item) tells which item stands for a SID at level
     `popular_item`; equals in a random order drawn from `seed`. `parts` keep what is done.
 
@@ -134,7 +130,7 @@ def rank_policy(
         popularity if popularity is None else places_within_sids(policy.catalog, popularity, seed)
     )
     width = min(beam_width, num_leaves)
-    batches = list(_batches(policy, task, rows, width, guided=decoder.guide is not None))
+    batches = list(batches_of(policy, task, rows, width, guided=decoder.guide is not None))
 
     draw = Draw(logprob_space=policy.logprob_space)
 
@@ -143,10 +139,13 @@ def rank_policy(
         targets = distinct(prompts.target_items)
         check_targets(targets, prompts.seen, prompts.row_ids)
         groups = beam_search(policy, prompts, width, draw, decoder)
-        return {"places": places_in_beams(groups, policy.catalog, targets, within).cpu()}
+        return {
+            "places": places_in_beams(groups, policy.catalog, targets, within).cpu(),
+            "shown": shown_in_beams(groups, policy.catalog).cpu(),
+        }
 
-    done = [part["places"] for part in parts.collect("rows", batches, rank)]
-    found = [torch.zeros(len(FIELDS), 0, 1, dtype=torch.long), *done]
+    done = parts.collect("rows", batches, rank)
+    found = [torch.zeros(len(FIELDS), 0, 1, dtype=torch.long), *(part["places"] for part in done)]
     num_targets = max(places.shape[2] for places in found)
     places = torch.cat([pad_to(places, num_targets) for places in found], dim=1)
     order = torch.cat([torch.zeros(0, dtype=torch.long), *batches])
@@ -159,7 +158,8 @@ def rank_policy(
         ties="expectation",
         seed=None if within is None else seed,
     )
-    ranks = _ranks(rows, task.users(rows), places[:, order.argsort()], facts)
+    shown = [part["shown"] for part in done]
+    ranks = _ranks(rows, task.users(rows), places[:, order.argsort()], facts, shown)
     return ranks if within is not None else replace(ranks, popular_rank=None)
 
 
@@ -171,11 +171,16 @@ def _check_rows(rows: Int[Tensor, " N"]) -> None:
 
 
 def _ranks(
-    rows: Int[Tensor, " N"], users: Int[Tensor, " N"], places: Int[Tensor, "F N T"], facts: Facts
+    rows: Int[Tensor, " N"],
+    users: Int[Tensor, " N"],
+    places: Int[Tensor, "F N T"],
+    facts: Facts,
+    shown: Sequence[Tensor],
 ) -> Ranks:
     fields = dict(zip(FIELDS, places, strict=True))
     masks = {name: fields.pop(name).bool() for name in ("item_mask", "sid_mask")}
-    return Ranks(row_ids=rows, users=users, facts=facts, **fields, **masks)
+    num_shown = len(torch.cat(list(shown)).unique()) if shown else None
+    return Ranks(row_ids=rows, users=users, facts=facts, num_shown=num_shown, **fields, **masks)
 
 
 def invalid_frac(
@@ -192,7 +197,7 @@ def invalid_frac(
         return None
     draw = Draw(logprob_space=policy.logprob_space)
     beam_width = min(beam_width, policy.catalog.trie.num_leaves)
-    batches = list(_batches(policy, task, rows, beam_width))
+    batches = list(batches_of(policy, task, rows, beam_width))
 
     def count(index: Int[Tensor, " B"]) -> dict[str, Tensor]:
         prompts = task.prompts(rows[index])
@@ -231,84 +236,6 @@ def validate(
     return {f"valid/{name}": float(values[f"item/{name}"].mean()) for name in names}
 
 
-def evaluate_policy(config: EvaluateConfig) -> Metrics:
-    """`recast evaluate`: rank a whole split, write `eval.json` and `rows.parquet`.
-
-    Returns the means; `eval.json` adds their 95 % intervals over users, what they cover and the
-    settings. Raises `RecastError` when data and policy do not belong together or the split has no
-    row.
-    """
-    enter(config, EvaluateConfig)
-    find_device(config.device)
-    with parts_of(config.output) as parts:
-        return _evaluate(config, parts)
-
-
-def _evaluate(config: EvaluateConfig, parts: Parts) -> Metrics:
-    policy = load_policy(config.policy).to(config.device)
-    policy.model.float()  # as in training, where near ties are told apart
-    task = load_task(config.data, policy.catalog, policy.window)
-    rows = rows_to_rank(task.rows(config.split), config.data, config.split)
-    guide = None
-    if config.guide:
-        guide = load_ranker(config.guide, policy.catalog, config.output, kind="guide")
-    decoder = Decoder(guide=guide, alpha=config.alpha)
-    popular = popularity(task.interactions)(task.interactions, rows[:1])[0]
-
-    def rank(chosen: Int[Tensor, " N"], parts: Parts = NO_PARTS) -> Ranks:
-        return rank_policy(
-            policy,
-            task,
-            chosen,
-            config.beam_width,
-            decoder,
-            split=config.split,
-            popularity=popular,
-            seed=config.seed,
-            parts=parts,
-        )
-
-    begin_parts(parts, config, ("at", "levels"))
-    few = rows[next(_batches(policy, task, rows, config.beam_width))[:32]]
-    wanted = parts.threads or config.threads
-    threads = choose_threads(lambda: rank(few), wanted, config.device)
-    events_seen, training_seed = training_of(config.policy, config.data)
-    ranks = rank(rows, parts)
-    facts = replace(
-        ranks.facts,
-        data=data_hash(config.data),
-        events_seen=events_seen,
-        training_seed=training_seed,
-        kept=kept_of(config.policy),
-    )
-    unconstrained = sample_rows(rows, config.invalid_rows)
-    invalid = invalid_frac(policy, task, unconstrained, config.beam_width, parts=parts)
-    settings = asdict(config) | {"threads": threads, "invalid_frac": invalid}
-    settings |= {"split_name": task.split_name}
-    means = write_evaluation(
-        replace(ranks, facts=facts),
-        config.output,
-        settings,
-        config.seed,
-        config.at,
-        config.levels,
-    )
-    counts = {"rows": float(len(rows)), "users": float(len(ranks.users.unique()))}
-    return means | ({} if invalid is None else {"invalid_frac": invalid}) | counts
-
-
-def begin_parts(
-    parts: Parts, config: EvaluateConfig | StratifyConfig, free: tuple[str, ...] = ()
-) -> None:
-    """Keep what is done, for the same settings, but for those `free` to change, and the same files
-    alone. With code of a user's own nothing is kept, for nobody knows what it reads."""
-    settings = {name: value for name, value in asdict(config).items() if name not in free}
-    del settings["output"]
-    if any(names_code(settings.get(name)) for name in ("guide", "ranker")):
-        return
-    parts.begin(inputs_of(settings), **settings)
-
-
 def rows_to_rank(rows: Int[Tensor, " N"], data: str, split: str) -> Int[Tensor, " N"]:
     """The rows of a split; `RecastError` when there is none."""
     if not len(rows):
@@ -316,7 +243,7 @@ def rows_to_rank(rows: Int[Tensor, " N"], data: str, split: str) -> Int[Tensor, 
     return rows
 
 
-def _batches(
+def batches_of(
     policy: Policy,
     task: Task,
     rows: Int[Tensor, " N"],

@@ -47,6 +47,8 @@ class Ranks:
     popular_rank: Int[Tensor, "N T"] | None = None
     """Place of the target where each SID stands for its most popular candidate; 0 = not in the
     list, or another item stands for its SID. None where popularity is not known."""
+    num_shown: int | None = None
+    """Distinct items among the first ten of any row; None where nobody counted."""
     facts: Facts = field(default_factory=Facts)
 
 
@@ -78,6 +80,10 @@ def refuse_impossible(ranks: Ranks) -> None:
             if bool(wrong.any()):
                 value, row = int(values[wrong][0]), int(ranks.row_ids[wrong.any(1)][0])
                 raise ValueError(f"{name} of row {row} is {value}, outside 0 to {largest[name]}")
+    if ranks.num_shown is not None:
+        shown = ranks.num_shown
+        if not (type(shown) is int and 1 <= shown <= most):
+            raise ValueError(f"num_shown is {shown!r}, outside 1 to {most}")
     if len(ranks.row_ids.unique()) < num_rows:
         raise ValueError("a row is there more than once")
     if bool((ranks.sid_mask & ~ranks.item_mask).any()):

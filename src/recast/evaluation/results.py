@@ -58,8 +58,8 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MethodResults:
-    """All of one method; `extras` holds those of `rollouts`, `cpu_s`, `invalid_frac` and
-    `optimizer_steps` that apply to it."""
+    """All of one method; `extras` holds those of `rollouts`, `cpu_s`, `invalid_frac`,
+    `optimizer_steps` and `coverage` that apply to it."""
 
     metrics: dict[str, Measured]
     extras: dict[str, float]

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from recast.config import StratifyConfig
 from recast.draws import uniforms
-from recast.evaluation.rank import begin_parts, sample_rows
+from recast.evaluation.evaluate import begin_parts
+from recast.evaluation.rank import sample_rows
 from recast.evaluation.resample import DRAWS, user_intervals
 from recast.policy.load import load_policy
 from recast.policy.ranker import load_ranker

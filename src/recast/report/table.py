@@ -20,12 +20,21 @@ Column = tuple[str, Callable[[MethodResults], str]]
 """Heading (a line break where it may be narrowed) and the cell of one method."""
 
 _SHOWN = {
-    False: ("item/hr@1", "item/hr@5", "item/hr@10", "item/hr@32", "item/ndcg@5"),
-    True: ("item/pass@1", "item/pass@32", "item/first_pass@32", "item/recall@32", "item/ndcg@5"),
+    False: ("item/hr@1", "item/hr@5", "item/hr@10", "item/hr@32", "item/hr@50", "item/ndcg@5"),
+    True: (
+        "item/pass@1",
+        *(f"item/{name}@{k}" for k in (32, 50) for name in ("pass", "first_pass", "recall")),
+        "item/ndcg@5",
+    ),
 }
-"""Columns beside the primary metric, by whether a row has several targets."""
+"""Columns beside the primary metric, by whether a row has several targets; those at 32 are of
+evaluations by 32 beams."""
 
 _KEPT = {"best": "of the best validation", "last": "of the last step"}
+
+_VALIDATED = "item/ndcg@10"
+_DRIFT = 0.2
+"""Of the larger of both: more is said."""
 
 # Only a rule under the heading: the same characters on every terminal and in a file.
 _RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
@@ -79,6 +88,8 @@ def caption(results: Results) -> list[str]:
         f"{targets}",
         *_facts({name: method.facts for name, method in results.methods.items()}),
     ]
+    if drift := _drift(results):
+        lines.append(drift)
     if results.users == 1:
         lines.append("There is one user: nothing can be resampled, every interval is a point.")
     if results.sid_equals_item:
@@ -100,10 +111,30 @@ def _facts(methods: dict[str, Facts]) -> list[str]:
     if any(facts.events_seen for facts in methods.values()):
         events = {name: " + ".join(f.events_seen or ("not known",)) for name, f in methods.items()}
         lines.append(f"Events seen in training: {_by_value(events)}.")
+    if guided := {name: facts for name, facts in methods.items() if facts.guide}:
+        words = [f"{name} by {_guide_of(facts)}" for name, facts in guided.items()]
+        lines.append(f"Mixed with a guide: {'; '.join(words)}.")
     if kept := {name: facts.kept for name, facts in methods.items() if facts.kept}:
-        words = {name: _KEPT[which] for name, which in kept.items()}
-        lines.append(f"Weights: {_by_value(words)}.")
+        weights = {name: _KEPT[which] for name, which in kept.items()}
+        lines.append(f"Weights: {_by_value(weights)}.")
     return lines
+
+
+def _drift(results: Results) -> str:
+    """Methods that were a fifth or more better, or worse, on validation than on test."""
+    said = []
+    for name, method in results.methods.items():
+        valid, measured = method.facts.valid_ndcg, method.metrics.get(_VALIDATED)
+        if valid is None or measured is None or method.facts.split != "test":
+            continue
+        if abs(valid - measured.value) > _DRIFT * max(valid, measured.value):
+            said.append(f"{name} validation {_number(valid)}, test {_number(measured.value)}")
+    return f"Validation and test differ in NDCG@10: {'; '.join(said)}." if said else ""
+
+
+def _guide_of(facts: Facts) -> str:
+    chosen = facts.alpha_chosen_on
+    return f"{facts.guide}{f' (alpha chosen on {chosen} rows)' if chosen else ''}"
 
 
 def _list_of(facts: Facts) -> str:
@@ -142,6 +173,7 @@ def _cost(results: Results) -> list[Column]:
     levels = [key for key in ("sid/ndcg@10", hits) if key in results.metrics]
     return [
         *((f"SID\n{_name(key)}", _value(key)) for key in levels),
+        ("cover\n%", _extra("coverage", lambda share: f"{100 * share:.1f}")),
         ("invalid\n%", _extra("invalid_frac", lambda frac: f"{100 * frac:.2f}")),
         ("rollouts", _extra("rollouts", lambda number: f"{number:,.0f}")),
         ("CPU s", _extra("cpu_s", lambda seconds: f"{seconds:,.0f}")),

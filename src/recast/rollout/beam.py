@@ -6,7 +6,6 @@ import torch
 
 from recast.policy.load import Policy
 from recast.rollout.decoder import Decoder
-from recast.rollout.guide import guide_logprobs, mix_scores
 from recast.rollout.tree import TreeDecoder, check_group_size
 from recast.types import Draw, Prompts, RolloutGroups
 
@@ -40,27 +39,29 @@ def beam_search(
     would write a seen item: the next best takes its place. Sequences outside the catalogue get item
     -1. The search draws nothing: seed and step are for the signals that do.
 
-    With a guide beams are kept and ordered by D3's mixture. `rollout_logprobs` are the policy's own
-    all the same, so the rows of a group no longer come most probable first.
+    With a guide beams are kept and ordered by the mixture (`recast.rollout.guide`).
+    `rollout_logprobs` are the policy's own all the same, so the rows of a group no longer come most
+    probable first.
     """
     check_group_size(group_size)
     tree = TreeDecoder(policy, prompts, draw.logprob_space, constrained=decoder.constrained)
-    guide = decoder.guide_scores(prompts, policy.catalog.num_items)
-    hints = None if guide is None else guide_logprobs(guide, prompts.seen, policy.catalog.trie)
-    scores = tree.logprobs.new_zeros(len(prompts), 1)
+    masses = decoder.masses(prompts, policy.catalog.trie)
+    own = tree.logprobs.new_zeros(len(prompts), 1)  # of the prefixes, by the policy alone
     for level in range(tree.num_levels):
         choices = tree.choices()
-        ranked_by, weight = choices.logprobs, 1.0
-        if hints is not None:
-            weight = decoder.alpha
-            hint = hints[level].gather(1, choices.nodes.flatten(1)).view_as(ranked_by)
-            # At the ends of `alpha` a child that is not allowed would be 0 * -inf.
-            ranked_by = mix_scores(ranked_by, hint.to(ranked_by.dtype), weight)
-            ranked_by = ranked_by.masked_fill(~choices.allowed, -torch.inf)
-        total = (scores[..., None] + ranked_by).flatten(1)
-        scores, best = total.topk(min(group_size, total.shape[1]), dim=1)
+        grown = own[..., None] + choices.logprobs
+        ranked_by, mass = grown, None
+        if masses is not None:
+            mass = masses[level].gather(1, choices.nodes.flatten(1)).view_as(grown)
+            ranked_by = decoder.mix(grown, mass).masked_fill(~choices.allowed, -torch.inf)
+        flat = ranked_by.flatten(1)
+        scores, best = flat.topk(min(group_size, flat.shape[1]), dim=1)
         width = ranked_by.shape[2]
-        forced = tree.take(choices, best // width, best % width, scores > -torch.inf)
-        scores = scores + weight * forced
+        alive = scores > -torch.inf
+        forced = tree.take(choices, best // width, best % width, alive)
+        scores = own = grown.flatten(1).gather(1, best) + forced
+        if mass is not None:
+            scores = decoder.mix(own, mass.flatten(1).gather(1, best))
+            scores = scores.masked_fill(~alive, -torch.inf)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     return tree.finish(group_size, draw, order, scores > -torch.inf)

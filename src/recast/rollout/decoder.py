@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from recast.items.trie import Trie
+from recast.rollout.guide import Mixing, guide_masses, mix_scores
 from recast.types import Prompts, Ranker, require
 
 
@@ -16,7 +18,7 @@ class Decoder:
     """Constrained by the trie and ranked by the policy alone, unless it says otherwise.
 
     `Decoder(constrained=False)` sees what the model would invent; `Decoder(guide=ranker, alpha=.9)`
-    is D3's mixture (`recast.rollout.guide`). Raises `RecastError` for a guide without the trie and
+    mixes a guide in (`recast.rollout.guide`). Raises `RecastError` for a guide without the trie and
     for an `alpha` outside 0 to 1.
     """
 
@@ -26,15 +28,23 @@ class Decoder:
     """Scores the whole catalogue for every row."""
     alpha: float = 0.9
     """Weight of the policy in the mixture; the guide gets the rest."""
+    kind: Mixing = "d3"
+    """Of log-probabilities (d3), or of the distributions."""
 
     def __post_init__(self) -> None:
         remedy = "a guide knows the children in the trie alone, leave `constrained` on"
         require(self.constrained or self.guide is None, "constrained", self.constrained, remedy)
         require(0 <= self.alpha <= 1, "alpha", self.alpha, "give a weight from 0 to 1")
 
-    def guide_scores(self, prompts: Prompts, num_items: int) -> Float[Tensor, "B I"] | None:
-        """The guide's score of every item for every prompt; None without a guide."""
+    def masses(self, prompts: Prompts, trie: Trie) -> list[Float[Tensor, "B _nodes"]] | None:
+        """Log of what the guide gives to every node of every level but the root, for every prompt;
+        None without a guide."""
         if self.guide is None:
             return None
-        items = torch.arange(num_items, device=prompts.tokens.device)
-        return self.guide(prompts, items.expand(len(prompts), -1))
+        items = torch.arange(len(trie.items), device=prompts.tokens.device)
+        scores = self.guide(prompts, items.expand(len(prompts), -1))
+        return guide_masses(scores, prompts.seen, trie)
+
+    def mix(self, policy: Float[Tensor, "*n"], mass: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """What prefixes are ranked by, from their log-probabilities and the guide's log masses."""
+        return mix_scores(policy, mass, self.alpha, self.kind)

@@ -1,17 +1,27 @@
-"""D3 decoding (arXiv 2406.14900): a text-free model's scores of items, pushed to the tokens.
+"""A text-free model's scores of items, mixed into the search of a policy.
 
     p(item) = softmax of the scores over the row's candidates (seen items are none)
-    guide(child | node) = log sum of p(item) below child - log sum of p(item) below node
-    score(token) = alpha * policy(token | prefix) + (1 - alpha) * guide(token | prefix)
+    mass(prefix) = sum of p(item) below it
 
-Both terms are log-probabilities; a path sums its tokens' scores, with no length normalisation. The
-guide's terms telescope: along a whole path they add up to the log-probability of its SID.
+D3 (arXiv 2406.14900) mixes log-linearly, the other one the distributions:
 
-Differs from the paper: none in the formulas. The authors' code gives a child the largest p(item)
-below it instead of the sum, and renormalises those over the children.
+    d3       alpha * log policy(prefix) + (1 - alpha) * log mass(prefix)
+    mixture  log(alpha * policy(prefix) + (1 - alpha) * mass(prefix))
+
+policy(prefix) is the product of its tokens' probabilities, with no length normalisation. Prefixes
+of one length below the root share out the whole mass, so the second form is, of every prefix, the
+probability under the mixture of both models' items, exactly.
+
+Differs from the paper: none in the formula. The authors add the guide token by token, log mass of
+the child less that of the node above: along a path these sums telescope to log mass(prefix). Their
+code gives a child the largest p(item) below it instead of the sum, and renormalises those over the
+children.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,31 +30,42 @@ from torch import Tensor
 from recast.items.trie import Trie
 from recast.types import RecastError, require
 
+Mixing = Literal["d3", "mixture"]
+
 _FLOOR = -700.0  # exp(-700) is a normal float64: no sum of candidates is ever 0
 
 
 def mix_scores(
-    policy: Float[Tensor, "*n"], guide: Float[Tensor, "*n"], alpha: float
+    policy: Float[Tensor, "*n"], guide: Float[Tensor, "*n"], alpha: float, kind: Mixing = "d3"
 ) -> Float[Tensor, "*n"]:
-    """The score that the search ranks by; alpha 1 is the policy alone, bit for bit.
+    """The score of prefixes that the search ranks by, from the log-probabilities that both models
+    give them; alpha 1 is the policy alone, bit for bit, and 0 the guide.
 
-    The policy prefers the first token, the mixture the second:
+    The policy prefers the first prefix, both mixtures the second:
 
-    >>> mix_scores(torch.tensor([-1.0, -1.2]), torch.tensor([-3.0, -0.5]), 0.9)
+    >>> policy, guide = torch.tensor([-1.0, -1.2]), torch.tensor([-3.0, -0.5])
+    >>> mix_scores(policy, guide, 0.9)
     tensor([-1.2000, -1.1300])
+    >>> mix_scores(policy, guide, 0.75, "mixture").exp()  # .75 * .3679 + .25 * .0498, ...
+    tensor([0.2884, 0.3775])
     """
-    return alpha * policy + (1 - alpha) * guide
+    if alpha in (0, 1):  # else what is impossible for one of them would be 0 * -inf
+        return policy if alpha == 1 else guide.to(policy.dtype)
+    guide = guide.to(policy.dtype)
+    if kind == "d3":
+        return alpha * policy + (1 - alpha) * guide
+    return torch.logaddexp(policy + math.log(alpha), guide + math.log1p(-alpha))
 
 
-def guide_logprobs(
+def guide_masses(
     scores: Float[Tensor, "B I"], seen: Int[Tensor, "B S"], trie: Trie
 ) -> list[Float[Tensor, "B _nodes"]]:
-    """For every level, the log-probability of each of its nodes given the node above, in float64.
+    """For every level from the root's children on, the log mass of each of its nodes, in float64.
 
     `seen` holds item indices, -1 as padding. A candidate counts at least exp(-700) times the best
     one of its row, so that no branch underflows to nothing; a node without candidates gets -inf.
     Example, items 0, 1, 2 with codes (0, 0), (0, 1), (1, 0) and p = .1, .3, .6: level 1 holds log
-    .4 and log .6, level 2 log .25, log .75 and log 1.
+    .4 and log .6, level 2 log .1, log .3 and log .6.
 
     Raises `RecastError` for another number of items and for a candidate scored NaN or +inf.
     """
@@ -62,15 +83,14 @@ def guide_logprobs(
             "give every item a number"
         )
     known = scores.double().masked_fill(is_seen, -torch.inf)
-    tiny = torch.finfo(known.dtype).tiny
     best = known.amax(1, keepdim=True).clamp(min=torch.finfo(known.dtype).min)
     mass = (known - best).clamp(min=_FLOOR).exp().masked_fill(is_seen, 0.0)
-    found = []
     below = mass.new_zeros(len(mass), trie.num_leaves).index_add_(1, trie.leaves, mass)
-    for offsets in reversed(trie.children[:-1]):
+    levels = [below]
+    for offsets in reversed(trie.children[1:-1]):
         parents = torch.arange(len(offsets) - 1, device=mass.device)
         parents = parents.repeat_interleave(offsets.diff())
-        above = mass.new_zeros(len(mass), len(offsets) - 1).index_add_(1, parents, below)
-        found.append(below.log() - above.clamp(min=tiny).log()[:, parents])
-        below = above
-    return found[::-1]
+        below = mass.new_zeros(len(mass), len(offsets) - 1).index_add_(1, parents, below)
+        levels.append(below)
+    whole = mass.sum(1, keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny).log()
+    return [below.log() - whole for below in reversed(levels)]

@@ -1,0 +1,54 @@
+"""Whom the hits reach: by how often the target was seen in training, and by the row's history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from recast.evaluation.metrics import row_metrics
+from recast.evaluation.ranks import Ranks
+from recast.types import SPLITS, Interactions
+
+EVENTS = (0, 3, 10, 30, 100)
+HISTORY = (1, 4, 6, 10)
+"""Least of each group: the last has no end."""
+
+
+def breakdown(ranks: Ranks, interactions: Interactions, splits: Sequence[str]) -> dict[str, Any]:
+    """HR and NDCG at 10 (at the width of shorter lists) of the rows grouped by the events that
+    their target has in `splits`, and by the events that their user has before them.
+
+    `ranks` are of rows of `interactions`, whose target is the row's own item. Groups without a row
+    have no metrics.
+    """
+    k = min(10, ranks.facts.beam_width or 10)
+    rows = ranks.row_ids
+    is_fit = torch.isin(interactions.splits, torch.tensor([SPLITS.index(name) for name in splits]))
+    events = interactions.items[is_fit].bincount(minlength=interactions.num_items)
+    metrics = row_metrics(ranks, [k], ["item"], ["hr", "ndcg"])
+    values = {name.removeprefix("item/"): metric for name, metric in metrics.items()}
+    return {
+        "events_of": list(splits),
+        "by_events": _groups(events[interactions.items[rows]], EVENTS, values),
+        "by_history": _groups(rows - interactions.starts[rows], HISTORY, values),
+    }
+
+
+def _groups(
+    counts: Int[Tensor, " N"], least: Sequence[int], values: dict[str, Tensor]
+) -> list[dict[str, Any]]:
+    index = torch.bucketize(counts, torch.tensor(least), right=True) - 1
+    groups = []
+    for number, first in enumerate(least):
+        inside = index == number
+        num_rows = int(inside.sum())
+        last = least[number + 1] - 1 if number + 1 < len(least) else None
+        group: dict[str, Any] = {"least": first, "most": last, "rows": num_rows}
+        for name, metric in values.items():
+            group[name] = float(metric[inside].mean()) if num_rows else None
+        groups.append(group)
+    return groups
