@@ -29,3 +29,12 @@ def small_events(
         exclude_seen=exclude_seen,
         split_name="by hand",
     )
+
+
+def random_events(seed: int = 0, num_items: int = 12) -> Interactions:
+    """20 users of 8 events each: 4 to train on, 2 for RL, one validation and one test row."""
+    draw = torch.Generator().manual_seed(seed)
+    sequences = [torch.randperm(num_items, generator=draw)[:8].tolist() for _ in range(20)]
+    return small_events(
+        sequences, [["train"] * 4 + ["rl"] * 2 + ["valid", "test"]] * 20, num_items=num_items
+    )

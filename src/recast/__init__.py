@@ -18,7 +18,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recast.baselines import fit_baselines as fit_baselines
     from recast.cell import Cell as Cell
+    from recast.config.baselines import BaselinesConfig as BaselinesConfig
     from recast.config.data import PrepareConfig as PrepareConfig
     from recast.config.data import TokenizeConfig as TokenizeConfig
     from recast.config.evaluation import EvaluateConfig as EvaluateConfig
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BaselinesConfig": "recast.config.baselines",
     "Cell": "recast.cell",
     "EvaluateConfig": "recast.config.evaluation",
     "LoRAConfig": "recast.config.model",
@@ -63,6 +66,7 @@ _HOMES = {
     "TokenizeConfig": "recast.config.data",
     "load_data": "recast.data.folder",
     "prepare": "recast.data.prepare",
+    "fit_baselines": "recast.baselines",
     "evaluate_policy": "recast.evaluation.evaluate",
     "run_cells": "recast.experiment",
     "ground_texts": "recast.evaluation.grounding",

@@ -13,7 +13,16 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recast.config import EvaluateConfig, PrepareConfig, RLConfig, SFTConfig, TokenizeConfig
+from recast.baselines import describe as describe_baselines
+from recast.baselines import fit_baselines
+from recast.config import (
+    BaselinesConfig,
+    EvaluateConfig,
+    PrepareConfig,
+    RLConfig,
+    SFTConfig,
+    TokenizeConfig,
+)
 from recast.config.check import names_code
 from recast.config.plugin import load_function
 from recast.data.folder import data_hash
@@ -107,6 +116,10 @@ def _tokenize(cell: Cell, log: RunLog) -> Metrics:
     return {}
 
 
+def _baselines(cell: Cell, log: RunLog) -> Metrics:
+    return fit_baselines(cell.config, log)
+
+
 def _sft(cell: Cell, log: RunLog) -> Metrics:
     return train_sft(cell.config, log)
 
@@ -122,6 +135,7 @@ def _evaluate(cell: Cell, log: RunLog) -> Metrics:
 _VERBS = {
     PrepareConfig: Verb("prepare", _prepare, describe_data),
     TokenizeConfig: Verb("tokenize", _tokenize, describe_catalog),
+    BaselinesConfig: Verb("baselines", _baselines, describe_baselines, has_stage=True),
     SFTConfig: Verb("sft", _sft, has_stage=True),
     RLConfig: Verb("rl", _rl, has_stage=True),
     EvaluateConfig: Verb("evaluate", _evaluate),

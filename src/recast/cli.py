@@ -72,6 +72,12 @@ VERBS = {
         "a data folder in, a catalogue of semantic IDs out",
         "recast.items.card:describe",
     ),
+    "baselines": Verb(
+        "BaselinesConfig",
+        "recast.baselines:fit_baselines",
+        "popularity, item-kNN and SASRec: what a policy has to beat",
+        "recast.baselines:describe",
+    ),
     "sft": Verb("SFTConfig", "recast.sft:train_sft", "train a next-item policy"),
     "methods": Verb(
         None, "recast.report.methods:describe_methods", "every method with its paper and its parts"
@@ -180,7 +186,7 @@ def run(args: list[str]) -> None:
     from recast.run.doors import enter
 
     # Before the stage is imported, which takes seconds.
-    enter(config, type(config), goes_on=name == "quickstart")
+    enter(config, type(config), goes_on=name in ("quickstart", "baselines"))
     if verb.check:
         _resolve(verb.check)(config)
     began = time.monotonic()

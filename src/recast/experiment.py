@@ -42,6 +42,7 @@ _WRITTEN = (
     *("interactions.parquet", "users.parquet", "items.parquet", "data.json"),
     *("catalog.parquet", "sid.json", "card.json", "embeddings.safetensors"),
     *("rows.parquet", "eval.json", ".*.partial"),
+    *("popularity", "item_knn", "sasrec", "catalog", "baselines.json"),
 )
 """What verbs write into their folders; whatever else lies there is not ours to remove."""
 

@@ -23,13 +23,15 @@ from recast.config import (
 )
 from recast.data.folder import data_hash, load_data
 from recast.evaluation.compare import compare
-from recast.evaluation.metrics import PRIMARY, read_ranks, row_metrics, write_evaluation
+from recast.evaluation.knn_quality import knn_quality
+from recast.evaluation.metrics import read_ranks, write_evaluation
 from recast.evaluation.rank import rank_scores, sample_rows
 from recast.evaluation.results import Results, save_tables
 from recast.experiment import run_cells
 from recast.items.catalog import Catalog, load_catalog
 from recast.methods.table import METHODS
-from recast.policy.baselines import FIT_SPLITS, Scorer, item_knn, popularity, tune_item_knn
+from recast.policy.baselines import FIT_SPLITS, Scorer, fit_item_knn, popularity
+from recast.policy.knn_search import tune_item_knn
 from recast.policy.threads import choose_threads
 from recast.report.table import markdown, plain
 from recast.run.doors import enter
@@ -166,17 +168,13 @@ def rank_popularity(config: BaselineConfig, log: RunLog) -> Metrics:
 def rank_item_knn(config: BaselineConfig, log: RunLog) -> Metrics:
     """An item-kNN tuned on validation rows; returns what the tuning cost."""
     interactions, catalog = load_data(config.data), load_catalog(config.catalog)
-    valid = sample_rows(interactions.rows("valid"), 2000)
-
-    def quality(scorer: Scorer) -> float:
-        return float(row_metrics(rank_scores(scorer, interactions, catalog, valid))[PRIMARY].mean())
-
-    choose_threads(lambda: quality(item_knn(interactions)), None)
+    quality = knn_quality(interactions, sample_rows(interactions.rows("valid"), 2000))
+    choose_threads(lambda: quality(fit_item_knn(interactions)), None)
     started = time.process_time()
-    knn, settings, value = tune_item_knn(interactions, quality)
+    knn, value = tune_item_knn(interactions, quality)
     cpu_s = time.process_time() - started
-    log.say(f"item-kNN: validation NDCG@10 {value:.4f} with {settings}")
-    _rank_on_test(knn, interactions, catalog, config)
+    log.say(f"item-kNN: validation NDCG@10 {value:.4f} with {knn.settings}")
+    _rank_on_test(knn.scorer, interactions, catalog, config)
     return {"cpu_s": cpu_s}
 
 

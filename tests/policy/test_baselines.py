@@ -4,18 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_events import small_events
+from small_events import random_events, small_events
 from torch import Tensor
 
 from recast.policy import baselines
-from recast.policy.baselines import (
-    KNN_GRID,
-    KNNSettings,
-    Scorer,
-    item_knn,
-    popularity,
-    tune_item_knn,
-)
+from recast.policy.baselines import KNNSettings, Scorer, item_knn, popularity
 from recast.types import Interactions
 
 PLAIN = KNNSettings(
@@ -34,14 +27,6 @@ def four_items() -> Interactions:
     return small_events(
         [[0, 1, 2], [1, 2, 3], [0, 1, 3]],
         [["train"] * 3, ["train", "rl", "rl"], ["valid", "valid", "test"]],
-    )
-
-
-def random_events(seed: int = 0, num_items: int = 12) -> Interactions:
-    draw = torch.Generator().manual_seed(seed)
-    sequences = [torch.randperm(num_items, generator=draw)[:8].tolist() for _ in range(20)]
-    return small_events(
-        sequences, [["train"] * 4 + ["rl"] * 2 + ["valid", "test"]] * 20, num_items=num_items
     )
 
 
@@ -115,50 +100,3 @@ def test_validation_and_test_events_teach_nothing(fit: object) -> None:
     trained[0] = (trained[0] + 1) % 12
     third: Scorer = fit(replace(data, items=trained))  # type: ignore[operator]
     assert not torch.equal(first(data, rows), third(data, rows))
-
-
-def test_tuning_teaches_nothing_either() -> None:
-    data = random_events()
-    shuffled = data.items.clone()
-    shuffled[data.splits == 3] = 0
-    probe = data.rows("valid")
-
-    def quality(scorer: Scorer) -> float:
-        return float(scorer(data, probe).gather(1, data.items[probe][:, None]).mean())
-
-    first, settings, value = tune_item_knn(data, quality)
-    second, *same = tune_item_knn(replace(data, items=shuffled), quality)
-    assert [settings, value] == same
-    assert torch.equal(first(data, probe), second(data, probe))
-
-
-def test_tuning_returns_the_best_it_tried() -> None:
-    data = random_events(num_items=10)
-    rows = data.rows("valid")
-    seen: list[float] = []
-
-    def quality(scorer: Scorer) -> float:
-        scores = scorer(data, rows)
-        own = scores.gather(1, data.items[rows][:, None])
-        seen.append(-float((scores > own).sum(1).float().mean()))
-        return seen[-1]
-
-    scorer, settings, value = tune_item_knn(data, quality)
-    assert value == max(seen) >= seen[0]
-    assert quality(scorer) == value
-    torch.testing.assert_close(scorer(data, rows), item_knn(data, settings)(data, rows))
-    for name, grid in KNN_GRID.items():  # no single step improves it further
-        for choice in grid:
-            one = replace(settings, **{name: choice})  # type: ignore[arg-type]
-            assert quality(item_knn(data, one)) <= value
-
-
-def test_a_constant_quality_keeps_the_defaults() -> None:
-    calls = []
-    _, settings, value = tune_item_knn(random_events(), lambda scorer: calls.append(1) or 0.0)  # type: ignore[func-returns-value]
-    assert (settings, value) == (KNNSettings(), 0.0)
-    default = KNNSettings()
-    others = sum(
-        choice != getattr(default, name) for name, grid in KNN_GRID.items() for choice in grid
-    )
-    assert len(calls) == 1 + others

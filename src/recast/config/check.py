@@ -25,6 +25,12 @@ _PATHS = (
 CODE = ("sampler", "reward", "signal", "loss", "ranker", "guide")
 """Settings that may name code, as `module:function`."""
 
+RANKERS = ("ranker", "guide")
+"""Settings that name a ranker."""
+
+BASELINES = ("popularity", "item_knn", "sasrec")
+"""Names of `recast baselines`, for rankers and guides: `item_knn:FOLDER`, or `item_knn` alone."""
+
 MOST_STEPS = 1_000_000
 """Steps, prompts and the like: a hundred times the longest published run."""
 
@@ -64,7 +70,10 @@ def check_settings(config: object) -> None:
             if isinstance(text, str):
                 check_text(full, text)
         if name in _PATHS and isinstance(value, str):
-            value = _expand(full, value)
+            baseline, folder = split_baseline(value) if name in RANKERS else ("", value)
+            if folder is not None:
+                folder = _expand(full, folder)
+                value = f"{baseline}:{folder}" if baseline else folder
         object.__setattr__(config, name, value)
 
 
@@ -142,7 +151,22 @@ def check_text(name: str, text: str) -> None:
 
 def names_code(value: object) -> TypeGuard[str]:
     """Whether a setting of `CODE` is `module:function`: no name of ours and no folder."""
-    return isinstance(value, str) and ":" in value and not os.path.isdir(value)
+    is_text = isinstance(value, str) and ":" in value and not os.path.isdir(value)
+    return is_text and not split_baseline(cast(str, value))[0]
+
+
+def split_baseline(ranker: str) -> tuple[str, str | None]:
+    """Name and folder of a ranker that is a baseline by its name; whatever else it is has none.
+
+    >>> split_baseline("item_knn:runs/baselines"), split_baseline("item_knn")
+    (('item_knn', 'runs/baselines'), ('item_knn', None))
+    >>> split_baseline("mine:score"), split_baseline("runs/policy")
+    (('', 'mine:score'), ('', 'runs/policy'))
+    """
+    name, colon, folder = ranker.partition(":")
+    if name not in BASELINES or os.path.isdir(ranker):
+        return "", ranker
+    return name, folder if colon else None
 
 
 def _expand(name: str, path: str) -> str:

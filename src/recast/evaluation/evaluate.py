@@ -12,6 +12,7 @@ from torch import Tensor
 from recast.config import EvaluateConfig, StratifyConfig
 from recast.config.check import names_code
 from recast.data.folder import data_hash
+from recast.evaluation.baseline import evaluate_baseline, is_baseline
 from recast.evaluation.breakdown import breakdown
 from recast.evaluation.exact import affordable_rows, is_elsewhere, places_of
 from recast.evaluation.facts import (
@@ -50,12 +51,14 @@ _CHOOSING = 2000  # validation rows
 def evaluate_policy(config: EvaluateConfig) -> Metrics:
     """`recast evaluate`: rank a whole split, write `eval.json` and `rows.parquet`.
 
-    Returns the means; `eval.json` adds their 95 % intervals over users, what they cover and the
-    settings. Raises `RecastError` when data and policy do not belong together or the split has no
-    row.
+    The policy may be a folder of `recast baselines`. Returns the means; `eval.json` adds their 95 %
+    intervals over users, what they cover and the settings. Raises `RecastError` when data and
+    policy do not belong together or the split has no row.
     """
     enter(config, EvaluateConfig)
     find_device(config.device)
+    if is_baseline(config.policy):
+        return evaluate_baseline(config)
     with parts_of(config.output) as parts:
         return _evaluate(config, parts)
 
@@ -67,7 +70,9 @@ def _evaluate(config: EvaluateConfig, parts: Parts) -> Metrics:
     rows = rows_to_rank(task.rows(config.split), config.data, config.split)
     decoder = Decoder()
     if config.guide and config.decoder != "beam":
-        guide = load_ranker(config.guide, policy.catalog, config.output, kind="guide")
+        guide = load_ranker(
+            config.guide, policy.catalog, config.output, kind="guide", data=config.data
+        )
         decoder = Decoder(guide=guide, kind=config.decoder)
     popular = popularity(task.interactions)(task.interactions, rows[:1])[0]
 

@@ -14,6 +14,9 @@ from typing import Any, Literal
 from recast.config.check import names_code
 from recast.config.settings_file import read_settings
 from recast.data.folder import data_hash
+from recast.policy.baseline_folder import FACTS, load_baseline
+from recast.policy.baselines import FIT_SPLITS
+from recast.run.doors import ranker_folder
 from recast.run.reading import read_json
 from recast.types import SPLITS, RecastError, in_short
 
@@ -176,8 +179,16 @@ def training_of(
 
 
 def events_of_guide(guide: str, data: str | Path) -> tuple[str, ...] | None:
-    """`events_seen` of what a policy is mixed with; None for code of a user's own."""
-    return None if names_code(guide) else training_of(guide, data)[0]
+    """`events_seen` of what a policy is mixed with, as it is named; None for code of a user's
+    own."""
+    if names_code(guide):
+        return None
+    folder = ranker_folder(guide)
+    if folder is None:  # fitted on the spot
+        return FIT_SPLITS
+    if (folder / FACTS).is_file():
+        return load_baseline(folder)[0].splits
+    return training_of(folder, data)[0]
 
 
 def joined(*seen: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -67,7 +67,7 @@ def _stratify(config: StratifyConfig, parts: Parts) -> str:
     policy = load_policy(config.policy)
     policy.model.float()
     task = load_task(config.data, policy.catalog, policy.window)
-    ranker = load_ranker(config.ranker, policy.catalog, config.output)
+    ranker = load_ranker(config.ranker, policy.catalog, config.output, data=config.data)
     rows = sample_rows(task.rows(config.split), config.rows)
     if len(rows) < 2:
         raise RecastError(

@@ -268,17 +268,21 @@ def equip(
     ranker: str | None = None,
     embeddings: str | None = None,
     folder: str = "",
+    data: str | None = None,
 ) -> Method:
     """The method with its ranker, embeddings and trie bound; only what it asks for is loaded.
 
-    What a ranker fails on is written into `folder`.
+    What a ranker fails on is written into `folder`. One that is fitted on `data` reads its `train`
+    slice alone: the prompts come from `rl`, whose targets it must not have seen.
     """
     available: dict[str, Any] = {
         "fan_out": partial(fan_out, policy.catalog),
         "list_length": method.list_length,
     }
     if ranker:
-        available["ranker"] = load_ranker(ranker, policy.catalog, folder)
+        available["ranker"] = load_ranker(
+            ranker, policy.catalog, folder, data=data, splits=("train",)
+        )
     if embeddings:
         vectors = load_embeddings(embeddings, policy.catalog)
         available["embeddings"] = vectors.to(policy.catalog.device)

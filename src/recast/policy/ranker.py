@@ -1,13 +1,14 @@
-"""A ranker by name: a policy of one-level semantic IDs, or a user's function, as a `Ranker`.
+"""A ranker by name: a policy of one-level semantic IDs, a baseline, or a user's function, as a
+`Ranker`.
 
 A one-level policy, where an item is one token, is a SASRec: its next-token log-probabilities score
 the items. Made by the code that makes every policy: `recast tokenize --num_levels 1`, then
-`recast sft`.
+`recast sft`, or both by `recast baselines`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +18,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.config.check import names_code
+from recast.config.check import names_code, split_baseline
 from recast.config.plugin import load_function
 from recast.config.user_code import is_dense, place_of, require_call, short
+from recast.data.folder import data_hash, load_data
 from recast.groups import select
 from recast.items.catalog import Catalog
+from recast.policy.baseline_folder import FACTS, load_baseline, require_of
+from recast.policy.baselines import FIT_SPLITS, Baseline, fit_item_knn, fit_popularity
 from recast.policy.head import vocabulary_scores
 from recast.policy.load import Policy, load_policy
 from recast.policy.packed import pack, packed_forward
 from recast.policy.prompts import write_items
+from recast.policy.tasks import check_catalog
 from recast.run.blame import blame, show
-from recast.run.doors import require_ranker
+from recast.run.doors import ranker_folder, require_ranker
+from recast.run.reading import read_json
 from recast.types import Prompts, Ranker, RecastError
 
 _MOST = 1e30  # sums of larger scores leave float32
@@ -35,21 +41,63 @@ _REMEDY = "make one with `recast tokenize --num_levels 1`, then `recast sft`"
 
 
 def load_ranker(
-    spec: str, catalog: Catalog, folder: str | Path = "", *, kind: str = "ranker"
+    spec: str,
+    catalog: Catalog,
+    folder: str | Path = "",
+    *,
+    kind: str = "ranker",
+    data: str | Path | None = None,
+    splits: Sequence[str] = FIT_SPLITS,
 ) -> Ranker:
-    """The ranker in a policy's folder or of a `module:function`, for the items of `catalog`; `kind`
-    is the setting that names it.
+    """The ranker in a folder, of a `module:function` or of a baseline's name, for the items of
+    `catalog`; `kind` is the setting that names it, `data` the data folder of the run.
+
+    `popularity` and `item_knn` alone are fitted on the `splits` of `data`, with their default
+    settings. What was fitted on other events is refused, as far as it is known.
 
     Raises `RecastError` when there is none or it ranks other items; the ranker raises it when it
     fails, when a score is NaN or infinite and when the scores have another shape than the items,
     and writes the row into `folder`.
     """
     require_ranker(kind, spec)
-    if not names_code(spec):
-        return _checked(policy_ranker(_load(spec, catalog)), f"{kind} {spec}", folder)
-    function = load_function(kind, spec)
-    require_call(f"{kind} is {spec!r}, which", function, ("prompts", "items"))
-    return _checked(function, f"{kind} {spec}", folder)
+    name = f"{kind} {spec}"
+    if names_code(spec):
+        function = load_function(kind, spec)
+        require_call(f"{kind} is {spec!r}, which", function, ("prompts", "items"))
+        return _checked(function, name, folder)
+    place = ranker_folder(spec)
+    if place is None:
+        baseline = _fit(spec, name, catalog, data, splits)
+    elif (place / FACTS).is_file():
+        baseline = _load_baseline(spec, name, place, catalog, data)
+    else:
+        ranker = policy_ranker(_load(str(place), catalog, data))
+        return _checked(ranker, name, folder, is_ours=True)
+    return _checked(baseline.ranker, name, folder, is_ours=True)
+
+
+def _fit(
+    spec: str, name: str, catalog: Catalog, data: str | Path | None, splits: Sequence[str]
+) -> Baseline:
+    if data is None:
+        raise RecastError(f"{name} is fitted on events: give data, the data folder")
+    check_catalog(data, catalog)
+    fit = fit_popularity if spec == "popularity" else fit_item_knn
+    return fit(load_data(data), splits=splits)
+
+
+def _load_baseline(
+    spec: str, name: str, place: Path, catalog: Catalog, data: str | Path | None
+) -> Baseline:
+    baseline, facts = load_baseline(place)
+    asked = split_baseline(spec)[0] or baseline.kind
+    if asked != baseline.kind:
+        raise RecastError(
+            f"{name}: {place} holds {baseline.kind}, no {asked}: give {baseline.kind}:FOLDER, or "
+            f"the folder of {asked}"
+        )
+    require_of(facts, name, catalog.item_ids, data)
+    return baseline
 
 
 def policy_ranker(policy: Policy) -> Ranker:
@@ -78,7 +126,7 @@ def latest(history: Int[Tensor, "B H"], width: int) -> Int[Tensor, "B W"]:
     return history.gather(1, place)
 
 
-def _load(folder: str, catalog: Catalog) -> Policy:
+def _load(folder: str, catalog: Catalog, data: str | Path | None) -> Policy:
     policy = load_policy(folder).to(str(catalog.device))
     policy.model.float()
     own = policy.catalog
@@ -96,13 +144,30 @@ def _load(folder: str, catalog: Catalog) -> Policy:
                 f"ranker {folder}: item {index} is {ours!r}, in the policy's catalogue "
                 f"{theirs!r}: train the ranker on the same data"
             )
+    if data is not None:
+        _refuse_other_events(Path(folder), data)
     return replace(policy, model=policy.model.requires_grad_(False))
 
 
-def _checked(function: Callable[..., Any], owner: str, folder: str | Path) -> Ranker:
+def _refuse_other_events(policy: Path, data: str | Path) -> None:
+    """Raise `RecastError` for a policy whose run, where it still lies in its folder, read other
+    events: it may have been shown what it is to judge."""
+    try:
+        then = read_json(policy.absolute().parent / "env.json", dict)["data_hash"]
+    except (OSError, ValueError, LookupError, RecursionError):
+        return
+    if isinstance(then, str) and then != (now := data_hash(data)):
+        raise RecastError(
+            f"ranker {policy} was trained on other events ({then[:12]}) than those of {data} "
+            f"({now[:12]}), and may have seen what is judged: train it on this data"
+        )
+
+
+def _checked(
+    function: Callable[..., Any], owner: str, folder: str | Path, *, is_ours: bool = False
+) -> Ranker:
     """The function without gradients, its result refused unless it is one number per item."""
 
-    is_ours = getattr(function, "__module__", None) == __name__
     who = owner if is_ours else owner + place_of(function)
 
     @torch.no_grad()

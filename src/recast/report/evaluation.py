@@ -19,7 +19,8 @@ def describe(folder: str | Path) -> str:
 
 def _described(content: dict[str, Any]) -> str:
     lines = [f"{name}  {metric['value']}" for name, metric in content["metrics"].items()]
-    lines += [f"{key}  {content[key]}" for key in ("invalid_frac", "rows", "users")]
+    known = [key for key in ("invalid_frac", "rows", "users") if content[key] is not None]
+    lines += [f"{key}  {content[key]}" for key in known]
     groups = content["breakdown"]
     for key, head in _HEADS.items():
         names = [name for name in groups[key][0] if "@" in name]

@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recast.config.check import names_code, refuse_ranks, take
+from recast.config.check import RANKERS, names_code, refuse_ranks, split_baseline, take
+from recast.config.evaluation import EvaluateConfig
 from recast.errors import RecastError
 from recast.run.files import refuse_existing
 from recast.run.reading import kind_of
@@ -18,6 +19,10 @@ _KINDS = {
     ),
     "catalog": (("sid.json",), "holds no catalogue ({}): make one with `recast tokenize`"),
     "policy": (("recast.json",), "holds no policy ({}): make one with `recast sft`"),
+    "baseline": (
+        ("baseline.json",),
+        "holds no baseline ({}): make one with `recast baselines`",
+    ),
     "embeddings": (
         ("embeddings.safetensors",),
         "holds no embeddings ({}): give the folder of `recast tokenize`",
@@ -45,13 +50,17 @@ def enter(config: Any, config_type: type, *, goes_on: bool = False) -> None:
             continue
         if name == "texts" and not Path(value).exists():
             raise RecastError(f"{value}: no such file: check the path")
-        if name in ("ranker", "guide"):
+        folder = Path(value) if name in _KINDS else None
+        if name in RANKERS:
             require_ranker(name, value)
-        if name in _KINDS:
+            folder = ranker_folder(value)
+        elif name in _KINDS:
             is_policy = name == "model.path" and (Path(value) / "recast.json").is_file()
-            require_kind("policy" if is_policy else name, value)
-        is_folder = name in _KINDS or name in ("ranker", "guide")
-        if is_folder and output.resolve().is_relative_to(Path(value).resolve()):
+            is_ranked = name == "policy" and isinstance(config, EvaluateConfig)
+            is_baseline = is_ranked and (Path(value) / "baseline.json").is_file()
+            kind = "policy" if is_policy else "baseline" if is_baseline else name
+            require_kind(kind, value)
+        if folder is not None and output.resolve().is_relative_to(folder.resolve()):
             raise RecastError(
                 f"output is {config.output!r}, inside {name} {value!r}, which stays as it is: "
                 "choose another output"
@@ -67,12 +76,41 @@ def require_kind(name: str, folder: str | Path) -> None:
 
 
 def require_ranker(name: str, spec: str) -> None:
-    """Raise `RecastError` unless `spec` is `module:function` or the folder of a policy."""
+    """Raise `RecastError` unless `spec` is `module:function`, a baseline by its name, or the folder
+    of a policy or of a baseline."""
     if names_code(spec):
         return
-    if not Path(spec).is_dir():
+    baseline, given = split_baseline(spec)
+    if baseline == "sasrec" and given is None:
         raise RecastError(
-            f"{name} is {spec!r}: there is no such folder; give the folder of a policy of "
-            "one-level semantic IDs or module:function"
+            f"{name} is 'sasrec': it is trained, not fitted on the spot: make one with `recast "
+            "baselines` and give sasrec:FOLDER"
         )
-    require_kind("policy", spec)
+    if baseline and given is None:
+        return
+    if not (given and Path(given).is_dir()):
+        what = "a folder of `recast baselines`" if baseline else "the folder of a policy of "
+        what += "" if baseline else "one-level semantic IDs, a baseline or module:function"
+        code = f"; a module of yours that is called {baseline} needs another name"
+        raise RecastError(
+            f"{name} is {spec!r}: there is no such folder; give {what}{code if baseline else ''}"
+        )
+    folder = ranker_folder(spec)
+    assert folder is not None
+    is_baseline = baseline in ("popularity", "item_knn") or (folder / "baseline.json").is_file()
+    require_kind("baseline" if is_baseline else "policy", folder)
+
+
+def ranker_folder(spec: str) -> Path | None:
+    """The folder of a ranker; None for code and for what is fitted on the spot. Of a baseline by
+    its name it is inside the folder of `recast baselines`, or that folder itself."""
+    baseline, given = split_baseline(spec)
+    if names_code(spec) or given is None:
+        return None
+    folder = Path(given)
+    if not baseline:
+        return folder
+    mark = "recast.json" if baseline == "sasrec" else "baseline.json"
+    inner = folder / baseline / "policy" if baseline == "sasrec" else folder / baseline
+    places = (folder, folder / "policy") if baseline == "sasrec" else (folder,)
+    return next((place for place in places if (place / mark).is_file()), inner)

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from recast.config.check import names_code
-from recast.run.doors import PUBLISHED
+from recast.config.check import RANKERS
+from recast.run.doors import PUBLISHED, ranker_folder
 from recast.types import RecastError
 
 MACHINE = (
@@ -34,6 +34,7 @@ MACHINE = (
 _CATALOG = ("catalog.parquet", "sid.json")
 _POLICY = (
     "recast.json",
+    "baseline.json",
     "config.json",
     "adapter_config.json",
     "*.safetensors",
@@ -220,12 +221,13 @@ def inputs_of(settings: dict[str, Any]) -> dict[str, Input]:
     ['data']
     """
     named = dict(flat(settings))
+    for key in RANKERS:
+        if isinstance(named.get(key), str):
+            named[key] = ranker_folder(named[key])
     return {
         key: Input(Path(os.path.abspath(named[key])), patterns)
         for key, patterns in _READ.items()
-        if isinstance(named.get(key), str | Path)
-        and named[key] not in PUBLISHED
-        and not (key in ("ranker", "guide") and names_code(named[key]))
+        if isinstance(named.get(key), str | Path) and named[key] not in PUBLISHED
     }
 
 

@@ -44,6 +44,8 @@ def kind_of(folder: str | Path) -> str:
         "data.json": "a data folder of `recast prepare`",
         "sid.json": "a catalogue of `recast tokenize`",
         "eval.json": "an evaluation",
+        "baseline.json": "a baseline of `recast baselines`",
+        "baselines.json": "what `recast baselines` wrote, a folder for each baseline",
         "policy/recast.json": f"a run, whose policy is {path / 'policy'}",
     }
     with suppress(OSError, ValueError):

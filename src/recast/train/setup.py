@@ -91,7 +91,9 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     require_room(
         config.output, policy, copies=3 + (config.keep == "best"), checkpoints=1 if resumed else 2
     )
-    method = equip(method, policy, config.ranker, config.embeddings, config.output)
+    method = equip(
+        method, policy, config.ranker, config.embeddings, config.output, data=config.data
+    )
     count = config.steps * (config.max_rollout_batches if method.fill_batch else 1)
     rows = task.rows("rl")
     batches = prompt_batches(rows, config.prompts_per_step, count, config.seed)
