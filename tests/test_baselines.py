@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+import yaml
 from small_walk import failure, metric_lines, rl_config
 
 from recast.baselines import describe, fit_baselines
@@ -78,6 +79,14 @@ def test_the_same_command_goes_on_behind_what_is_there(
     (out / "baselines.json").unlink()
     with pytest.raises(RecastError, match=r"epochs is 4, .*out was begun with 3: go on with that"):
         fit_baselines(replace(config, epochs=4))
+    other = tmp_path / "other"
+    prepare(PrepareConfig(interactions=str(walk / "events.csv"), output=str(other), rl_frac=0.2))
+    for only in ("popularity", "sasrec"):
+        moved = config_of(walk, out, splits=["train"], only=[only], data=str(other))
+        (out / "config.yaml").write_text(yaml.safe_dump(asdict(moved)))
+        with pytest.raises(RecastError, match=rf"{only} was fitted on other events than .*other n"):
+            fit_baselines(moved)
+    (out / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
     shutil.rmtree(out / "popularity")
     times = {f: f.stat().st_mtime_ns for f in out.rglob("*") if f.is_file()}
     before = json.loads((made / "baselines.json").read_text())["valid"]
@@ -91,10 +100,10 @@ def test_the_same_command_goes_on_behind_what_is_there(
     mine.mkdir()
     (mine / "notes").touch()
     args = ["baselines", "--data", str(walk / "data"), "--output", str(mine)]
-    assert failure(capsys, *args) == (
-        f"{mine} already holds something: remove it or choose another output",
-        2,
-    )
+    held = f"{mine} already holds something: remove it or choose another output"
+    assert failure(capsys, *args) == (held, 2)
+    (mine / "config.yaml").write_text("splits: [train]\n")
+    assert failure(capsys, *args) == (held, 2)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ SASREC: dict[str, Any] = {
     "batch_windows": 128,
     "lr": 1e-3,
     "dropout": 0.2,
+    "layer_dropout": 0.2,
     "patience": 10,
 }
 """One block and one head of width 64, windows of 50 items, dropout .2: the SASRec with a sampled
@@ -119,6 +120,8 @@ def _refuse_other(config: BaselinesConfig, out: Path) -> None:
     if not (out / "config.yaml").is_file():
         refuse_existing(out)
     then, now = read_settings(str(out / "config.yaml")), asdict(config)
+    if then.keys() != now.keys():  # another verb's
+        refuse_existing(out)
     for name in now:
         if name not in ("output", "threads") and then.get(name) != now[name]:
             raise RecastError(
@@ -143,13 +146,16 @@ def _keep(
         save_baseline(baseline, out / name, config.data, measured)
         return measured
     baseline, facts = load_baseline(out / name)
-    if facts["data"] != data_hash(config.data):
-        raise RecastError(
-            f"{out / name} was fitted on other events than {config.data} now holds: choose another "
-            "output"
-        )
+    _require_same_events(config, out / name, facts["data"])
     measured = facts["measured"]
     return {str(key): float(value) for key, value in measured.items()}
+
+
+def _require_same_events(config: BaselinesConfig, part: Path, then: str) -> None:
+    if then != data_hash(config.data):
+        raise RecastError(
+            f"{part} was fitted on other events than {config.data} now holds: choose another output"
+        )
 
 
 def _popularity(config: BaselinesConfig, interactions: Interactions) -> tuple[Baseline, Metrics]:
@@ -202,6 +208,8 @@ def _sasrec(config: BaselinesConfig, out: Path, num_items: int, log: RunLog | No
         )
         kept = train_sft(sft, log)
         return _named(kept) | {"cpu_s": kept["cpu_s"]}
+    with reading(run / "env.json", f"remove {run}, then it is made again"):
+        _require_same_events(config, run, read_json(run / "env.json", dict)["data_hash"])
     return _best_of(run)
 
 

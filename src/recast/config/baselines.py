@@ -30,7 +30,7 @@ class BaselinesConfig:
     """Events that they are shown, as in `--splits train,rl`."""
     only: list[BaselineName] = field(default_factory=lambda: list(get_args(BaselineName)))
     """Which to make, of popularity, item_knn and sasrec, as in `--only item_knn,sasrec`."""
-    epochs: int = 100
+    epochs: int = 30
     """Passes of SASRec over all windows, at most: validation NDCG@10 stops it earlier."""
     negatives: int = 1024
     """Items that SASRec's loss compares the right one with; all, where there are no more."""

@@ -57,7 +57,7 @@ class EvaluateConfig:
     data: str
     """Folder made by `recast prepare`."""
     policy: str
-    """Folder of the policy (it carries its catalogue)."""
+    """Folder of the policy (it carries its catalogue), or of one of `recast baselines`."""
     output: str
     """Folder to create."""
     split: Literal["valid", "test"] = "test"
@@ -72,7 +72,8 @@ class EvaluateConfig:
     """By the policy alone, or with a guide that reads no text: by D3's sum of log-probabilities, or
     by the mixture of both distributions."""
     guide: str | None = None
-    """For d3 and mixture: a policy of one-level semantic IDs, or module:function."""
+    """For d3 and mixture: item_knn, item_knn:FOLDER or another of `recast baselines`, a policy of
+    one-level semantic IDs, or module:function."""
     alpha: float | None = None
     """For d3 and mixture: weight of the policy, the guide gets the rest; unset: the best of 0, 0.1
     ... 1 by NDCG@10 on up to 2,000 validation rows."""
@@ -113,8 +114,8 @@ class EvaluateConfig:
         require(fits, "alpha", self.alpha, "give a weight from 0 to 1")
         if self.decoder != "beam":
             need = f"decoder {self.decoder} needs one: the folder of a policy of one-level "
-            need += "semantic IDs (`recast tokenize --num_levels 1`, then `recast sft`), or "
-            need += "module:function"
+            need += "semantic IDs (`recast tokenize --num_levels 1`, then `recast sft`), "
+            need += "item_knn or another of `recast baselines`, or module:function"
             require(self.guide is not None, "guide", self.guide, need)
         else:
             remedy = "it belongs to the decoders with a guide: set decoder to d3 or mixture, or "
@@ -132,7 +133,8 @@ class StratifyConfig:
     policy: str
     """Folder of the policy (it carries its catalogue)."""
     ranker: str
-    """Folder of a policy of one-level semantic IDs, or module:function."""
+    """item_knn, item_knn:FOLDER or another of `recast baselines`, a policy of one-level semantic
+    IDs, or module:function."""
     output: str
     """Folder to create."""
     split: Literal["valid", "test"] = "valid"

@@ -170,7 +170,8 @@ class RLConfig:
     loss_args: dict[str, Any] = field(default_factory=dict)
     """Parameters of the loss, as in `--loss_args.clip_high 0.3`."""
     ranker: str | None = None
-    """For methods that need one: a policy of one-level semantic IDs, or module:function."""
+    """For methods that need one: item_knn (fitted on train alone), item_knn:FOLDER or another of
+    `recast baselines`, a policy of one-level semantic IDs, or module:function."""
     embeddings: str | None = None
     """For rewards that need them: the folder of `recast tokenize` with its text embeddings."""
     nll_coef: float | None = None
