@@ -26,7 +26,7 @@ NUM_USERS, NUM_ITEMS, NUM_EVENTS = 40, 60, 30
 METHODS = ["Popularity", "item-kNN", "SFT", "SFT continued", "GRPO", "ReCast"]
 RUNS = ["sft_continued", "openonerec_rl", "recast", "openonerec_rl_beam", "recast_beam"]
 METRICS = [
-    *(f"{level}/hr@{k}" for level in ("item", "sid") for k in (1, 5, 10, 32)),
+    *(f"{level}/hr@{k}" for level in ("item", "sid") for k in (1, 5, 10, 50)),
     *(f"{level}/ndcg@{k}" for level in ("item", "sid") for k in (5, 10)),
 ]
 
@@ -129,7 +129,8 @@ def test_the_results(run: Run) -> None:
 def test_what_each_method_cost(run: Run) -> None:
     rollouts = 2 * 32 * 16
     for table in run.results.values():
-        extras = {name: method["extras"] for name, method in table["methods"].items()}
+        extras = {name: dict(method["extras"]) for name, method in table["methods"].items()}
+        assert all(0 < extra.pop("coverage") <= 1 for extra in extras.values())
         assert extras["Popularity"] == {}
         assert list(extras["item-kNN"]) == ["cpu_s"]
         for name in METHODS[2:]:
@@ -154,13 +155,14 @@ def test_the_printed_tables_are_the_results(run: Run) -> None:
             extras = table["methods"][name]["extras"]
             main = metrics["item/ndcg@10"]
             against = [main["against"].get(other) for other in ("SFT", "GRPO")]
-            rest = [f"item/hr@{k}" for k in (1, 5, 10, 32)]
+            rest = [f"item/hr@{k}" for k in (1, 10, 50)]
             rest += ["item/ndcg@5", "sid/ndcg@10", "sid/hr@10"]
             assert line.split() == [
                 short(main["value"]),
                 f"{short(main['low'])}-{short(main['high'])}",
                 *(short(versus["p"]) if versus else "-" for versus in against),
                 *(short(metrics[key]["value"]) for key in rest),
+                f"{100 * extras['coverage']:.1f}",
                 f"{100 * extras['invalid_frac']:.2f}" if "invalid_frac" in extras else "-",
                 f"{extras['rollouts']:,.0f}" if "rollouts" in extras else "-",
                 f"{extras['cpu_s']:,.0f}" if "cpu_s" in extras else "-",

@@ -20,7 +20,7 @@ Column = tuple[str, Callable[[MethodResults], str]]
 """Heading (a line break where it may be narrowed) and the cell of one method."""
 
 _SHOWN = {
-    False: ("item/hr@1", "item/hr@5", "item/hr@10", "item/hr@32", "item/hr@50", "item/ndcg@5"),
+    False: ("item/hr@1", "item/hr@10", "item/hr@32", "item/hr@50", "item/ndcg@5"),
     True: (
         "item/pass@1",
         *(f"item/{name}@{k}" for k in (32, 50) for name in ("pass", "first_pass", "recall")),
