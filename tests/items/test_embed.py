@@ -11,7 +11,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from recast.items.embed import collaborative_embeddings, load_embeddings, mix
+from recast.items.embed import (
+    collaborative_embeddings,
+    has_vectors,
+    load_embeddings,
+    load_vectors,
+    mix,
+)
 from recast.types import Interactions, RecastError
 
 Make = Callable[..., Interactions]
@@ -123,3 +129,33 @@ def test_stored_embeddings_of_another_shape(
         save_file({"text": text}, file)
     with pytest.raises(RecastError, match=message):
         load_embeddings(str(tmp_path), catalog)
+
+
+def test_the_vectors_of_a_catalogue(tmp_path: Path) -> None:
+    """Either block as it was kept, both as they were mixed."""
+    catalog, folder = tiny.tiny_catalog(), str(tmp_path)
+    catalog.write(tmp_path)
+    file, card = tmp_path / "embeddings.safetensors", tmp_path / "card.json"
+    assert not has_vectors(folder)
+    with pytest.raises(RecastError, match=r"holds no vectors \(embeddings.safetensors\): give the"):
+        load_vectors(folder, catalog)
+    text, graph = torch.rand(8, 3), torch.zeros(8, 2)
+    for name, table in (("text", text), ("collaborative", graph)):
+        save_file({name: table, "centroids.0": text[:2] + 1}, file)
+        assert has_vectors(folder)
+        assert load_vectors(folder, catalog).equal(table)  # zeros too: nobody bought anything
+    save_file({"text": text, "collaborative": graph + text[:, :2]}, file)
+    card.write_text('{"collaborative_weight": 0.25}')
+    assert load_vectors(folder, catalog).equal(mix(text, text[:, :2], 0.25))
+    for broken in ("{}", '{"collaborative_weight": 1.0}', "{"):
+        card.write_text(broken)
+        with pytest.raises(RecastError, match=r"card.json is damaged .*make it again with `recast"):
+            load_vectors(folder, catalog)
+    for tables, message in (
+        ({"centroids.0": text}, "it holds neither 'text' nor 'collaborative'"),
+        ({"collaborative": text[:7]}, "embeds 7 items, which are not the 8 of the catalogue"),
+        ({"collaborative": text * math.nan}, "it holds no finite table of vectors"),
+    ):
+        save_file(tables, file)
+        with pytest.raises(RecastError, match=message):
+            load_vectors(folder, catalog)

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PhiConfig
 
 from recast.config import ModelConfig
-from recast.items.catalog import Catalog, build_catalog
-from recast.policy.extend import add_sid_tokens, choose_new_rows, title_weights
+from recast.items.catalog import Catalog, build_catalog, build_token_catalog
+from recast.policy.extend import add_sid_tokens, choose_new_rows, title_weights, vector_rows
 from recast.policy.load import create_policy, save_policy
 from recast.types import RecastError
 
@@ -173,9 +173,81 @@ def test_which_start_is_taken(tmp_path: Path) -> None:
         choose_new_rows(asked, titled_catalog(), None)
     with pytest.raises(RecastError, match=r"model.new_rows is 'text': no item has a text, give"):
         choose_new_rows(asked, tiny.tiny_catalog(), tokenizer)
-    with pytest.raises(RecastError, match=r"model.new_rows is 'spread': it belongs to model.path"):
-        ModelConfig(new_rows="spread")
+    with pytest.raises(RecastError, match=r"model.new_rows is 'text': it belongs to model.path"):
+        ModelConfig(new_rows="text")
+    with pytest.raises(
+        RecastError, match=r"model.new_rows is 'vectors': it belongs to a new model"
+    ):
+        replace(config, new_rows="vectors")
     save_policy(tiny.tiny_policy("llama", tiny.tiny_catalog()), tmp_path / "policy")
     config = ModelConfig(path=str(tmp_path / "policy"), new_rows="text")
     with pytest.raises(RecastError, match=r"model.new_rows is 'text': .*policy is a policy and"):
         create_policy(config, tiny.tiny_catalog(), window=5, seed=0)
+
+
+def test_which_start_a_new_model_takes() -> None:
+    """Vectors where there are some, unless noise is asked for."""
+    catalog, config = tiny.tiny_catalog(), ModelConfig(new_rows="vectors")
+    assert choose_new_rows(ModelConfig(), catalog, None, has_vectors=True) == "vectors"
+    assert choose_new_rows(config, catalog, None, has_vectors=True) == "vectors"
+    assert choose_new_rows(ModelConfig(new_rows="spread"), catalog, None) == "spread"
+    with pytest.raises(
+        RecastError, match=r"model.new_rows is 'vectors': there are no vectors, give"
+    ):
+        create_policy(config, catalog, window=5, seed=0)
+    texts = build_token_catalog([[4, 5], [5, 4]], [2, 2], bos_token=1, pad_token=0)
+    with pytest.raises(
+        RecastError, match=r"model.new_rows is 'vectors': the catalogue has no semantic IDs"
+    ):
+        choose_new_rows(config, texts, None, has_vectors=True)
+
+
+def test_a_code_begins_as_what_its_items_have_in_common() -> None:
+    """The example of the docstring; the same without an item's own token, where the second level
+    is what the first one leaves over: -1, 1 and 0; code 2 has no item."""
+    vectors = torch.tensor([[1.0], [3.0], [8.0]])
+    by_item = build_catalog([[0, 0], [0, 1], [1, 2]], (2, 3))
+    rows = vector_rows(by_item, vectors, 2) * (26 / 3) ** 0.5
+    wanted = torch.tensor([[-2.0, 0], [4, 0], [-3, 0], [-1, 0], [4, 0]])
+    torch.testing.assert_close(rows, wanted)
+    rows = vector_rows(build_catalog([[0, 0], [0, 1], [1, 0]], (2, 3)), vectors, 1)
+    torch.testing.assert_close(rows[:, 0] * (26 / 3) ** 0.5, torch.tensor([-2.0, 4, -0.5, 1, 0]))
+    assert not vector_rows(by_item, torch.full((3, 4), 0.1), 2).any()  # nothing to tell apart
+    assert not vector_rows(build_catalog([[0]], (1,)), torch.ones(1, 3), 4).any()
+
+
+def test_wide_vectors_are_turned_to_their_principal_axes() -> None:
+    """Of 60 items in 3 directions of 40 dimensions the first two stay, at their distances."""
+    draw = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(40, 40, generator=draw)).Q[:3]
+    flat = torch.randn(60, 3, generator=draw).sub(5) * torch.tensor([9.0, 4.0, 1e-4])
+    catalog = build_catalog(torch.arange(60)[:, None], (60,))
+    rows = vector_rows(catalog, flat @ turn, 2)
+    assert float(rows.std(correction=0)) == pytest.approx(1)
+    ratio = torch.cdist(rows, rows) / torch.cdist(flat, flat)
+    ratio = ratio[~torch.eye(60, dtype=torch.bool)]
+    assert float(ratio.max() / ratio.min()) < 1.01
+    few = vector_rows(build_catalog([[0], [1]], (2,)), flat[:2] @ turn, 8)
+    torch.testing.assert_close(few[0], -few[1])
+    assert few[0].count_nonzero() >= 1
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_vectors_are_added_to_the_noise_of_every_table(tie: bool) -> None:
+    """Twice as far as the noise is wide; whatever else a seed draws stays as it is."""
+    catalog, width = tiny.tiny_catalog(), 6
+    config = ModelConfig(hidden_size=width, initializer_range=0.1, tie_embeddings=tie)
+    vectors = torch.randn(catalog.num_items, 4, generator=torch.Generator().manual_seed(0))
+    noise, begun = (
+        dict(create_policy(config, catalog, 5, 0, given).model.named_parameters())
+        for given in (None, vectors)
+    )
+    tables = [name for name in noise if "embed_tokens" in name or "lm_head" in name]
+    assert len(tables) == 2 - tie
+    for name, weight in begun.items():
+        change = (weight - noise[name]).detach()
+        if name in tables:
+            rows = change[catalog.first_token :]
+            torch.testing.assert_close(rows, 0.2 * vector_rows(catalog, vectors, width))
+            change = change[: catalog.first_token]
+        assert not change.any()

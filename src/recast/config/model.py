@@ -9,8 +9,8 @@ from typing import Literal
 from recast.config.check import MOST_STEPS, check_settings, within
 from recast.errors import require
 
-NewRows = Literal["text", "spread"]
-"""What the rows of semantic IDs begin as in a model of one's own."""
+NewRows = Literal["vectors", "text", "spread"]
+"""What the rows of semantic IDs begin as."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,10 @@ class ModelConfig:
     path: str | None = None
     """Hugging Face folder to start from; the shape below is then its own, not this one."""
     new_rows: NewRows | None = None
-    """Rows of the semantic IDs in the model of `path`: begun from the texts of their items (text)
-    or drawn with the spread of its own rows (spread); unset: text where it has a tokenizer and
-    items have texts."""
+    """What the rows of the semantic IDs begin as. In a new model: the vectors that the catalogue
+    was quantized from, added to noise (vectors), or noise alone (spread); unset: vectors where its
+    folder has them. In the model of `path`: from the texts of their items (text) or drawn with the
+    spread of its own rows (spread); unset: text where it has a tokenizer and items have texts."""
     hidden_size: int = 96
     """Width of the residual stream."""
     num_layers: int = 2
@@ -51,8 +52,10 @@ class ModelConfig:
         remedy = f"give a divisor of num_heads {heads}"
         require(heads % shared == 0, "model.num_kv_heads", shared, remedy)
         require(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "give an even number")
-        fits = self.path is not None or self.new_rows is None
-        require(fits, "model.new_rows", self.new_rows, "it belongs to model.path, give one")
+        foreign, need = "text", "it belongs to model.path, give one, or give vectors or spread"
+        if self.path is not None:
+            foreign, need = "vectors", "it belongs to a new model, give text or spread"
+        require(self.new_rows != foreign, "model.new_rows", self.new_rows, need)
 
 
 @dataclass(frozen=True, kw_only=True)

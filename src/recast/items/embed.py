@@ -1,7 +1,7 @@
 """Item embeddings: training events or a catalogue's folder in, one float32 vector per item out.
 
 Rows of either kind have length 1, or 0 where an item has no text or no training event. `mix` puts
-the two side by side.
+the two side by side. What `recast tokenize` kept is read back strictly.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from torch import Tensor
 
 from recast.items.catalog import Catalog, load_catalog
 from recast.run.doors import require_kind
-from recast.run.reading import reading
+from recast.run.reading import read_json, reading
 from recast.types import SPLITS, Interactions, RecastError
 
 _WINDOW = 10  # events on either side; a pair at distance k counts _DECAY ** (k - 1)
 _DECAY = 0.9
-_MOST_DIMENSIONS = 2**16  # of a text's vector; the widest encoders have 2**13
+_FILE = "embeddings.safetensors"
+_MOST_DIMENSIONS = 2**16  # of a vector; the widest encoders have 2**13
 _SMOOTHING = 0.75  # of the context counts: Levy, Goldberg and Dagan, TACL 2015, section 3.1
 
 
@@ -98,24 +99,63 @@ def load_embeddings(folder: str, catalog: Catalog) -> Float[Tensor, "I D"]:
     Raises `RecastError` when there are none or they are of other items.
     """
     require_kind("embeddings", folder)
-    file = Path(folder) / "embeddings.safetensors"
-    with reading(file, "make it again with `recast tokenize`"):
-        with safe_open(file, "pt") as held:
-            if "text" not in held.keys():  # noqa: SIM118 - it is no dict
-                raise RecastError(
-                    f"{folder} holds no text embeddings: run `recast tokenize` with a "
-                    "collaborative_weight below 1"
-                )
-            shape = held.get_slice("text").get_shape()
+    text = _kept(folder, catalog, ("text",)).get("text")
+    if text is None:
+        raise RecastError(
+            f"{folder} holds no text embeddings: run `recast tokenize` with a "
+            "collaborative_weight below 1"
+        )
+    with reading(Path(folder) / _FILE, "make it again with `recast tokenize`"):
+        if not bool(text.any()):
+            raise ValueError("it holds no finite table of vectors")
+    return F.normalize(text, dim=1)
+
+
+def has_vectors(folder: str | Path) -> bool:
+    """Whether the folder of a catalogue holds what it was quantized from."""
+    return (Path(folder) / _FILE).is_file()
+
+
+def load_vectors(folder: str, catalog: Catalog) -> Float[Tensor, "I D"]:
+    """What `recast tokenize` quantized into the catalogue of a folder: the text embeddings, the
+    collaborative ones, or both as it mixed them.
+
+    Raises `RecastError` when there are none or they are of other items.
+    """
+    if not has_vectors(folder):
+        raise RecastError(
+            f"{folder} holds no vectors ({_FILE}): give the folder of `recast tokenize`"
+        )
+    blocks = _kept(folder, catalog, ("text", "collaborative"))
+    remedy = "make it again with `recast tokenize`"
+    with reading(Path(folder) / _FILE, remedy):
+        if not blocks:
+            raise ValueError("it holds neither 'text' nor 'collaborative'")
+    if len(blocks) == 1:
+        return next(iter(blocks.values()))
+    with reading(Path(folder) / "card.json", remedy):
+        weight = read_json(Path(folder) / "card.json", dict)["collaborative_weight"]
+        if not (isinstance(weight, float) and 0 < weight < 1):
+            raise ValueError(f"it has collaborative_weight {weight!r} and vectors of both kinds")
+    return mix(blocks["text"], blocks["collaborative"], weight)
+
+
+def _kept(folder: str, catalog: Catalog, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Those of the tables that the folder holds, in float32, each with a row per item."""
+    file, tables = Path(folder) / _FILE, {}
+    with reading(file, "make it again with `recast tokenize`"), safe_open(file, "pt") as held:
+        for name in set(names) & set(held.keys()):
+            shape = held.get_slice(name).get_shape()
             # Before the table is read: a file may claim any size.
             if len(shape) != 2 or not 0 < shape[1] <= _MOST_DIMENSIONS:
-                raise ValueError(f"'text' has the shape {shape}")
+                raise ValueError(f"{name!r} has the shape {shape}")
             if load_catalog(folder).item_ids != catalog.item_ids or shape[0] != catalog.num_items:
                 raise RecastError(
                     f"{folder} embeds {shape[0]} items, which are not the {catalog.num_items} of "
                     "the catalogue: give the folder of its own catalogue"
                 )
-            table = held.get_tensor("text")
-        if not (table.is_floating_point() and bool(table.isfinite().all() & table.any())):
-            raise ValueError("it holds no finite table of vectors")
-    return F.normalize(table.float(), dim=1)
+            table = held.get_tensor(name)
+            if not (table.is_floating_point() and bool(table.float().isfinite().all())):
+                raise ValueError("it holds no finite table of vectors")
+            tables[name] = table.float()
+    return tables

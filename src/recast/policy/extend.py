@@ -1,4 +1,4 @@
-"""A backbone that learns to write items: rows of its tables for the tokens of semantic IDs.
+"""How the rows for the tokens of semantic IDs begin; a backbone that learns to write items.
 
 Enters: a model of one's own, its tokenizer if there is one, a catalogue. Leaves: both extended in
 place, and the catalogue in their tokens. The new rows stand behind the tokenizer's last token, or
@@ -11,6 +11,9 @@ layer with its bias, each by its own rows, of which none is changed:
 - `text`: the mean over the code's items, at that level, of the mean row of their text's tokens,
   plus a tenth of that spread, without which items of one text would begin alike. A code without an
   item whose text has a token begins as `spread` says.
+
+A new model has random rows (`spread`); with `vectors` what its items' vectors say (`vector_rows`)
+is added to them.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -34,6 +38,9 @@ from recast.types import RecastError, require
 _TEXT_NOISE = 0.1
 """Of the own rows' deviation: see docs/log.md, 2026-11-25, "how new rows begin"."""
 _TEXTS = 4096  # that are tokenized together
+_VECTOR_SCALE = 2.0
+"""Deviation of what `vectors` adds, in deviations of the noise: see docs/log.md."""
+_FLAT = 1e-6  # of the largest number: deviations below are rounding
 
 
 def is_policy(folder: str | Path) -> bool:
@@ -41,14 +48,23 @@ def is_policy(folder: str | Path) -> bool:
     return os.path.isfile(Path(folder) / "recast.json")  # Path raises for links in a circle
 
 
-def choose_new_rows(config: ModelConfig, catalog: Catalog, tokenizer: Any) -> NewRows | None:
-    """How new rows of the model that is asked for begin: as asked, else by `text` where there is a
-    tokenizer and an item with a text; None where none are new.
+def choose_new_rows(
+    config: ModelConfig, catalog: Catalog, tokenizer: Any, *, has_vectors: bool = False
+) -> NewRows | None:
+    """How new rows of the model that is asked for begin: as asked, else by the vectors that a new
+    one is given, in another by `text` where there is a tokenizer and an item with a text; None for
+    noise that was not asked for, and where none are new.
 
     Raises `RecastError` for what is asked for and cannot be.
     """
     asked = config.new_rows
-    if config.path is None or is_policy(config.path):
+    if config.path is None:
+        remedy = "the catalogue has no semantic IDs, leave it out"
+        require(asked is None or bool(catalog.codebook_sizes), "model.new_rows", asked, remedy)
+        remedy = "there are no vectors, give them or spread"
+        require(has_vectors or asked != "vectors", "model.new_rows", asked, remedy)
+        return "vectors" if has_vectors else asked
+    if is_policy(config.path):
         remedy = f"{config.path} is a policy and has its rows, leave it out"
         require(asked is None, "model.new_rows", asked, remedy)
         return None
@@ -146,6 +162,51 @@ def begin_rows(
         has_title = (titles.sum(1).to_dense() > 0)[:, None]
         rows = torch.where(has_title, titles @ own + _TEXT_NOISE * noise, rows)
     table[first : first + count] = rows.to(table.dtype)
+
+
+def add_vectors(model: Any, catalog: Catalog, vectors: Float[Tensor, "I D"], noise: float) -> None:
+    """Add what the vectors say to the rows of a new model, whose deviation is `noise`."""
+    for table in _tables(model):
+        rows = vector_rows(catalog, vectors, table.shape[1])
+        table[catalog.first_token :][: len(rows)] += _VECTOR_SCALE * noise * rows
+
+
+def vector_rows(
+    catalog: Catalog, vectors: Float[Tensor, "I D"], width: int
+) -> Float[Tensor, "N W"]:
+    """What the vectors of the items say of every code of every level, of deviation 1 over items.
+
+    The vectors are centred, turned to their first `width` principal axes where they are wider, and
+    padded with zeros where they are narrower. A code is the mean, over its items, of what the codes
+    of the levels above leave over, as it was quantized; a code of the last level that is one item
+    stands for all of it. Codes without an item are zero, and so is everything where the vectors do
+    not differ.
+
+    Example: items 0 and 1 of cluster 0 with the vectors 1 and 3, item 2 of cluster 1 with 8; the
+    last token is the item. Centred -3, -1, 4, of deviation sqrt(26 / 3) = 2.94: the rows are
+    -2 and 4 for the clusters, -3, -1 and 4 for the items, each divided by 2.94.
+    """
+    rows = vectors.double() - vectors.double().mean(0)
+    if rows.shape[1] > width:
+        size = min(width + 16, *rows.shape)
+        axes = torch.svd_lowrank(rows, q=size, niter=6)[2][:, :width]
+        # An axis has no direction of its own: the largest number shows the way.
+        axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+        rows = rows @ axes
+    deviation = rows.std(correction=0)
+    scale = 0.0 if bool(deviation <= _FLAT * vectors.abs().max()) else 1 / deviation
+    rows = F.pad((rows * scale).float(), (0, width - rows.shape[1]))
+    begun, left = [], rows
+    for level, size in enumerate(catalog.codebook_sizes):
+        codes = catalog.codes[:, level].long()
+        number = codes.bincount(minlength=size)[:, None]
+        is_item = (
+            level == catalog.num_levels - 1 and size == len(rows) and bool((number == 1).all())
+        )
+        mean = rows.new_zeros(size, width).index_add_(0, codes, rows if is_item else left)
+        begun.append(mean / number.clamp(min=1))
+        left = left - begun[-1][codes]
+    return torch.cat(begun)
 
 
 def title_weights(tokenizer: Any, catalog: Catalog) -> Float[Tensor, "N F"]:

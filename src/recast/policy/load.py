@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
@@ -23,7 +25,7 @@ from recast.items.catalog import Catalog, load_catalog
 from recast.policy.attention import ATTENTION, DROPS_NOTHING
 from recast.policy.body import steady_positions, text_config
 from recast.policy.device import find_device
-from recast.policy.extend import add_sid_tokens, choose_new_rows, is_policy
+from recast.policy.extend import add_sid_tokens, add_vectors, choose_new_rows, is_policy
 from recast.policy.folder import ADAPTERS, read_object
 from recast.policy.lora import (
     has_adapters,
@@ -80,9 +82,17 @@ class Policy:
         return replace(self, model=model, catalog=self.catalog.to(place))
 
 
-def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int) -> Policy:
+def create_policy(
+    config: ModelConfig,
+    catalog: Catalog,
+    window: int,
+    seed: int,
+    vectors: Float[Tensor, "I D"] | None = None,
+) -> Policy:
     """A Qwen3 with random weights, or the model of `config.path` with the SID tokens added.
 
+    In the first one the rows of semantic IDs begin as the `vectors` of the items
+    (`recast.items.embed.load_vectors`), where these are given.
     Added tokens come behind the model's own ones (`recast.policy.extend`), so the policy's
     catalogue may differ from `catalog` in its token numbers, never in its codes. A policy of the
     same semantic IDs has them already.
@@ -94,7 +104,10 @@ def create_policy(config: ModelConfig, catalog: Catalog, window: int, seed: int)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.path is None:
+            choose_new_rows(config, catalog, None, has_vectors=vectors is not None)
             model = _from_config(_qwen3(config, catalog, window))
+            if vectors is not None:
+                add_vectors(model, catalog, vectors, config.initializer_range)
         elif is_policy(name):
             policy = load_policy(name)
             if not torch.equal(policy.catalog.codes, catalog.codes):

@@ -47,7 +47,7 @@ _READ: dict[str, tuple[str, ...]] = {
     "items": (),
     "encoder": _ENCODER,
     "data": ("interactions.parquet", "items.parquet", "data.json"),
-    "catalog": _CATALOG,
+    "catalog": (*_CATALOG, "embeddings.safetensors"),
     "model.path": _MODEL,
     "policy": _POLICY,
     "ranker": _POLICY,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from recast.config import NewRows, SFTConfig
 from recast.data.folder import load_data
 from recast.evaluation.rank import sample_rows
 from recast.items.catalog import Catalog, load_catalog
+from recast.items.embed import has_vectors, load_vectors
 from recast.policy.body import dropping
 from recast.policy.device import find_device
 from recast.policy.extend import choose_new_rows
@@ -61,7 +62,9 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
         require_memory(config.model, catalog)
     if config.logprob_space != "full":
         require_levels(catalog, config.logprob_space)
-    policy = create_policy(config.model, catalog, config.window, config.seed).to(config.device)
+    vectors = _vectors(config, catalog)
+    policy = create_policy(config.model, catalog, config.window, config.seed, vectors)
+    policy = policy.to(config.device)
     policy = replace(policy, logprob_space=config.logprob_space)
     _check_negatives(config.negatives, policy.catalog)
     policy.model.float()  # a small step is lost on weights of 8 bits
@@ -99,7 +102,8 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     pass_tokens = config.pass_tokens or MOST_PASS_TOKENS
     if config.pass_tokens is None and int(sequences.lengths.max()) - 1 > MOST_SHARED:
         pass_tokens = measure_pass_tokens(work, len(few), config.device)
-    new_rows = choose_new_rows(config.model, catalog, policy.tokenizer)
+    is_given = vectors is not None
+    new_rows = choose_new_rows(config.model, catalog, policy.tokenizer, has_vectors=is_given)
     settings = asdict(replace(config, model=replace(config.model, new_rows=new_rows)))
     return SFTSetup(
         policy=policy,
@@ -128,10 +132,21 @@ def _check_negatives(count: int | None, catalog: Catalog) -> None:
     require(count < catalog.num_items, "negatives", count, need)
 
 
+def _vectors(config: SFTConfig, catalog: Catalog) -> Float[Tensor, "I D"] | None:
+    """What the rows of a new model begin as, if they are to begin as vectors."""
+    asked, is_new = config.model.new_rows, config.model.path is None
+    if not (is_new and catalog.codebook_sizes) or asked == "spread":
+        return None
+    if asked is None and not has_vectors(config.catalog):
+        return None
+    return load_vectors(config.catalog, catalog)
+
+
 def _said(policy: Policy, path: str | None, new_rows: NewRows | None) -> str:
     """Where a policy comes from, one fact a line."""
     lines = []
     if new_rows is not None:
         first, last = policy.catalog.first_token, policy.catalog.vocab_size - 1
-        lines.append(f"{path}: tokens {first} to {last} are semantic IDs, new_rows: {new_rows}")
+        name = path or "a new model"
+        lines.append(f"{name}: tokens {first} to {last} are semantic IDs, new_rows: {new_rows}")
     return "\n".join([*lines, *rounding(policy.model)])
