@@ -25,7 +25,7 @@ from recast.train.keeper import Keeper
 from recast.train.result import save_result
 from recast.train.sequences import draw_negatives, learn
 from recast.train.sft_setup import SFTSetup, set_up_sft
-from recast.train.state import LoopState
+from recast.train.state import LoopState, adamw
 from recast.types import Metrics, Sequences
 
 
@@ -37,9 +37,7 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
     """
     setup = set_up_sft(config)
     policy, task = setup.policy, setup.task
-    optimizer = torch.optim.AdamW(
-        policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
-    )
+    optimizer = adamw(policy.model.parameters(), config.lr, config.weight_decay)
     state = LoopState(model=policy.model, optimizer=optimizer, keep=config.keep, ema=config.ema)
     with setup.run.open(state, log) as (run, keeper):
         said = f"{setup.num_windows} windows of {config.window} items"

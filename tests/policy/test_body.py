@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from recast.policy.body import dropping, hidden_states
+from recast.policy.body import dropout_mask, dropping, hidden_states
 from recast.types import RecastError
 
 
@@ -45,6 +45,18 @@ def test_outputs_of_blocks_are_dropped_before_they_are_added() -> None:
     assert sorted(values.unique().tolist()) == [1.0, 3.0, 9.0]
     assert float(values.mean()) == pytest.approx(4.0, abs=0.2)
     assert model(x).unique().tolist() == [4.0]
+
+
+@pytest.mark.parametrize("rate", [1e-9, 0.2, 0.75, 1 - 1e-9])
+def test_a_mask_drops_its_share_and_keeps_the_mean(rate: float) -> None:
+    torch.manual_seed(0)
+    mask = dropout_mask(torch.empty(3, 33333), rate)
+    assert float((mask == 0).float().mean()) == pytest.approx(rate, abs=0.005)
+    kept = mask[mask > 0]
+    share = min(round(rate * 2**16), 2**16 - 1) / 2**16
+    assert kept.unique().tolist() == [pytest.approx(1 / (1 - share))]
+    torch.manual_seed(0)
+    assert dropout_mask(torch.empty(3, 33333), rate).equal(mask)
 
 
 def test_blocks_of_other_names_are_refused() -> None:

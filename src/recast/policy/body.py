@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -64,8 +65,8 @@ def dropping(model: Any, rate: float) -> Iterator[None]:
 
     def drop(module: Any, inputs: Any, output: Any) -> Any:
         if isinstance(output, tuple):  # attention gives its weights too
-            return (F.dropout(output[0], rate), *output[1:])
-        return F.dropout(output, rate)
+            return (output[0] * dropout_mask(output[0], rate), *output[1:])
+        return output * dropout_mask(output, rate)
 
     hooks = [block.register_forward_hook(drop) for block in _blocks(body_of(model))]
     try:
@@ -73,6 +74,21 @@ def dropping(model: Any, rate: float) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def dropout_mask(like: Float[Tensor, "*shape"], rate: float) -> Float[Tensor, "*shape"]:
+    """0 for a share of `rate`, else 1 over the share that is left, as dropout multiplies by.
+
+    On a CPU torch's generator draws four numbers at once, so that the rate is one in steps of
+    2^-16: a third of the time of `torch.nn.functional.dropout`.
+    """
+    if like.device.type != "cpu":
+        return F.dropout(torch.ones_like(like), rate)
+    count, share = like.numel(), min(round(rate * 2**16), 2**16 - 1)
+    drawn = torch.empty(-(-count // 4), dtype=torch.int64)
+    drawn = drawn.random_(torch.iinfo(torch.int64).min, None).view(torch.int16)[:count]
+    left = 2**16 / (2**16 - share)
+    return (drawn >= share - 2**15).view(like.shape).to(like.dtype).mul_(left)
 
 
 def _blocks(body: Any) -> list[Any]:

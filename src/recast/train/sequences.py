@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from recast.config import Precision
 from recast.draws import uniforms
 from recast.items.catalog import Catalog
 from recast.policy.attention import Layout
-from recast.policy.body import dropping, hidden_states
+from recast.policy.body import dropout_mask, dropping, hidden_states
 from recast.policy.head import sampled_scores, sibling_scores, vocabulary_scores
 from recast.policy.load import Policy
 from recast.policy.passes import by_length
@@ -194,7 +193,8 @@ def nll_sum(
     total = read.new_zeros((), dtype=torch.promote_types(read.dtype, torch.float32))
     for level in range(catalog.num_levels):
         here = place == level
-        if rows.nodes is None:
+        is_whole = level == 0 and len(catalog.trie.codes[0]) == catalog.codebook_sizes[0]
+        if rows.nodes is None or is_whole:  # the root's children are then the level's codes
             columns = catalog.level_tokens(level)
             scores = vocabulary_scores(policy.model, read[here], labels[here][:, None], columns)
         else:
@@ -243,4 +243,4 @@ def _dropout_noise(
         return None
     weight = policy.model.get_input_embeddings().weight
     batch, width = tokens.shape
-    return F.dropout(weight.new_ones(batch, width - 1, weight.shape[1]), rate)
+    return dropout_mask(weight.new_empty(batch, width - 1, weight.shape[1]), rate)

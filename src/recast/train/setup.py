@@ -6,7 +6,6 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -37,6 +36,7 @@ from recast.train.reference import frozen_reference
 from recast.train.rehearsal import rehearse
 from recast.train.result import require_room
 from recast.train.search import Search, branch_tokens, prompt_batches
+from recast.train.state import adamw
 from recast.types import Metrics, Prompts
 
 _MEASURED = 4096  # tokens of a pass that is timed: more says the same
@@ -197,7 +197,7 @@ def _actor(
     return Actor(
         policy=policy,
         reference=reference,
-        optimizer=torch.optim.AdamW(trained_parameters(policy), lr=method.lr, weight_decay=0.0),
+        optimizer=adamw(trained_parameters(policy), method.lr, 0.0),
         loss=method.loss,
         kl_coef=method.kl_coef,
         kl_rollouts=config.kl_rollouts,

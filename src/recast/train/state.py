@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -18,6 +19,8 @@ _MEMORY = 0.9  # of the running trainable fraction, per step
 _NUM_TENSORS = 7  # fields of a loop's state that hold tensors: the first ones
 
 _KINDS = ("model", "optimizer", "best", "average")
+
+_FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with a kernel of AdamW
 
 
 @dataclass(kw_only=True, slots=True)
@@ -206,6 +209,16 @@ class LoopState:
         saved = self.model.state_dict()
         counted = {name for name, _ in self.model.named_buffers() if name in saved}
         return self._trained() | {name: saved[name] for name in counted}
+
+
+def adamw(
+    parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """The optimizer of both loops; where torch can, it goes over each weight once: a fifth of the
+    time of one operation after the other, the same numbers but for rounding."""
+    held = list(parameters)
+    fused = {parameter.device.type for parameter in held} <= _FUSED
+    return torch.optim.AdamW(held, lr=lr, weight_decay=weight_decay, fused=fused)
 
 
 def of_kind(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
