@@ -17,7 +17,7 @@ from small_walk import MODEL, metric_lines, rl_config, same, sft_args, sft_confi
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
-from recast import cli
+from recast import TokenizeConfig, cli, tokenize
 from recast.data.folder import data_hash, load_data
 from recast.data.windows import user_windows
 from recast.evaluation.facts import training_of
@@ -259,3 +259,14 @@ def test_the_slice_of_rl_is_read_where_it_is_named(walk: Path, tmp_path: Path) -
     for told in ("train,rl", "train rl"):
         args = [*map(str, sft_args(walk, tmp_path / "no", "--splits", *told.split()))]
         assert cli.configure("sft", args[1:]).splits == ["train", "rl"]
+
+
+def test_a_catalogue_made_from_more_events_is_refused(walk: Path, tmp_path: Path) -> None:
+    catalog = str(tmp_path / "catalog")
+    told = {"data": str(walk / "data"), "output": catalog, "splits": ["rl", "train"]}
+    tokenize(TokenizeConfig(**told, collaborative_weight=1.0))
+    with pytest.raises(RecastError, match=r"splits is \['train'\]: .* was made from the events of"):
+        train_sft(sft_config(walk, tmp_path / "no", catalog=catalog))
+    assert not (tmp_path / "no").exists()
+    wider = sft_config(walk, tmp_path / "all", catalog=catalog, splits=["train", "rl"], epochs=1)
+    assert train_sft(wider)["optimizer_steps"]

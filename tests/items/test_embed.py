@@ -72,6 +72,15 @@ def test_only_events_of_sft_are_read(make_interactions: Make) -> None:
     assert found.any(1).tolist() == [True, True, True, True, False, False]
 
 
+def test_the_slice_of_rl_is_read_where_it_is_named(make_interactions: Make) -> None:
+    splits = ["train", "train", "rl", "valid", "test"]
+    data = make_interactions([0] * 5, [0, 1, 2, 3, 4], splits, 5)
+    found = collaborative_embeddings(data, 3, seed=0, splits=("train", "rl"))
+    assert found.any(1).tolist() == [True, True, True, False, False]
+    moved = make_interactions([0] * 5, [0, 1, 2, 3, 4], ["train"] * 3 + splits[3:], 5)
+    assert torch.equal(found, collaborative_embeddings(moved, 3, seed=0))
+
+
 def test_the_seed_decides_and_the_global_generator_is_left_alone(make_interactions: Make) -> None:
     data = make_interactions([0] * 40, list(range(40)), ["train"] * 40, 40)
     torch.manual_seed(1)

@@ -7,12 +7,13 @@ from typing import Literal, get_args
 
 from recast.config.check import (
     MOST_STEPS,
+    Shown,
     check_seed,
     check_settings,
+    check_splits,
     check_threads,
     within,
 )
-from recast.config.train import Shown
 from recast.errors import require
 
 BaselineName = Literal["popularity", "item_knn", "sasrec"]
@@ -53,4 +54,4 @@ class BaselinesConfig:
             chosen = list(dict.fromkeys(getattr(self, name)))
             require(bool(chosen), name, chosen, "name one or more, or leave it out")
             object.__setattr__(self, name, chosen)
-        require("train" in self.splits, "splits", self.splits, "give train or train,rl")
+        check_splits(self.splits)

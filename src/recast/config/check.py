@@ -13,6 +13,9 @@ from typing import Any, Literal, TypeGuard, Union, cast, get_args, get_origin, g
 
 from recast.errors import RecastError, require
 
+Shown = Literal["train", "rl"]
+"""Splits that something may be fitted on; on the others it is judged."""
+
 _GROUPS = {"ModelConfig": "model.", "LoRAConfig": "lora."}
 """Nested settings and what their names begin with."""
 
@@ -204,6 +207,12 @@ def take(config: object, config_type: type) -> None:
 
 def check_seed(seed: int) -> None:
     require(0 <= seed < 2**31, "seed", seed, "give a whole number from 0 to 2147483647")
+
+
+def check_splits(splits: list[Shown]) -> None:
+    """Raise `RecastError` unless they are `train`, or `train` and `rl`."""
+    fits = sorted(splits) in (["train"], ["rl", "train"])
+    require(fits, "splits", splits, "give train or train,rl")
 
 
 def within(config: object, least: float, most: float, *names: str) -> None:

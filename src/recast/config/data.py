@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from recast.config.check import MOST_STEPS, check_seed, check_settings, within
+from recast.config.check import (
+    MOST_STEPS,
+    Shown,
+    check_seed,
+    check_settings,
+    check_splits,
+    within,
+)
 from recast.errors import require
 
 
@@ -71,6 +78,8 @@ class TokenizeConfig:
     """Share of the embedding's variance for the SVD of the training interactions; 0: text only."""
     collaborative_dim: int = 64
     """Dimensions of that SVD."""
+    splits: list[Shown] = field(default_factory=lambda: ["train"])
+    """Events that SVD is of: `train`, or `train,rl` for policies that are shown both."""
     items_as: Literal["codes", "item"] = "codes"
     """What an item writes: codes that it shares with its neighbours, for large catalogues and items
     without events, or the cluster that it belongs to and then a token of its own, for catalogues up
@@ -94,6 +103,7 @@ class TokenizeConfig:
         require(0 <= share <= 1, "collaborative_weight", share, "give a share from 0 to 1")
         check_seed(self.seed)
         within(self, 1, 1024, "collaborative_dim")
+        check_splits(self.splits)
         within(self, 1, 32, "num_levels")
         within(self, 2, 10_000_000, "codebook_size")  # with num_levels 1 the number of items
         if self.items_as == "item":

@@ -11,9 +11,11 @@ from recast.config.check import (
     MOST_ROWS,
     MOST_STEPS,
     MOST_WINDOW,
+    Shown,
     check_rate,
     check_seed,
     check_settings,
+    check_splits,
     check_threads,
     within,
 )
@@ -23,9 +25,6 @@ from recast.errors import LogprobSpace, require
 
 Precision = Literal["float32", "bfloat16"]
 """Of the matrix products; weights, sums and the optimizer are in float32."""
-
-Shown = Literal["train", "rl"]
-"""Splits that something may be fitted on; on the others it is judged."""
 
 Keep = Literal["best", "last"]
 """Which weights a run leaves in `policy/`."""
@@ -114,9 +113,7 @@ class SFTConfig:
         check_metrics(self.valid_metrics)
         need = "add ndcg@10, which stops the training and chooses the epoch"
         require("ndcg@10" in self.valid_metrics, "valid_metrics", self.valid_metrics, need)
-        is_once = len(set(self.splits)) == len(self.splits)
-        require(is_once, "splits", self.splits, "give train or train,rl")
-        require("train" in self.splits, "splits", self.splits, "give train or train,rl")
+        check_splits(self.splits)
         share = self.backwards_frac
         require(0 <= share <= 1, "backwards_frac", share, "give a share from 0 to 1")
         fits = self.ema is None or 0 < self.ema < 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def sid_card(
     balance: bool,
     items_as: str = "codes",
     collaborative_weight: float,
+    splits: Sequence[str] = ("train",),
     empty_texts: int,
     encoder: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -40,6 +42,7 @@ def sid_card(
         "resolve": resolve,
         "balance": balance,
         "collaborative_weight": collaborative_weight,
+        "splits": list(splits),
         "empty_texts": empty_texts,
         "encoder": encoder,
         "before": _collisions(codes_before),
@@ -78,6 +81,19 @@ def describe(folder: str | Path) -> str:
     file = Path(folder) / "card.json"
     with reading(file, "make the catalogue again with `recast tokenize`"):
         return format_card(read_json(file, dict))
+
+
+def splits_shown(folder: str | Path) -> set[str]:
+    """Splits whose events the codes and vectors in the folder of a catalogue know; of one without a
+    card none is known."""
+    file = Path(folder) / "card.json"
+    if not file.is_file():
+        return set()
+    with reading(file, "make the catalogue again with `recast tokenize`"):
+        card = read_json(file, dict)
+        if not card["collaborative_weight"] or len(card["codebook_sizes"]) == 1:
+            return set()
+        return set(card.get("splits", ["train"]))  # older cards do not say
 
 
 def format_card(card: dict[str, Any]) -> str:

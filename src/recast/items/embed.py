@@ -6,6 +6,7 @@ the two side by side. What `recast tokenize` kept is read back strictly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,9 +28,9 @@ _SMOOTHING = 0.75  # of the context counts: Levy, Goldberg and Dagan, TACL 2015,
 
 
 def collaborative_embeddings(
-    interactions: Interactions, dim: int, seed: int
+    interactions: Interactions, dim: int, seed: int, splits: Sequence[str] = ("train",)
 ) -> Float[Tensor, "I dim"]:
-    """Truncated SVD of which items follow each other in the events that SFT trains on.
+    """Truncated SVD of which items follow each other in the events of `splits`.
 
     Items at most 10 events apart in one user's sequence count as neighbours; the positive pointwise
     mutual information of the counts is factored into U sqrt(S) (Levy and Goldberg, NeurIPS 2014),
@@ -37,8 +38,9 @@ def collaborative_embeddings(
     items. Sparse throughout: memory grows with the number of distinct pairs.
     """
     size = interactions.num_items
-    train = interactions.splits == SPLITS.index("train")
-    ppmi = _ppmi(interactions.users[train], interactions.items[train].long(), size)
+    wanted = torch.tensor([SPLITS.index(split) for split in splits])
+    shown = torch.isin(interactions.splits, wanted)
+    ppmi = _ppmi(interactions.users[shown], interactions.items[shown].long(), size)
     with torch.random.fork_rng(devices=[]):  # svd_lowrank draws from the global generator
         torch.manual_seed(seed)
         # 6 power iterations: the spectrum is flat (2 find 88 % of the exact subspace of 64

@@ -129,6 +129,7 @@ def _write(
         items_as=config.items_as,
         balance=bool(config.balance),
         collaborative_weight=config.collaborative_weight,
+        splits=config.splits,
         empty_texts=sum(not text.strip() for text in catalog.texts),
         encoder=encoder,
     )
@@ -161,6 +162,6 @@ def _embed(
         facts = asdict(made.pooling) | {"longest": made.longest, "cut_texts": made.num_cut}
     if config.collaborative_weight > 0:
         blocks["collaborative"] = collaborative_embeddings(
-            interactions, config.collaborative_dim, config.seed
+            interactions, config.collaborative_dim, config.seed, config.splits
         )
     return blocks, facts

@@ -11,6 +11,7 @@ from torch import Tensor
 from recast.config import NewRows, SFTConfig
 from recast.data.folder import load_data
 from recast.evaluation.rank import sample_rows
+from recast.items.card import splits_shown
 from recast.items.catalog import Catalog, load_catalog
 from recast.items.embed import has_vectors, load_vectors
 from recast.policy.body import dropping
@@ -58,6 +59,9 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     find_device(config.device)
     catalog = load_catalog(config.catalog)
     check_catalog(config.data, catalog)
+    ahead = splits_shown(config.catalog) - set(config.splits)
+    remedy = f"{config.catalog} was made from the events of train,rl: give these, or make it of "
+    require(not ahead, "splits", config.splits, f"{remedy}train alone")
     if config.model.path is None:
         require_memory(config.model, catalog)
     if config.logprob_space != "full":
