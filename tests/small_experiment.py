@@ -39,7 +39,7 @@ def cells_of(root: Path, events: Path, method: Method = LOUDER, **rl: Any) -> li
     folders = {name: str(root / name) for name in NAMES}
     prepare = PrepareConfig(output=folders["data"], interactions=str(events))
     tokenize = TokenizeConfig(
-        data=folders["data"], output=folders["items"], collaborative_weight=1.0
+        data=folders["data"], output=folders["items"], items_as="codes", collaborative_weight=1.0
     )
     sft = sft_config(root, root / "sft", catalog=folders["items"], epochs=2)
     judge = EvaluateConfig(

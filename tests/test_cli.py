@@ -105,12 +105,13 @@ def test_methods_prints_every_method_with_its_paper_and_its_parts(
 
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
     file = write(
-        tmp_path, "data: d\ncatalog: c\noutput: o\nlr: 1e-3\nseed: 3\nmodel:\n  num_layers: 5\n"
+        tmp_path,
+        "data: d\ncatalog: c\noutput: o\nlr: 1e-3\nseed: 3\nwindow: 9\nmodel:\n  num_layers: 5\n",
     )
-    config = cli.configure("sft", ["--config", file, "--seed", "4", "--model.hidden_size", "64"])
+    config = cli.configure("sft", ["--config", file, "--seed", "4", "--model.hidden_size", "48"])
     assert isinstance(config, SFTConfig)
-    assert (config.data, config.lr, config.seed, config.epochs) == ("d", 1e-3, 4, 20)
-    assert (config.model.num_layers, config.model.hidden_size) == (5, 64)
+    assert (config.data, config.lr, config.seed, config.window) == ("d", 1e-3, 4, 9)
+    assert (config.model.num_layers, config.model.hidden_size) == (5, 48)
 
 
 def test_printed_config_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

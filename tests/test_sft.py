@@ -18,6 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from recast import TokenizeConfig, cli, tokenize
+from recast.config import ModelConfig, SFTConfig
+from recast.config.train import GIVEN_MODEL, NEW_MODEL
 from recast.data.folder import data_hash, load_data
 from recast.data.windows import user_windows
 from recast.evaluation.facts import training_of
@@ -29,6 +31,7 @@ from recast.policy.load import load_policy
 from recast.rl import train_rl
 from recast.sft import train_sft
 from recast.train import sft_setup as setup
+from recast.train.sft_setup import set_up_sft
 from recast.types import RecastError
 
 
@@ -239,6 +242,32 @@ def test_negatives_stand_for_the_items_of_one_level(
             train_sft(sft_config(walk, tmp_path / "no", **changes))
     with pytest.raises(RecastError, match="logprob_space is 'trie': negatives stand for"):
         sft_config(walk, tmp_path / "no", negatives=20, logprob_space="trie")
+
+
+def test_what_is_left_open_hangs_on_the_catalogue_and_the_model(walk: Path, tmp_path: Path) -> None:
+    folders = {"data": str(walk / "data"), "catalog": str(tmp_path / "catalog")}
+    tokenize(
+        TokenizeConfig(data=folders["data"], output=folders["catalog"], collaborative_weight=1.0)
+    )
+    shape = {"window": 8, "epochs": 1, "threads": 1, "pass_tokens": 4096}
+    train_sft(SFTConfig(**folders, **shape, model=MODEL, output=str(tmp_path / "new")))
+    written = yaml.safe_load((tmp_path / "new" / "config.yaml").read_text())
+    assert {name: written[name] for name in NEW_MODEL._fields} == NEW_MODEL._asdict()
+    assert written["logprob_space"] == "trie"
+    given = ModelConfig(path=str(tmp_path / "new" / "policy"))
+    more = SFTConfig(
+        **folders, **shape, model=given, layer_dropout=0.25, output=str(tmp_path / "b")
+    )
+    assert more.regularization == GIVEN_MODEL._replace(layer_dropout=0.25)
+    assert load_policy(tmp_path / "new" / "policy").logprob_space == "trie"
+    # A policy to start from has a space of its own.
+    level = sft_config(walk, tmp_path / "level", logprob_space="level", epochs=1)
+    train_sft(level)
+    given = ModelConfig(path=str(tmp_path / "level" / "policy"))
+    on = replace(level, output=str(tmp_path / "on"), model=given, logprob_space=None)
+    assert set_up_sft(on).policy.logprob_space == "level"
+    shared = sft_config(walk, tmp_path / "shared", logprob_space=None)
+    assert set_up_sft(shared).policy.logprob_space == "full"
 
 
 def test_the_slice_of_rl_is_read_where_it_is_named(walk: Path, tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def _make_walk(folder: Path) -> None:
     write_events(folder / "events.csv")
     data, catalog = str(folder / "data"), str(folder / "catalog")
     prepare(PrepareConfig(interactions=str(folder / "events.csv"), output=data))
-    tokenize(TokenizeConfig(data=data, output=catalog, collaborative_weight=1.0))
+    tokenize(TokenizeConfig(data=data, output=catalog, items_as="codes", collaborative_weight=1.0))
     train_sft(sft_config(folder, folder / "sft"))
 
 

@@ -30,7 +30,10 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare(PrepareConfig(interactions=str(folder / "events.csv"), output=str(folder / "data")))
     tokenize(
         TokenizeConfig(
-            data=str(folder / "data"), output=str(folder / "catalog"), collaborative_weight=1.0
+            data=str(folder / "data"),
+            output=str(folder / "catalog"),
+            items_as="codes",
+            collaborative_weight=1.0,
         )
     )
     train_sft(sft_config(folder, folder / "sft"))

@@ -52,8 +52,10 @@ SASREC: dict[str, Any] = {
     "window": 50,
     "batch_windows": 128,
     "lr": 1e-3,
+    "weight_decay": 0.01,
     "dropout": 0.2,
     "layer_dropout": 0.2,
+    "ema": 0.0,
     "patience": 10,
 }
 """One block and one head of width 64, windows of 50 items, dropout .2: the SASRec with a sampled

@@ -168,6 +168,8 @@ def settings_of(cell: Cell) -> dict[str, Any]:
                 del args["function"]
                 settings |= {kind: spell(part)[0], f"{kind}_args": args}
     else:
+        if isinstance(config, SFTConfig):
+            settings |= config.regularization._asdict()
         require(cell.method is None, f"method of cell {cell.name!r}", "given", "only rl has one")
     for kind in ("ranker", "guide"):
         if names_code(spec := settings.get(kind)):

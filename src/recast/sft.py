@@ -36,9 +36,9 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
     Writes the policy to `config.output`/policy. Returns its validation metrics and the cost.
     """
     setup = set_up_sft(config)
-    policy, task = setup.policy, setup.task
+    policy, task, ema = setup.policy, setup.task, config.regularization.ema
     optimizer = adamw(policy.model.parameters(), config.lr, config.weight_decay)
-    state = LoopState(model=policy.model, optimizer=optimizer, keep=config.keep, ema=config.ema)
+    state = LoopState(model=policy.model, optimizer=optimizer, keep=config.keep, ema=ema)
     with setup.run.open(state, log) as (run, keeper):
         said = f"{setup.num_windows} windows of {config.window} items"
         run.say(f"{said}, torch threads: {torch.get_num_threads()}")
@@ -74,8 +74,8 @@ def train_epoch(
                 state,
                 *batch,
                 lr=config.lr * cosine(state.optimizer_steps, total),
-                dropout=config.dropout,
-                layer_dropout=config.layer_dropout,
+                dropout=config.regularization.dropout,
+                layer_dropout=config.regularization.layer_dropout,
                 precision=config.precision,
                 pass_tokens=setup.pass_tokens,
                 negatives=draw_negatives(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,11 @@ def test_folder_holds_everything_the_card_speaks_of(
     data: str, encoder: Path, tmp_path: Path
 ) -> None:
     config = TokenizeConfig(
-        data=data, encoder=str(encoder), output=str(tmp_path / "out"), collaborative_dim=4
+        data=data,
+        encoder=str(encoder),
+        output=str(tmp_path / "out"),
+        items_as="codes",
+        collaborative_dim=4,
     )
     catalog = tokenize(config)
     folder = tmp_path / "out"
@@ -76,7 +81,11 @@ def test_folder_holds_everything_the_card_speaks_of(
     }
     again = tokenize(
         TokenizeConfig(
-            data=data, encoder=str(encoder), output=str(tmp_path / "again"), collaborative_dim=4
+            data=data,
+            encoder=str(encoder),
+            output=str(tmp_path / "again"),
+            items_as="codes",
+            collaborative_dim=4,
         )
     )
     assert torch.equal(again.codes, catalog.codes)
@@ -145,7 +154,7 @@ def test_a_catalogue_without_any_text_needs_a_weight_of_one(tmp_path: Path) -> N
     ):
         tokenize(TokenizeConfig(data=data, output=out))
     catalog = tokenize(TokenizeConfig(data=data, output=out, collaborative_weight=1))
-    assert catalog.codebook_sizes == (4, 4, 4)
+    assert catalog.codebook_sizes == (4, 6)
 
 
 def test_one_level_makes_every_item_its_own_token(data: str, tmp_path: Path) -> None:
@@ -224,6 +233,36 @@ def test_the_item_is_the_last_token(
         with pytest.raises(RecastError, match=line):
             TokenizeConfig(**again | wrong)
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("most", "given", "sizes"),
+    [
+        (30, {}, (16, 30)),
+        (29, {}, (8, 8, 8)),
+        (30, {"num_levels": 2, "codebook_size": 8}, (8, 8)),
+        (30, {"codebook_size": 4}, (4, 4, 4)),
+        (30, {"resolve": "nearest_free"}, (8, 8, 8)),
+        (29, {"items_as": "item"}, (16, 30)),
+    ],
+)
+def test_what_items_write_where_it_is_left_open(
+    data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    given: dict[str, Any],
+    sizes: tuple[int, ...],
+) -> None:
+    monkeypatch.setattr(tokenizing, "ITEMS_AS_ITEM", most)
+    settings = {"data": data, "output": str(tmp_path / "out"), "collaborative_weight": 1.0}
+    assert tokenize(TokenizeConfig(**settings, **given)).codebook_sizes == sizes
+    written = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    is_item = sizes[-1] == 30
+    assert written["items_as"] == ("item" if is_item else "codes")
+    assert written["resolve"] == (None if is_item else "nearest_free")
+    again = TokenizeConfig(**written | {"output": str(tmp_path / "again")})
+    assert tokenize(again).codes.equal(load_catalog(tmp_path / "out").codes)
 
 
 def test_goes_on_after_a_kill(

@@ -18,7 +18,7 @@ def stand_at(value: float, state: LoopState) -> None:
     state.remember_batch(torch.zeros(()), 1, 1)
 
 
-def begun(keep: Keep, ema: float | None = 0.5) -> LoopState:
+def begun(keep: Keep, ema: float = 0.5) -> LoopState:
     model = nn.Linear(1, 1)
     optimizer = torch.optim.AdamW(model.parameters())
     return LoopState(model=model, optimizer=optimizer, keep=keep, ema=ema)
@@ -35,7 +35,7 @@ def test_shares_are_powers_of_the_decay_and_sum_to_one() -> None:
         stand_at(weight, state)
         assert value_of(state.judged()) == pytest.approx([average] * 2)
         assert value_of(state.model) == [weight] * 2
-    assert begun("best", None).average == {}
+    assert begun("best", 0.0).average == {}
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("best", 1.0), ("last", 3.5 / 1.5)])
@@ -55,7 +55,7 @@ def test_the_average_is_kept_and_survives_a_checkpoint(keep: Keep, kept: float) 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_without_an_average_the_weights_themselves_are_kept(keep: Keep) -> None:
-    state = begun(keep, None)
+    state = begun(keep, 0.0)
     for weight, ndcg in ((1.0, 0.2), (3.0, 0.1)):
         stand_at(weight, state)
         assert state.judged() is state.model

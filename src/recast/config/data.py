@@ -80,10 +80,10 @@ class TokenizeConfig:
     """Dimensions of that SVD."""
     splits: list[Shown] = field(default_factory=lambda: ["train"])
     """Events that SVD is of: `train`, or `train,rl` for policies that are shown both."""
-    items_as: Literal["codes", "item"] = "codes"
-    """What an item writes: codes that it shares with its neighbours, for large catalogues and items
-    without events, or the cluster that it belongs to and then a token of its own, for catalogues up
-    to about 100,000 items."""
+    items_as: Literal["codes", "item"] | None = None
+    """What an item writes: codes that it shares with its neighbours (codes), for large catalogues
+    and items without events, or the cluster that it belongs to and then a token of its own (item).
+    Unset: item up to 65,536 items, unless num_levels, codebook_size or resolve asks for codes."""
     num_levels: int | None = None
     """Tokens per item; unset: chosen from the number of items. 1, for a ranker: every item is its
     own token, nothing is embedded."""
@@ -92,8 +92,9 @@ class TokenizeConfig:
     balance: bool | None = None
     """Cap every cluster at its even share, so that all are used alike; unset: with `items_as` item
     alone."""
-    resolve: Literal["nearest_free", "extra_level"] = "nearest_free"
-    """Items that share a SID move to the nearest free last code, or get a further level."""
+    resolve: Literal["nearest_free", "extra_level"] | None = None
+    """Items that share a SID move to the nearest free last code, or get a further level; unset:
+    nearest_free."""
     seed: int = 0
     """Seed of k-means."""
 
@@ -110,7 +111,7 @@ class TokenizeConfig:
             need = "with items_as item it is the cluster and then the item itself, leave it out"
             require(self.num_levels is None, "num_levels", self.num_levels, need)
             need = "with items_as item no two items write the same, leave it out"
-            require(self.resolve == "nearest_free", "resolve", self.resolve, need)
-        shares = self.num_levels != 1 or self.resolve != "nearest_free"
+            require(self.resolve is None, "resolve", self.resolve, need)
+        shares = self.num_levels != 1 or self.resolve == "extra_level"
         remedy = "with num_levels 1 every item has its own code, leave it out"
         require(shares or not self.balance, "balance", self.balance, remedy)

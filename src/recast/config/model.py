@@ -24,17 +24,17 @@ class ModelConfig:
     was quantized from, added to noise (vectors), or noise alone (spread); unset: vectors where its
     folder has them. In the model of `path`: from the texts of their items (text) or drawn with the
     spread of its own rows (spread); unset: text where it has a tokenizer and items have texts."""
-    hidden_size: int = 96
+    hidden_size: int = 64
     """Width of the residual stream."""
     num_layers: int = 2
     """Transformer blocks."""
-    num_heads: int = 3
+    num_heads: int = 2
     """Attention heads."""
-    num_kv_heads: int = 3
+    num_kv_heads: int = 2
     """Heads of keys and values, a divisor of `num_heads`."""
     head_dim: int = 32
     """Width of a head."""
-    intermediate_size: int = 192
+    intermediate_size: int = 128
     """Width inside the feed-forward blocks."""
     initializer_range: float = 0.05
     """Standard deviation of the random weights; 0.02 suits models a hundred times larger."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from recast.config.check import (
     MOST_ROLLOUTS,
@@ -30,6 +30,24 @@ Keep = Literal["best", "last"]
 """Which weights a run leaves in `policy/`."""
 
 
+class Regularization(NamedTuple):
+    """What of `SFTConfig` hangs on the kind of model where it is left open."""
+
+    dropout: float
+    """Of the embeddings."""
+    layer_dropout: float
+    """Of the blocks."""
+    ema: float
+    """Decay of the average of the weights."""
+
+
+NEW_MODEL = Regularization(dropout=0.3, layer_dropout=0.3, ema=0.998)
+"""For random weights, which learn the histories by heart (docs/log.md)."""
+
+GIVEN_MODEL = Regularization(dropout=0.1, layer_dropout=0.0, ema=0.0)
+"""For the model of `model.path`, which is tuned for fewer steps."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig:
     """`recast sft`: next-item training on the training period, or on its oldest part alone."""
@@ -49,31 +67,33 @@ class SFTConfig:
     which it then has seen."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Shape of the policy, or the model to start from."""
-    logprob_space: LogprobSpace = "full"
+    logprob_space: LogprobSpace | None = None
     """What the loss is normalised over: the whole vocabulary (full), the level's codes (level) or
-    the children that the trie has (trie). The policy is validated and ranked in it."""
-    window: int = 12
+    the children that the trie has (trie). The policy is validated and ranked in it. Unset: that of
+    the policy it starts from, else trie where the last token is the item itself, else full."""
+    window: int = 20
     """Items per training window; a prompt holds the latest `window - 1` of a history."""
-    epochs: int = 20
+    epochs: int = 16
     """Passes over all windows, at most: validation NDCG@10 stops it earlier."""
-    batch_windows: int = 32
+    batch_windows: int = 64
     """Windows per optimizer step."""
-    lr: float = 2e-3
+    lr: float = 1.5e-3
     """Peak learning rate; linear warm-up over 5 % of the steps, then cosine to zero."""
-    weight_decay: float = 0.01
+    weight_decay: float = 0.1
     """AdamW's weight decay."""
     negatives: int | None = None
     """Items that stand for all others in the loss, drawn anew for every step; of one-level
     semantic IDs (SASRec)."""
     backwards_frac: float = 0.0
     """Share of the training windows read backwards: where co-occurrence says more than order."""
-    dropout: float = 0.1
-    """On the token embeddings, in SFT only."""
-    layer_dropout: float = 0.0
-    """On the output of every attention and feed-forward block, in SFT only."""
+    dropout: float | None = None
+    """On the token embeddings, in SFT only; unset: 0.3, with model.path 0.1."""
+    layer_dropout: float | None = None
+    """On the output of every attention and feed-forward block, in SFT only; unset: 0.3, with
+    model.path 0."""
     ema: float | None = None
-    """Decay per step, such as 0.999, of an average of the weights, which is validated and kept in
-    their place; unset: none."""
+    """Decay per step of an average of the weights, which is validated and kept in their place; 0:
+    none; unset: 0.998, with model.path 0."""
     patience: int = 5
     """Validations without a better NDCG@10 before training stops."""
     keep: Keep = "best"
@@ -107,7 +127,7 @@ class SFTConfig:
         within(self, 1, 10 * MOST_STEPS, "valid_rows")
         within(self, 1, 2**24, "pass_tokens", "negatives")
         within(self, 2, MOST_WINDOW, "window")
-        whole = self.negatives is None or self.logprob_space == "full"
+        whole = self.negatives is None or self.logprob_space in (None, "full")
         need = "negatives stand for the whole vocabulary: give full, or leave negatives out"
         require(whole, "logprob_space", self.logprob_space, need)
         check_metrics(self.valid_metrics)
@@ -116,11 +136,17 @@ class SFTConfig:
         check_splits(self.splits)
         share = self.backwards_frac
         require(0 <= share <= 1, "backwards_frac", share, "give a share from 0 to 1")
-        fits = self.ema is None or 0 < self.ema < 1
-        require(fits, "ema", self.ema, "give a decay between 0 and 1")
-        for name in ("dropout", "layer_dropout"):
-            rate = getattr(self, name)
-            require(0 <= rate < 1, name, rate, "give a rate from 0 up to 1")
+        for name, what in (("ema", "decay"), ("dropout", "rate"), ("layer_dropout", "rate")):
+            share = getattr(self, name)
+            fits = share is None or 0 <= share < 1
+            require(fits, name, share, f"give a {what} from 0 up to 1")
+
+    @property
+    def regularization(self) -> Regularization:
+        """These settings, those left open by the kind of model."""
+        kind = NEW_MODEL if self.model.path is None else GIVEN_MODEL
+        given = {name: getattr(self, name) for name in Regularization._fields}
+        return kind._replace(**{k: value for k, value in given.items() if value is not None})
 
 
 KLRollouts = Literal["kept", "weighted"]

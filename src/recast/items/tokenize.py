@@ -32,6 +32,10 @@ from recast.run.parts import Parts, parts_of
 from recast.run.space import require_space
 from recast.types import Interactions, require
 
+ITEMS_AS_ITEM = 65_536
+"""Up to so many items each is its own token unless codes are asked for. At a width of 64 their rows
+are then 4 M weights, most of the policy; beyond, shared codes are the smaller model by far."""
+
 MOST_ITEMS = 1_000_000
 """That may have a token each: ten times what is sensible, and the rows of a policy of width 128
 then take 2.4 GiB in training, each moved by AdamW in every step."""
@@ -52,7 +56,7 @@ def tokenize(config: TokenizeConfig) -> Catalog:
 def _tokenize(config: TokenizeConfig, parts: Parts) -> Catalog:
     items = load_items(config.data)
     texts = items["text"].to_list()
-    if config.num_levels == 1 and config.resolve == "nearest_free":
+    if config.num_levels == 1 and config.resolve != "extra_level":
         return _one_token_each(config, items["item_id"].to_list(), texts)
     config, sizes = _shaped(config, len(texts))
     _require_space(config, texts)
@@ -80,6 +84,9 @@ def _shaped(config: TokenizeConfig, num_items: int) -> tuple[TokenizeConfig, tup
 
     Raises `RecastError` where the items do not fit, before anything is embedded.
     """
+    given = (config.num_levels, config.codebook_size, config.resolve)
+    is_item = num_items <= ITEMS_AS_ITEM and given == (None, None, None)
+    config = replace(config, items_as=config.items_as or ("item" if is_item else "codes"))
     if config.items_as == "item":
         gib = 5 * 4 * 128 * num_items / 2**30
         need = f"each is a row of the policy, of its gradient and of the optimizer ({gib:.0f} GiB "
@@ -92,10 +99,11 @@ def _shaped(config: TokenizeConfig, num_items: int) -> tuple[TokenizeConfig, tup
         return config, (size, num_items)
     levels, size = choose_shape(num_items, config.num_levels)
     size = config.codebook_size or size
-    balance = bool(config.balance)
-    config = replace(config, num_levels=levels, codebook_size=size, balance=balance)
+    resolve, balance = config.resolve or "nearest_free", bool(config.balance)
+    config = replace(config, num_levels=levels, codebook_size=size, resolve=resolve)
+    config = replace(config, balance=balance)
     require_enough(num_items, size)
-    if config.resolve == "nearest_free":
+    if resolve == "nearest_free":
         require_room(num_items, (size,) * levels)
     return config, (size,) * levels
 
@@ -108,7 +116,8 @@ def _one_token_each(config: TokenizeConfig, item_ids: list[str], texts: list[str
     require(size in (None, count), "codebook_size", size, remedy)
     codes = torch.arange(count)[:, None]
     catalog = build_catalog(codes, (count,), item_ids=item_ids, texts=texts)
-    _write(replace(config, codebook_size=count, balance=False), catalog, codes, {}, None)
+    used = replace(config, items_as="codes", codebook_size=count, balance=False)
+    _write(replace(used, resolve="nearest_free"), catalog, codes, {}, None)
     return catalog
 
 
@@ -125,8 +134,8 @@ def _write(
         before,
         catalog.codes,
         catalog.codebook_sizes,
-        resolve=config.resolve,
-        items_as=config.items_as,
+        resolve=config.resolve or "nearest_free",
+        items_as=config.items_as or "codes",
         balance=bool(config.balance),
         collaborative_weight=config.collaborative_weight,
         splits=config.splits,

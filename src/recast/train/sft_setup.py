@@ -28,7 +28,7 @@ from recast.run.doors import enter
 from recast.train.keeper import RunFacts, find_checkpoint
 from recast.train.result import require_room
 from recast.train.sequences import MOST_SHARED, draw_negatives, learn
-from recast.types import RecastError, require
+from recast.types import LogprobSpace, RecastError, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,17 +64,18 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     require(not ahead, "splits", config.splits, f"{remedy}train alone")
     if config.model.path is None:
         require_memory(config.model, catalog)
-    if config.logprob_space != "full":
+    if config.logprob_space not in (None, "full"):
         require_levels(catalog, config.logprob_space)
     vectors = _vectors(config, catalog)
     policy = create_policy(config.model, catalog, config.window, config.seed, vectors)
     policy = policy.to(config.device)
-    policy = replace(policy, logprob_space=config.logprob_space)
-    _check_negatives(config.negatives, policy.catalog)
+    policy = replace(policy, logprob_space=config.logprob_space or _space_of(policy))
+    _check_negatives(config.negatives, policy)
     policy.model.float()  # a small step is lost on weights of 8 bits
-    copies = 4 + (config.ema is not None)
+    drops = config.regularization
+    copies = 4 + (drops.ema > 0)
     require_room(config.output, policy, copies=copies, checkpoints=1 if resumed else 2)
-    with dropping(policy.model, config.layer_dropout):
+    with dropping(policy.model, drops.layer_dropout):
         pass  # a model whose blocks are not found says so now
     torch.manual_seed(config.seed)  # dropout is the only draw that is not counter-based
     task = HistoryTask(
@@ -109,6 +110,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     is_given = vectors is not None
     new_rows = choose_new_rows(config.model, catalog, policy.tokenizer, has_vectors=is_given)
     settings = asdict(replace(config, model=replace(config.model, new_rows=new_rows)))
+    settings |= drops._asdict() | {"logprob_space": policy.logprob_space}
     return SFTSetup(
         policy=policy,
         task=task,
@@ -125,13 +127,26 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     )
 
 
-def _check_negatives(count: int | None, catalog: Catalog) -> None:
+def _space_of(policy: Policy) -> LogprobSpace:
+    """Where the config leaves it open: the space that the policy was trained in, and `trie` where
+    the last of several tokens is the item itself, as `recast tokenize --items_as item` has it."""
+    catalog = policy.catalog
+    if policy.logprob_space != "full" or len(catalog.codebook_sizes) < 2:
+        return policy.logprob_space
+    items = torch.arange(catalog.num_items, device=catalog.device)
+    return "trie" if torch.equal(catalog.codes[:, -1].long(), items) else "full"
+
+
+def _check_negatives(count: int | None, policy: Policy) -> None:
     """Raise `RecastError` where so many items cannot stand for all others."""
     if count is None:
         return
+    catalog, space = policy.catalog, policy.logprob_space
     levels = catalog.num_levels if catalog.codebook_sizes else 0
     need = "it belongs to one-level semantic IDs (`recast tokenize --num_levels 1`), leave it out"
     require(levels == 1, "negatives", count, need)
+    need = f"the policy to start from was trained over {space}, where all items stand, leave it out"
+    require(space == "full", "negatives", count, need)
     need = f"the catalogue has {catalog.num_items} items, give fewer, or leave it out for them all"
     require(count < catalog.num_items, "negatives", count, need)
 

@@ -35,8 +35,8 @@ class LoopState:
     optimizer: torch.optim.Optimizer
     keep: Keep
     """Which weights the run keeps."""
-    ema: float | None = None
-    """Decay of the average of the weights; None: there is none."""
+    ema: float = 0.0
+    """Decay of the average of the weights; 0: there is none."""
     average: dict[str, Tensor] = field(default_factory=dict)
     """Of what is trained, over the optimizer's steps; what is validated and kept."""
     best_weights: dict[str, Tensor] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class LoopState:
     @torch.no_grad()
     def _move_average(self) -> None:
         """The weights after step i have the share of ema^(n - i), all shares together 1."""
-        if self.ema is None:
+        if not self.ema:
             return
         share = (1 - self.ema) / (1 - self.ema**self.optimizer_steps)
         for name, weight in self._trained().items():
