@@ -23,8 +23,22 @@ from recast.data.folder import load_data
 from recast.evaluation.metrics import read_ranks, row_metrics
 
 NUM_USERS, NUM_ITEMS, NUM_EVENTS = 40, 60, 30
-METHODS = ["Popularity", "item-kNN", "SFT", "SFT continued", "GRPO", "ReCast"]
+LABELS = {
+    "popularity_rl": "Popularity",
+    "item_knn": "item-kNN (train)",
+    "item_knn_rl": "item-kNN (train + rl)",
+    "sasrec": "SASRec (train)",
+    "sasrec_rl": "SASRec (train + rl)",
+    "sft": "SFT (train)",
+    "sft_rl": "SFT (train + rl)",
+    "mixture": "SFT+kNN (train + rl)",
+    "sft_continued": "SFT continued",
+    "openonerec_rl": "GRPO",
+    "recast": "ReCast",
+}
+METHODS = list(LABELS.values())
 RUNS = ["sft_continued", "openonerec_rl", "recast", "openonerec_rl_beam", "recast_beam"]
+AGAINST = ["item-kNN (train + rl)", "SFT (train)", "SFT (train + rl)"]
 METRICS = [
     *(f"{level}/hr@{k}" for level in ("item", "sid") for k in (1, 5, 10, 50)),
     *(f"{level}/ndcg@{k}" for level in ("item", "sid") for k in (5, 10)),
@@ -75,11 +89,13 @@ def test_the_plan_comes_first(run: Run) -> None:
     lines = run.said.splitlines()
     assert re.fullmatch(r"Plan: about [\d.]+ (s|min) in all", lines[0])
     planned = [re.split(r"  +", line.strip())[0] for line in lines[1:7]]
-    assert planned == ["data", "items", "baselines", "sft", "rl, 5 runs", "evaluate, 6 policies"]
+    stages = ["data", "items", "baselines, 2 fits", "sft, 2 fits", "rl, 5 runs"]
+    assert planned == [*stages, "evaluate, 13 rankings"]
     assert lines[7].startswith("data: about ")
     starts = [line.split(":")[0] for line in lines if re.search(r": (about|starts)", line)][1:]
     rl = [f"{name}, {how} rollouts" for how in ("sample", "beam") for name in ("GRPO", "ReCast")]
-    assert starts == ["data", "items", "baselines", "SFT", "SFT continued", *rl, "evaluate"]
+    fits = ["SFT"] * 4  # SASRec twice, then the policy twice
+    assert starts == ["data", "items", *fits, "SFT continued", *rl, "evaluate"]
     assert lines[-1].startswith("recast quickstart: done in ")
 
 
@@ -105,7 +121,7 @@ def test_the_results(run: Run) -> None:
             "seed": 0,
             "training_seeds": [3],
             "primary": "item/ndcg@10",
-            "against": ["SFT", "GRPO"],
+            "against": AGAINST,
             "sid_equals_item": True,
         }
         table["methods"] = methods
@@ -114,7 +130,7 @@ def test_the_results(run: Run) -> None:
             assert sorted(method["metrics"]) == sorted(METRICS)
             for metric in method["metrics"].values():
                 assert 0 <= metric["low"] <= metric["value"] <= metric["high"] <= 1
-                assert list(metric["against"]) == [o for o in ("SFT", "GRPO") if o != name]
+                assert list(metric["against"]) == [o for o in AGAINST if o != name]
                 for versus in metric["against"].values():
                     assert versus["low"] <= versus["difference"] <= versus["high"]
                     assert 0 < versus["p"] <= 1
@@ -131,13 +147,14 @@ def test_what_each_method_cost(run: Run) -> None:
     for table in run.results.values():
         extras = {name: dict(method["extras"]) for name, method in table["methods"].items()}
         assert all(0 < extra.pop("coverage") <= 1 for extra in extras.values())
-        assert extras["Popularity"] == {}
-        assert list(extras["item-kNN"]) == ["cpu_s"]
-        for name in METHODS[2:]:
-            assert 0 <= extras[name]["invalid_frac"] <= 1
-            assert extras[name]["cpu_s"] > 0
-        assert [extras[name]["rollouts"] for name in METHODS[2:]] == [0, 0, rollouts, rollouts]
-        assert [extras[name]["optimizer_steps"] for name in METHODS[3:]] == [2, 2, 2]
+        for name in METHODS:
+            # Where the space is the trie's nothing else has a probability.
+            assert ("invalid_frac" in extras[name]) == name.startswith("SASRec")
+            assert extras[name].get("invalid_frac", 0) <= 1
+            assert ("cpu_s" in extras[name]) == (name != "SFT+kNN (train + rl)")
+        assert [extras[name]["rollouts"] for name in METHODS[5:7]] == [0, 0]
+        assert [extras[name]["rollouts"] for name in METHODS[8:]] == [0, rollouts, rollouts]
+        assert [extras[name]["optimizer_steps"] for name in METHODS[8:]] == [2, 2, 2]
 
 
 def test_the_printed_tables_are_the_results(run: Run) -> None:
@@ -150,13 +167,13 @@ def test_the_printed_tables_are_the_results(run: Run) -> None:
     assert "Rollouts by constrained sampling\n" in run.said
     for text, table in ((first, run.results["sample"]), (second, run.results["beam"])):
         for name in METHODS:
-            (line,) = re.findall(rf"^{name}  +([-.\d].*)$", text, re.MULTILINE)
+            (line,) = re.findall(rf"^{re.escape(name)} +([-.\d].*)$", text, re.MULTILINE)
             metrics = table["methods"][name]["metrics"]
             extras = table["methods"][name]["extras"]
             main = metrics["item/ndcg@10"]
-            against = [main["against"].get(other) for other in ("SFT", "GRPO")]
+            against = [main["against"].get(other) for other in AGAINST]
             rest = [f"item/hr@{k}" for k in (1, 10, 50)]
-            rest += ["item/ndcg@5", "sid/ndcg@10", "sid/hr@10"]
+            rest += ["item/ndcg@5"]
             assert line.split() == [
                 short(main["value"]),
                 f"{short(main['low'])}-{short(main['high'])}",
@@ -172,26 +189,23 @@ def test_the_printed_tables_are_the_results(run: Run) -> None:
 
 def test_all_methods_ranked_the_same_rows(run: Run) -> None:
     rows = load_data(run.out / "data").rows("test")
-    names = ["popularity", "item_knn", "sft", *RUNS]
+    names = [*list(LABELS)[:8], *RUNS]
     assert sorted(folder.name for folder in (run.out / "eval").iterdir()) == sorted(names)
-    labels = dict(zip(names, METHODS[:3], strict=False)) | {
-        "sft_continued": "SFT continued",
-        "openonerec_rl": "GRPO",
-        "recast": "ReCast",
-    }
     for name in names:
         ranks = read_ranks(run.out / "eval" / name)
         assert ranks.row_ids.equal(rows)
-        label = labels[name.removesuffix("_beam")]
+        label = LABELS[name.removesuffix("_beam")]
+        shown = ("train",) if label.endswith("(train)") else ("train", "rl")
+        assert ranks.facts.events_seen == shown
         table = run.results["beam" if name.endswith("_beam") else "sample"]["methods"][label]
         for key, values in row_metrics(ranks).items():
             assert table["metrics"][key]["value"] == pytest.approx(float(values.mean()), abs=1e-12)
 
 
 def test_the_folders(run: Run) -> None:
-    names = ["catalog", "config.yaml", "data", "env.json", "eval", "metrics.jsonl", "results.json"]
-    names += ["results.md"]
-    assert sorted(f.name for f in run.out.iterdir()) == [*names, "rl", "sft"]
+    names = ["baselines", "baselines_rl", "catalog", "config.yaml", "data", "env.json", "eval"]
+    names += ["metrics.jsonl", "results.json", "results.md", "rl", "sft", "sft_rl"]
+    assert sorted(f.name for f in run.out.iterdir()) == names
     assert sorted(f.name for f in (run.out / "rl").iterdir()) == sorted(RUNS)
     starts = []
     for name in RUNS:
@@ -220,10 +234,10 @@ def test_a_second_run_of_the_same_settings(run: Run, capsys: pytest.CaptureFixtu
     args = ["--interactions", str(run.zip), "--output", str(run.out), "--epochs=1", "--steps=2"]
     cli.main(["quickstart", *args, "--seed=3"])
     lines = capsys.readouterr().out.splitlines()
-    policies = ["sft", *RUNS]
-    names = ["data", "items", "popularity", "item_knn", *policies]
-    names += [f"evaluate {name}" for name in policies]
-    assert lines[:16] == [f"{name}: finished before, not run again" for name in names]
+    ranked = ["item_knn", "sasrec", "popularity_rl", "item_knn_rl", "sasrec_rl", "sft", "sft_rl"]
+    names = ["data", "items", "baselines", "baselines_rl", "sft", "sft_rl", *RUNS]
+    names += [f"evaluate {name}" for name in [*ranked, *RUNS, "mixture"]]
+    assert lines[: len(names)] == [f"{name}: finished before, not run again" for name in names]
     assert (
         run.said.partition("Rollouts by")[2].splitlines()[:-1]
         == ("\n".join(lines).partition("Rollouts by")[2].splitlines()[:-1])
@@ -240,7 +254,8 @@ def test_a_second_run_of_other_settings(run: Run, capsys: pytest.CaptureFixture[
     before = contents(run.out)
     args = ["quickstart", "--interactions", str(run.zip), "--output", str(run.out)]
     line = (
-        f"{run.out / 'sft'} is finished with epochs 1, seed 3; this list has epochs 20, seed 0: "
+        f"{run.out / 'baselines'} is finished with epochs 1, seed 3; this list has epochs 16, "
+        "seed 0: "
         "choose another output, or remove that folder to run its cell again"
     )
     assert failure(capsys, *args) == (line, 2)

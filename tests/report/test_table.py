@@ -35,8 +35,6 @@ def expected_cells(results: Results, name: str) -> list[str]:
         p.get("GRPO", "-"),
         *(values[f"item/hr@{k}"] for k in (1, 10, 50)),
         values["item/ndcg@5"],
-        values["sid/ndcg@10"],
-        values["sid/hr@10"],
         *(["33.3", "3.21", "76,800", "1,234"] if name == "ReCast" else ["-"] * 4),
     ]
 
@@ -66,7 +64,7 @@ def test_markdown_holds_the_same_cells() -> None:
     results = six()
     lines = markdown(results).splitlines()
     assert lines[0].startswith("| Method | NDCG@10 | 95 % interval | p vs SFT | p vs GRPO | HR@1 |")
-    assert lines[1].count("---:") == 14
+    assert lines[1].count("---:") == 12
     for name, line in zip(NAMES, lines[2:], strict=False):
         assert line == "| " + " | ".join([name, *expected_cells(results, name)]) + " |"
 
@@ -85,11 +83,17 @@ def test_the_caption_says_what_the_numbers_are() -> None:
 
 def test_shared_sids_and_a_single_user() -> None:
     alone = replace(ranks_of(1, sharing=2), users=torch.zeros(20, dtype=torch.long))
-    text = plain(compared(methods={"[bold]x": alone}, against=[], extras={}))
+    results = compared(methods={"[bold]x": alone}, against=[], extras={})
+    text = plain(results)
+    assert "| NDCG@5 | SID NDCG@10 | SID HR@10 | cover % |" in markdown(results)
+    assert "SID" not in plain(six()).partition("\n\n")[0]
     assert "There is one user: nothing can be resampled" in text
     assert "No SID is shared" not in text
     assert "[bold]x" in text  # a name is no markup
     assert "p vs" not in text
+    named = {"kNN (train + rl)": ranks_of(0), "b": ranks_of(1)}
+    lines = plain(compared(methods=named, against=["kNN (train + rl)"], extras={})).splitlines()
+    assert [line.split()[:1] for line in lines[:3]] == [["p"], ["kNN"], ["95"]]
 
 
 def test_the_caption_says_what_was_ranked_and_what_was_seen() -> None:
@@ -140,7 +144,7 @@ def test_several_targets_get_columns_of_their_own() -> None:
         methods[name] = replace(one, **places, item_mask=mask, sid_mask=mask)
     results = compared(methods=methods, extras={})
     lines = markdown(results).splitlines()
-    assert "| PASS@1 | PASS@50 | FIRST PASS@50 | RECALL@50 | NDCG@5 | SID NDCG@10 |" in lines[0]
+    assert "| PASS@1 | PASS@50 | FIRST PASS@50 | RECALL@50 | NDCG@5 | cover % |" in lines[0]
     shown = ("pass@1", "pass@50", "first_pass@50", "recall@50", "ndcg@5")
     values = [short(results.methods["SFT"].metrics[f"item/{key}"].value) for key in shown]
     assert " | ".join(values) in lines[2]

@@ -163,14 +163,15 @@ def _quality(results: Results) -> list[Column]:
         (_name(primary), _value(primary)),
         ("95 %\ninterval", lambda method: _interval(method.metrics[primary])),
     ]
-    columns += [(f"p vs\n{other}", _p_value(primary, other)) for other in results.against]
+    columns += [(f"p vs\n{_broken(other)}", _p_value(primary, other)) for other in results.against]
     shown = [key for key in _SHOWN[results.several_targets] if key in results.metrics]
     return columns + [(_name(key), _value(key)) for key in shown]
 
 
 def _cost(results: Results) -> list[Column]:
     hits = "sid/pass@10" if results.several_targets else "sid/hr@10"
-    levels = [key for key in ("sid/ndcg@10", hits) if key in results.metrics]
+    keys = () if results.sid_equals_item else ("sid/ndcg@10", hits)
+    levels = [key for key in keys if key in results.metrics]
     return [
         *((f"SID\n{_name(key)}", _value(key)) for key in levels),
         ("cover\n%", _extra("coverage", lambda share: f"{100 * share:.1f}")),
@@ -201,6 +202,11 @@ def _name(key: str) -> str:
     """`FIRST PASS@32`, in two lines where that is narrower."""
     name, cut = key.split("/")[1].upper().split("@")
     return f"{name}@{cut}".replace("_", "\n")
+
+
+def _broken(method: str) -> str:
+    """The name in lines, `SFT`, `(train` and `+ rl)`, above a narrow column."""
+    return method.replace(" (", "\n(").replace(" + ", "\n+ ")
 
 
 def _value(key: str) -> Callable[[MethodResults], str]:
