@@ -22,7 +22,7 @@ from recast.config import (
     TokenizeConfig,
 )
 from recast.config.baselines import BaselineName
-from recast.config.train import Shown
+from recast.config.check import Shown
 from recast.evaluation.compare import compare
 from recast.evaluation.metrics import read_ranks
 from recast.evaluation.results import Results, save_tables

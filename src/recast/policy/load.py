@@ -162,14 +162,7 @@ def load_policy(folder: str | Path) -> Policy:
     """
     path = Path(as_path("policy", folder))
     require_kind("policy", path)
-    with reading(path / "recast.json", "use the folder as it was saved"):
-        record = read_object(path / "recast.json")
-        window = record["window"]
-        if type(window) is not int or not 2 <= window <= MOST_WINDOW:
-            raise ValueError(f"window {window!r} is no whole number from 2 to {MOST_WINDOW}")
-        space = record.get("logprob_space", "full")  # older folders note none
-        if space not in get_args(LogprobSpace):
-            raise ValueError(f"logprob_space is {in_short(space)}")
+    record, window, space = read_record(path)
     catalog = load_catalog(path / "catalog")
     if os.path.isfile(path / ADAPTERS):
         model = load_adapters(load_model(Path(read_adapters(path))), path)
@@ -183,6 +176,19 @@ def load_policy(folder: str | Path) -> Policy:
             "folder as it was saved"
         )
     return replace(policy, logprob_space=space, tokenizer=load_tokenizer(path))
+
+
+def read_record(folder: Path) -> tuple[dict[str, Any], int, LogprobSpace]:
+    """What `recast.json` of a policy's folder says, checked: all of it, window and space."""
+    with reading(folder / "recast.json", "use the folder as it was saved"):
+        record = read_object(folder / "recast.json")
+        window = record["window"]
+        if type(window) is not int or not 2 <= window <= MOST_WINDOW:
+            raise ValueError(f"window {window!r} is no whole number from 2 to {MOST_WINDOW}")
+        space = record.get("logprob_space", "full")  # older folders note none
+        if space not in get_args(LogprobSpace):
+            raise ValueError(f"logprob_space is {in_short(space)}")
+    return record, window, space
 
 
 def _digest(catalog: Catalog) -> str:

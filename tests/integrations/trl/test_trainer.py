@@ -192,6 +192,14 @@ def test_what_cannot_work_is_refused(
         make_trainer(GRPOTrainer, tmp_path, settings, **{"catalog": CATALOG, **given})
 
 
+def test_a_policy_of_another_space_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "recast.json").write_text('{"window": 8, "logprob_space": "trie"}')
+    message = r"model was trained over trie, TRL's .* are over the whole vocabulary: train with"
+    with pytest.raises(RecastError, match=message):
+        make_trainer(GRPOTrainer, tmp_path, {}, catalog=CATALOG)
+
+
 def test_rows_that_are_no_groups_are_refused(tmp_path: Path) -> None:
     trainer = make_trainer(GRPOTrainer, tmp_path, {}, catalog=CATALOG, signal="grpo")
     trainer.model.train()

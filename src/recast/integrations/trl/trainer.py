@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from recast.items.fan_out import fan_out
 from recast.methods.guard import ask_sampler, ask_signal
 from recast.methods.parts import Part, find_part, name_of, resources, supply, traits_of
 from recast.methods.probe import probe_groups, probe_resources
-from recast.policy.load import as_policy
+from recast.policy.extend import is_policy
+from recast.policy.load import as_policy, read_record
 from recast.policy.prompts import make_prompts
 from recast.rewards.hit import first_hit
 from recast.train.learnability import group_metrics
@@ -52,6 +54,7 @@ class GRPOTrainer(PackedGRPOTrainer):
         for name, part in (("sampler", sampler), ("signal", signal)):
             require(catalog is not None or part is None, name, part, "give a catalog with it")
         super().__init__(*args, **kwargs)
+        _require_full(self._causal_lm(self.model).config.name_or_path)
         self._catalog, self._signal = catalog, None
         if catalog is not None:
             self._use_catalog(catalog, "sample" if sampler is None else sampler)
@@ -263,6 +266,15 @@ def _require_usable(kind: str, part: Part, supplied: frozenset[str] = frozenset(
     for name in sorted(resources(part) - supplied):
         raise RecastError(
             f"{kind} {name_of(part)} needs {name}: bind it, functools.partial(..., {name}=...)"
+        )
+
+
+def _require_full(folder: str) -> None:
+    """Raise `RecastError` for a policy whose probabilities mean nothing over the vocabulary."""
+    if is_policy(folder) and (space := read_record(Path(folder))[2]) != "full":
+        raise RecastError(
+            f"{folder} was trained over {space}, TRL's log-probabilities are over the whole "
+            "vocabulary: train with `recast rl`, or start from `recast sft --logprob_space full`"
         )
 
 
