@@ -48,8 +48,21 @@ SHOWN: dict[str, list[Shown]] = {"": ["train"], "_rl": ["train", "rl"]}
 """Both fits of what needs no rollouts: a suffix of its folders, the events that it was shown. RL
 goes on from the first, on the events that the first has not seen."""
 
-SFT_SETTINGS: dict[str, Any] = {"backwards_frac": 0.3}
-"""Chosen on validation: on this data the order of events says little (docs/log.md)."""
+TOKENIZE_SETTINGS: dict[str, Any] = {
+    "items_as": "item",
+    "codebook_size": 32,
+    "collaborative_weight": 1.0,
+}
+SFT_SETTINGS: dict[str, Any] = {
+    "backwards_frac": 0.3,
+    "window": 12,
+    "batch_windows": 32,
+    "lr": 2e-3,
+    "dropout": 0.2,
+    "layer_dropout": 0.2,
+    "ema": 0.99,
+}
+"""Both chosen on validation (docs/log.md); on this data the order of events says little."""
 
 RL_LR = {"sft_continued": 1e-5, "openonerec_rl": 3e-5, "recast": 1e-5}
 """Each method's best on the validation rows of those tried, see docs/log.md."""
@@ -89,9 +102,10 @@ def cells_of(config: QuickstartConfig) -> list[Cell]:
     out = Path(config.output)
     data, catalog, seed = str(out / "data"), str(out / "catalog"), config.seed
     prepare = PrepareConfig(output=data, interactions=config.interactions)
+    tokenize = TokenizeConfig(data=data, output=catalog, **TOKENIZE_SETTINGS)
     cells = [
         Cell(name="data", config=prepare, estimate_s=5.0),
-        Cell(name="items", config=TokenizeConfig(data=data, output=catalog), estimate_s=15.0),
+        Cell(name="items", config=tokenize, estimate_s=3.0),
     ]
     judged: dict[str, tuple[str, dict[str, Any]]] = {}
     for suffix, splits in SHOWN.items():
@@ -102,10 +116,10 @@ def cells_of(config: QuickstartConfig) -> list[Cell]:
             output=str(out / name),
             splits=splits,
             only=["popularity", *only] if suffix else only,
-            epochs=config.epochs,
+            epochs=2 * config.epochs,
             seed=seed,
         )
-        cell = Cell(name=name, config=baselines, unit="fits", estimate_s=15 + 4.0 * config.epochs)
+        cell = Cell(name=name, config=baselines, unit="fits", estimate_s=15 + 8.0 * config.epochs)
         cells.append(replace(cell, stage="baselines"))
         for baseline in baselines.only:
             folder = f"{baseline}/policy" if baseline == "sasrec" else baseline
@@ -122,7 +136,7 @@ def cells_of(config: QuickstartConfig) -> list[Cell]:
             **SFT_SETTINGS,
         )
         cells.append(
-            Cell(name=name, config=sft, stage="sft", unit="fits", estimate_s=7.0 * config.epochs)
+            Cell(name=name, config=sft, stage="sft", unit="fits", estimate_s=5.0 * config.epochs)
         )
         judged[name] = f"{out / name}/policy", {}
     runs: list[tuple[str, Sampler | None]] = [("sft_continued", None)]
