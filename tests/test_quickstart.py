@@ -254,7 +254,7 @@ def test_a_second_run_of_other_settings(run: Run, capsys: pytest.CaptureFixture[
     before = contents(run.out)
     args = ["quickstart", "--interactions", str(run.zip), "--output", str(run.out)]
     line = (
-        f"{run.out / 'baselines'} is finished with epochs 1, seed 3; this list has epochs 16, "
+        f"{run.out / 'baselines'} is finished with epochs 2, seed 3; this list has epochs 24, "
         "seed 0: "
         "choose another output, or remove that folder to run its cell again"
     )
