@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -72,6 +73,7 @@ def test_each_is_made_with_its_validation(walk: Path, made: Path) -> None:
 def test_the_same_command_goes_on_behind_what_is_there(
     walk: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert config_of(walk, tmp_path, splits=["rl", "train"]).splits == ["train", "rl"]
     out = Path(shutil.copytree(made, tmp_path / "out"))
     config = config_of(walk, out, splits=["train"])
     with pytest.raises(RecastError, match="out holds finished baselines: choose another output"):
@@ -107,12 +109,46 @@ def test_the_same_command_goes_on_behind_what_is_there(
 
 
 @pytest.mark.parametrize(
+    ("there", "changed", "line"),
+    [
+        ("item_knn", "popularity", "holds popularity shown train, not item_knn shown train: rem"),
+        ("catalog", "two_levels", "levels, SASRec one: remove it, it is made again"),
+        ("sasrec/policy", None, "sasrec/policy holds no policy (recast.json)"),
+        (
+            "sasrec/config.yaml",
+            "splits: [train, rl]\n",
+            "(splits is ['train', 'rl'], not ['train'])",
+        ),
+        ("sasrec/metrics.jsonl", "{}\n", "is damaged (it has no validation): remove "),
+        ("sasrec/metrics.jsonl", '{"valid/ndcg@10": NaN, "valid/hr@10": 1}', "best validation is "),
+    ],
+)
+def test_parts_that_the_same_command_did_not_make_are_refused(
+    there: str, changed: str | None, line: str, walk: Path, made: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "out"))
+    (out / "baselines.json").unlink()
+    place = out / there
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    if changed == "two_levels":
+        shutil.copytree(walk / "catalog", place)
+    elif changed == "popularity":
+        shutil.copytree(out / changed, place)
+    elif changed:
+        place.write_text(changed)
+    with pytest.raises(RecastError, match=re.escape(line)):
+        fit_baselines(config_of(walk, out, splits=["train"]))
+    assert not (out / "baselines.json").exists()
+
+
+@pytest.mark.parametrize(
     ("args", "line"),
     [
         (["--splits", "train,test"], "--splits is "),
         (["--splits", "rl"], "splits is ['rl']: give train or train,rl"),
         (["--only", "knn"], "--only is "),
         (["--negatives", "0"], "negatives is 0: give 1 or more"),
+        (["--splits", "rl, train, test"], "--splits is 'test': give a list of any of train, rl"),
     ],
 )
 def test_bad_settings_are_one_line(
@@ -134,6 +170,8 @@ def test_a_baseline_is_evaluated_as_a_policy_is(
     config = EvaluateConfig(
         data=str(walk / "data"), policy=str(made / name), output=str(tmp_path / "eval")
     )
+    with pytest.raises(RecastError, match=r"exact_rows is 5: .*ranks without beams: leave it out"):
+        evaluate_policy(replace(config, exact_rows=5))
     means = evaluate_policy(config)
     expected = rank_scores(
         load_baseline(made / name)[0].scorer, data, items_alone(walk / "data"), data.rows("test")

@@ -24,10 +24,12 @@ from recast.evaluation.baseline import items_alone
 from recast.evaluation.knn_quality import knn_quality
 from recast.evaluation.metrics import row_metrics
 from recast.evaluation.rank import rank_scores, rows_to_rank, sample_rows
+from recast.items.catalog import load_catalog
 from recast.items.tokenize import tokenize
 from recast.policy.baseline_folder import load_baseline, save_baseline
 from recast.policy.baselines import Baseline, fit_item_knn, fit_popularity
 from recast.policy.knn_search import tune_item_knn
+from recast.policy.load import load_policy
 from recast.policy.threads import choose_threads
 from recast.run.doors import enter
 from recast.run.files import alone_in, is_ended_run, refuse_existing, staged_file
@@ -149,6 +151,12 @@ def _keep(
         return measured
     baseline, facts = load_baseline(out / name)
     _require_same_events(config, out / name, facts["data"])
+    splits = list(baseline.splits)
+    if (baseline.kind, splits) != (name, config.splits):
+        raise RecastError(
+            f"{out / name} holds {baseline.kind} shown {' + '.join(splits)}, not {name} shown "
+            f"{' + '.join(config.splits)}: remove it, then it is made again"
+        )
     measured = facts["measured"]
     return {str(key): float(value) for key, value in measured.items()}
 
@@ -192,6 +200,9 @@ def _sasrec(config: BaselinesConfig, out: Path, num_items: int, log: RunLog | No
     catalog, run = out / "catalog", out / "sasrec"
     if not catalog.exists():
         tokenize(TokenizeConfig(data=config.data, output=str(catalog), num_levels=1))
+    levels = load_catalog(catalog).num_levels
+    if levels != 1:
+        raise RecastError(f"{catalog} has {levels} levels, SASRec one: remove it, it is made again")
     is_begun = is_ended_run(run)
     if is_begun or not run.exists():
         sft = SFTConfig(
@@ -210,8 +221,16 @@ def _sasrec(config: BaselinesConfig, out: Path, num_items: int, log: RunLog | No
         )
         kept = train_sft(sft, log)
         return _named(kept) | {"cpu_s": kept["cpu_s"]}
-    with reading(run / "env.json", f"remove {run}, then it is made again"):
+    remedy = f"remove {run}, then it is made again"
+    with reading(run / "env.json", remedy):
         _require_same_events(config, run, read_json(run / "env.json", dict)["data_hash"])
+    with reading(run / "config.yaml", remedy):
+        splits = read_settings(str(run / "config.yaml"))["splits"]
+        if splits != config.splits:
+            raise ValueError(f"splits is {splits}, not {config.splits}")
+    with reading(run / "policy", remedy):
+        if load_policy(run / "policy").catalog.num_levels != 1:
+            raise ValueError("it writes several tokens per item")
     return _best_of(run)
 
 
@@ -220,7 +239,12 @@ def _best_of(run: Path) -> Metrics:
     with reading(run / "metrics.jsonl", f"remove {run}, then it is made again"):
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         epochs = [line for line in map(json.loads, lines) if "valid/ndcg@10" in line]
-        return _named(max(epochs, key=lambda line: line["valid/ndcg@10"]))
+        if not epochs:
+            raise ValueError("it has no validation")
+        best = _named(max(epochs, key=lambda line: line["valid/ndcg@10"]))
+        if not all(0 <= value <= 1 for value in best.values()):
+            raise ValueError(f"its best validation is {best}")
+        return best
 
 
 def _named(valid: dict[str, Any]) -> Metrics:

@@ -205,7 +205,7 @@ def test_tables_that_were_changed_are_refused(saved: Path, tmp_path: Path) -> No
     damaged(
         "baseline.json", None, r"x holds no baseline \(baseline.json\): make one with `recast b"
     )
-    damaged("tables.safetensors", None, r"baseline.json is damaged \(No such file")
+    damaged("tables.safetensors", None, r"baseline.json is damaged \(no tables.safetensors b")
     for name in ("baseline.json", "tables.safetensors"):
         damaged(name, b"", "is damaged")
     damaged("tables.safetensors", b"\0" * 64, "tables.safetensors was changed since it was written")

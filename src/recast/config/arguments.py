@@ -194,7 +194,7 @@ def _join_lists(args: list[str], hints: dict[str, Any]) -> list[str]:
             if entry is int and not is_json:
                 words, is_json = [f"[{','.join(words)}]"], True  # 1,3,5 or 1 3 5
             elif get_origin(entry) is Literal and not is_json:  # no name of ours has a comma
-                words = [word for some in words for word in some.split(",")]
+                words = [word.strip() for some in words for word in some.split(",")]
             arg = f"{flag}={words[0] if is_json else json.dumps(words)}"
         elif flag == "--resume" and not equals and (not rest or rest[0].startswith("--")):
             arg = "--resume=true"

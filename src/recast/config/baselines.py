@@ -54,4 +54,4 @@ class BaselinesConfig:
             chosen = list(dict.fromkeys(getattr(self, name)))
             require(bool(chosen), name, chosen, "name one or more, or leave it out")
             object.__setattr__(self, name, chosen)
-        check_splits(self.splits)
+        check_splits(self)

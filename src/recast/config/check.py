@@ -209,10 +209,13 @@ def check_seed(seed: int) -> None:
     require(0 <= seed < 2**31, "seed", seed, "give a whole number from 0 to 2147483647")
 
 
-def check_splits(splits: list[Shown]) -> None:
-    """Raise `RecastError` unless they are `train`, or `train` and `rl`."""
+def check_splits(config: object) -> None:
+    """Raise `RecastError` unless `splits` are `train`, or `train` and `rl`, which are then in this
+    order."""
+    splits: list[Shown] = config.splits  # type: ignore[attr-defined]
     fits = sorted(splits) in (["train"], ["rl", "train"])
     require(fits, "splits", splits, "give train or train,rl")
+    object.__setattr__(config, "splits", sorted(splits, reverse=True))
 
 
 def within(config: object, least: float, most: float, *names: str) -> None:

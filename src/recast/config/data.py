@@ -104,7 +104,7 @@ class TokenizeConfig:
         require(0 <= share <= 1, "collaborative_weight", share, "give a share from 0 to 1")
         check_seed(self.seed)
         within(self, 1, 1024, "collaborative_dim")
-        check_splits(self.splits)
+        check_splits(self)
         within(self, 1, 32, "num_levels")
         within(self, 2, 10_000_000, "codebook_size")  # with num_levels 1 the number of items
         if self.items_as == "item":

@@ -133,7 +133,7 @@ class SFTConfig:
         check_metrics(self.valid_metrics)
         need = "add ndcg@10, which stops the training and chooses the epoch"
         require("ndcg@10" in self.valid_metrics, "valid_metrics", self.valid_metrics, need)
-        check_splits(self.splits)
+        check_splits(self)
         share = self.backwards_frac
         require(0 <= share <= 1, "backwards_frac", share, "give a share from 0 to 1")
         for name, what in (("ema", "decay"), ("dropout", "rate"), ("layer_dropout", "rate")):

@@ -27,11 +27,13 @@ def evaluate_baseline(config: EvaluateConfig) -> Metrics:
     """Rank a split by the baseline `config.policy`: the whole catalogue, without beams.
 
     Its items have no semantic IDs, so level `sid` is that of the items. Returns the means. Raises
-    `RecastError` for a guide, which mixes with a policy alone, and for other items or events than
-    it was fitted on.
+    `RecastError` for a guide and for `exact_rows`, which are of a policy alone, and for other items
+    or events than it was fitted on.
     """
     remedy = f"{config.policy} is a baseline, which mixes with no guide: leave it out"
     require(config.decoder == "beam", "decoder", config.decoder, remedy)
+    remedy = f"{config.policy} is a baseline, which ranks without beams: leave it out"
+    require(not config.exact_rows, "exact_rows", config.exact_rows, remedy)
     baseline, facts = load_baseline(config.policy)
     catalog = items_alone(config.data)
     require_of(facts, f"policy {config.policy}", catalog.item_ids, config.data)

@@ -45,8 +45,9 @@ INPUTS = {
 LOSS_INPUTS = ("logprobs", "old_logprobs", "ref_logprobs", "advantages", "loss_mask")
 
 REMEDIES = {
-    "ranker": "give --ranker the folder of a policy of one-level semantic IDs (`recast tokenize "
-    "--num_levels 1`, then `recast sft`), or module:function",
+    "ranker": "give --ranker item_knn, another of `recast baselines`, the folder of a policy of "
+    "one-level semantic IDs (`recast tokenize --num_levels 1`, then `recast sft`), or "
+    "module:function",
     "embeddings": "give --embeddings the folder of `recast tokenize` that holds text embeddings",
 }
 """How to supply a resource that is missing."""

@@ -64,6 +64,8 @@ def load_baseline(folder: str | Path) -> tuple[Baseline, dict[str, Any]]:
     with reading(path / FACTS, _REMEDY):
         facts = read_json(path / FACTS, dict, _MOST_FACTS)
         settings = _check_facts(facts)
+        if not (path / TABLES).is_file():
+            raise ValueError(f"no {TABLES} beside it")
         if check_stamp(path / TABLES, facts) is None:
             raise ValueError(f"no stamp of {TABLES}")
     with reading(path / TABLES, _REMEDY):
