@@ -85,6 +85,7 @@ class Epoch:
                 *self.sequences.batch(index),
                 lr=0.0,
                 dropout=0.0,
+                layer_dropout=0.0,
                 precision="float32",
                 pass_tokens=MOST_PASS_TOKENS,
             )
