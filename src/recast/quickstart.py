@@ -44,7 +44,7 @@ SAMPLERS: dict[Sampler, str] = {
     "beam": "constrained beam search",
 }
 
-SHOWN: dict[str, list[Shown]] = {"": ["train"], "_rl": ["train", "rl"]}
+FITS: dict[str, list[Shown]] = {"": ["train"], "_rl": ["train", "rl"]}
 """Both fits of what needs no rollouts: a suffix of its folders, the events that it was shown. RL
 goes on from the first, on the events that the first has not seen."""
 
@@ -108,7 +108,7 @@ def cells_of(config: QuickstartConfig) -> list[Cell]:
         Cell(name="items", config=tokenize, estimate_s=3.0),
     ]
     judged: dict[str, tuple[str, dict[str, Any]]] = {}
-    for suffix, splits in SHOWN.items():
+    for suffix, splits in FITS.items():
         name = f"baselines{suffix}"
         only: list[BaselineName] = ["item_knn", "sasrec"]
         baselines = BaselinesConfig(
@@ -119,12 +119,12 @@ def cells_of(config: QuickstartConfig) -> list[Cell]:
             epochs=2 * config.epochs,
             seed=seed,
         )
-        cell = Cell(name=name, config=baselines, unit="fits", estimate_s=15 + 8.0 * config.epochs)
+        cell = Cell(name=name, config=baselines, unit="fits", estimate_s=25 + 4.0 * config.epochs)
         cells.append(replace(cell, stage="baselines"))
         for baseline in baselines.only:
             folder = f"{baseline}/policy" if baseline == "sasrec" else baseline
             judged[f"{baseline}{suffix}"] = f"{out / name}/{folder}", {}
-    for suffix, splits in SHOWN.items():
+    for suffix, splits in FITS.items():
         name = f"sft{suffix}"
         sft = SFTConfig(
             data=data,
@@ -153,7 +153,7 @@ def cells_of(config: QuickstartConfig) -> list[Cell]:
             lr=RL_LR[method],
             seed=seed,
         )
-        seconds = 0.2 * config.steps
+        seconds = 0.1 * config.steps
         cells.append(Cell(name=name, config=rl, stage="rl", unit="runs", estimate_s=seconds))
         judged[name] = f"{out}/rl/{name}/policy", {}
     guide = f"item_knn:{out / 'baselines_rl'}"
@@ -162,7 +162,7 @@ def cells_of(config: QuickstartConfig) -> list[Cell]:
         evaluation = EvaluateConfig(
             data=data, policy=policy, output=str(out / "eval" / name), **settings
         )
-        cell = Cell(name=f"evaluate {name}", config=evaluation, unit="rankings", estimate_s=10.0)
+        cell = Cell(name=f"evaluate {name}", config=evaluation, unit="rankings", estimate_s=8.0)
         cells.append(replace(cell, stage="evaluate"))
     return cells
 
@@ -189,7 +189,7 @@ def tabulate(out: Path, metrics: dict[str, Metrics], sampler: str, seed: int) ->
     """
     names = {"Popularity": "popularity_rl"}
     for kind, label in (("item_knn", "item-kNN"), ("sasrec", "SASRec"), ("sft", "SFT")):
-        for suffix, splits in SHOWN.items():
+        for suffix, splits in FITS.items():
             names[f"{label} ({' + '.join(splits)})"] = f"{kind}{suffix}"
     names |= {"SFT+kNN (train + rl)": "mixture", METHODS["sft_continued"].label: "sft_continued"}
     names |= {METHODS[method].label: run_name(method, sampler) for method in COMPARED}

@@ -13,7 +13,7 @@ Padding: `-1` in columns of items, the pad token in columns of tokens; always on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,10 @@ class Interactions:
         index = torch.arange(len(self.items))
         chosen = index[(self.splits == SPLITS.index(split)) & (self.starts < index)]
         return chosen[torch.argsort(self.times[chosen], stable=True)]
+
+    def within(self, splits: Iterable[str]) -> Bool[Tensor, " E"]:
+        """Which events are of one of these splits, the first of a user among them."""
+        return torch.isin(self.splits, torch.tensor([SPLITS.index(split) for split in splits]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -50,8 +50,6 @@ class BaselinesConfig:
         within(self, 1, 10_000, "epochs")
         within(self, 1, 2**24, "negatives")
         within(self, 1, 10 * MOST_STEPS, "valid_rows")
-        for name in ("splits", "only"):
-            chosen = list(dict.fromkeys(getattr(self, name)))
-            require(bool(chosen), name, chosen, "name one or more, or leave it out")
-            object.__setattr__(self, name, chosen)
         check_splits(self)
+        require(bool(self.only), "only", self.only, "name one or more, or leave it out")
+        object.__setattr__(self, "only", list(dict.fromkeys(self.only)))

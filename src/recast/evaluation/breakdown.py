@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recast.evaluation.metrics import row_metrics
 from recast.evaluation.ranks import Ranks
-from recast.types import SPLITS, Interactions
+from recast.types import Interactions
 
 EVENTS = (0, 3, 10, 30, 100)
 HISTORY = (1, 4, 6, 10)
@@ -27,8 +27,9 @@ def breakdown(ranks: Ranks, interactions: Interactions, splits: Sequence[str]) -
     """
     k = min(10, ranks.facts.beam_width or 10)
     rows = ranks.row_ids
-    is_fit = torch.isin(interactions.splits, torch.tensor([SPLITS.index(name) for name in splits]))
-    events = interactions.items[is_fit].bincount(minlength=interactions.num_items)
+    events = interactions.items[interactions.within(splits)].bincount(
+        minlength=interactions.num_items
+    )
     metrics = row_metrics(ranks, [k], ["item"], ["hr", "ndcg"])
     values = {name.removeprefix("item/"): metric for name, metric in metrics.items()}
     return {

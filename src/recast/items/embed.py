@@ -18,7 +18,7 @@ from torch import Tensor
 from recast.items.catalog import Catalog, load_catalog
 from recast.run.doors import require_kind
 from recast.run.reading import read_json, reading
-from recast.types import SPLITS, Interactions, RecastError
+from recast.types import Interactions, RecastError
 
 _WINDOW = 10  # events on either side; a pair at distance k counts _DECAY ** (k - 1)
 _DECAY = 0.9
@@ -38,8 +38,7 @@ def collaborative_embeddings(
     items. Sparse throughout: memory grows with the number of distinct pairs.
     """
     size = interactions.num_items
-    wanted = torch.tensor([SPLITS.index(split) for split in splits])
-    shown = torch.isin(interactions.splits, wanted)
+    shown = interactions.within(splits)
     ppmi = _ppmi(interactions.users[shown], interactions.items[shown].long(), size)
     with torch.random.fork_rng(devices=[]):  # svd_lowrank draws from the global generator
         torch.manual_seed(seed)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from recast.data.history import history
-from recast.types import SPLITS, Interactions, Prompts
+from recast.types import Interactions, Prompts
 
 Scorer = Callable[[Interactions, Int[Tensor, " N"]], Float[Tensor, "N I"]]
 """A way to rank: row ids in, one score per item out, the higher the earlier."""
@@ -115,7 +115,7 @@ class Baseline:
 
 def fit_popularity(interactions: Interactions, splits: Sequence[str] = FIT_SPLITS) -> Baseline:
     """Every item scores its number of events in `splits`, whatever the history."""
-    items = interactions.items[_fitted(interactions, splits)]
+    items = interactions.items[interactions.within(splits)]
     return Baseline(counts=_counts(items, interactions.num_items), splits=tuple(splits))
 
 
@@ -163,7 +163,7 @@ def item_knn(
 
 def count_pairs(interactions: Interactions, settings: KNNSettings, splits: Sequence[str]) -> Tensor:
     """C of `fit_item_knn`, sparse `[I, I]`; of the settings window, distance_decay and backward."""
-    fitted = _fitted(interactions, splits)
+    fitted = interactions.within(splits)
     users, items = interactions.users[fitted], interactions.items[fitted]
     index, values = [], []
     for distance in range(1, settings.window + 1):
@@ -209,11 +209,6 @@ def _sparse_is_known() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
         yield
-
-
-def _fitted(interactions: Interactions, splits: Sequence[str]) -> Int[Tensor, " F"]:
-    wanted = torch.tensor([SPLITS.index(split) for split in splits])
-    return torch.isin(interactions.splits, wanted).nonzero()[:, 0]
 
 
 def _counts(items: Int[Tensor, " F"], num_items: int) -> Float[Tensor, " I"]:
