@@ -7,7 +7,6 @@ surroundings (a setting, a file, a full disk), 1 a bug of ours, 128 + its number
 
 from __future__ import annotations
 
-import atexit
 import errno
 import io
 import os
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import recast
 from recast.run.stop import Stopped, listening
+from recast.run.surroundings import drop_output, refuse_surroundings, settle
 
 BAD_INPUT, BUG = 2, 1
 _OUT_OF_MEMORY = (
@@ -32,11 +32,6 @@ _OUT_OF_MEMORY = (
 )
 _LONGEST = 4000
 """Characters of an error."""
-_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
-_MOST_THREADS = 1024
-"""Of polars, which hangs for minutes with a million."""
-_PACKAGES = ("jsonargparse", "numpy", "polars", "safetensors", "torch", "transformers", "yaml")
-"""Folders all: a file of such a name is another's."""
 
 
 class Verb(NamedTuple):
@@ -52,6 +47,8 @@ class Verb(NamedTuple):
     """Says what is in the output folder, where the stage itself returns no text or numbers."""
     check: str | None = None
     """Refuses a config before the stage is imported."""
+    goes_on: bool = False
+    """Its output may exist: it goes on there."""
 
 
 VERBS = {
@@ -59,6 +56,7 @@ VERBS = {
         "QuickstartConfig",
         "recast.quickstart:quickstart",
         "the whole walk on MovieLens-100K, in one command",
+        goes_on=True,
     ),
     "prepare": Verb(
         "PrepareConfig",
@@ -77,6 +75,7 @@ VERBS = {
         "recast.baselines:fit_baselines",
         "popularity, item-kNN and SASRec: what a policy has to beat",
         "recast.baselines:describe",
+        goes_on=True,
     ),
     "sft": Verb("SFTConfig", "recast.sft:train_sft", "train a next-item policy"),
     "methods": Verb(
@@ -110,7 +109,7 @@ VERBS = {
 def main(argv: list[str] | None = None) -> None:
     """Run one verb. Raises `SystemExit` with the codes above, never another exception."""
     if argv is None:
-        _settle()
+        settle()
     args = list(sys.argv[1:] if argv is None else argv)
     # Each stage has its own progress; the loaders' bars would only break its lines.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -123,42 +122,12 @@ def main(argv: list[str] | None = None) -> None:
             run([arg for arg in args if arg != "--debug"])
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read us left (`| head`)
-        _drop_output()
+        drop_output()
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exception(error)
         line, code = explain(error)
         fail(line, code)
-
-
-def _settle() -> None:
-    """Make the process independent of its caller: closed streams, warnings as errors."""
-    import warnings
-
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:  # else the next file to be opened would get what is printed
-            os.open(os.devnull, os.O_RDWR)
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
-    for name in [name for name in os.environ if name.startswith("JSONARGPARSE_")]:
-        del os.environ[name]  # it would read settings from others, and end on a wrong value
-    if _COMPILED not in os.environ:
-        atexit.register(_drop_cache)
-    if any("error" in option for option in sys.warnoptions):
-        warnings.simplefilter("ignore")  # what a library warns of is no error of a run
-
-
-def _drop_cache() -> None:
-    """torch makes a folder for compiled code as soon as it is imported, and nothing is compiled."""
-    with suppress(OSError, KeyError):  # not empty: of others; never made
-        os.rmdir(os.environ[_COMPILED])
-
-
-def _drop_output() -> None:
-    """What is still to be written goes nowhere; else Python would fail on it when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def run(args: list[str]) -> None:
@@ -174,8 +143,7 @@ def run(args: list[str]) -> None:
     except OSError:
         fail("the working directory is gone: change to one that exists")
     name = args[0]
-    _refuse_variables()
-    _refuse_ranks()
+    refuse_surroundings()
     config = configure(name, args[1:])
     verb = VERBS[name]
     if sys.flags.optimize > 1:
@@ -186,7 +154,7 @@ def run(args: list[str]) -> None:
     from recast.run.doors import enter
 
     # Before the stage is imported, which takes seconds.
-    enter(config, type(config), goes_on=name in ("quickstart", "baselines"))
+    enter(config, type(config), goes_on=verb.goes_on)
     if verb.check:
         _resolve(verb.check)(config)
     began = time.monotonic()
@@ -197,32 +165,6 @@ def run(args: list[str]) -> None:
         result = "\n".join(f"{key}  {value}" for key, value in result.items())
     print(result)
     print(f"recast {name}: done in {time.monotonic() - began:.0f} s, written to {config.output}")
-
-
-def _refuse_variables() -> None:
-    """Variables that libraries of ours panic, hang or break on."""
-    if threads := os.environ.get("POLARS_MAX_THREADS", ""):
-        is_count = threads.isascii() and threads.isdigit() and len(threads) <= 4
-        if not (is_count and 1 <= int(threads) <= _MOST_THREADS):
-            fail(f"POLARS_MAX_THREADS is {threads!r}: give 1 to {_MOST_THREADS}, or unset it")
-    for folder in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
-        for name in _PACKAGES:
-            if os.path.isfile(file := os.path.join(folder, f"{name}.py")):
-                fail(f"PYTHONPATH has {file}, which hides the package {name}: rename it")
-
-
-def _refuse_ranks() -> None:
-    """One line of the first process, where a launcher has started several."""
-    from recast.config.check import refuse_ranks
-    from recast.errors import RecastError
-
-    try:
-        refuse_ranks()
-    except RecastError:
-        if os.environ.get("RANK", "0") == "0":
-            raise
-        time.sleep(1)  # else the launcher would end the first one before its line
-        raise SystemExit(BAD_INPUT) from None
 
 
 def _resolve(path: str) -> Callable[..., Any]:
@@ -312,7 +254,7 @@ def fail(line: str, code: int = BAD_INPUT) -> NoReturn:
     try:
         sys.stdout.flush()
     except OSError:  # a full disk, a pipe that nobody reads
-        _drop_output()
+        drop_output()
     line = "".join(c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in line)
     line = " ".join(line.split())
     line = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
