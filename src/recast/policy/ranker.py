@@ -71,7 +71,7 @@ def load_ranker(
     elif (place / FACTS).is_file():
         baseline = _load_baseline(spec, name, place, catalog, data)
     else:
-        ranker = policy_ranker(_load(str(place), catalog, data))
+        ranker = policy_ranker(_load(place, name, catalog, data))
         return _checked(ranker, name, folder, is_ours=True)
     return _checked(baseline.ranker, name, folder, is_ours=True)
 
@@ -126,30 +126,30 @@ def latest(history: Int[Tensor, "B H"], width: int) -> Int[Tensor, "B W"]:
     return history.gather(1, place)
 
 
-def _load(folder: str, catalog: Catalog, data: str | Path | None) -> Policy:
+def _load(folder: Path, name: str, catalog: Catalog, data: str | Path | None) -> Policy:
     policy = load_policy(folder).to(str(catalog.device))
     policy.model.float()
     own = policy.catalog
     if own.num_levels != 1 or own.trie.num_leaves < own.num_items:
         what = "several items on one token" if own.num_levels == 1 else f"{own.num_levels} levels"
-        raise RecastError(f"ranker {folder} has {what}, a ranker has one token per item: {_REMEDY}")
+        raise RecastError(f"{name} has {what}, a ranker has one token per item: {_REMEDY}")
     if own.num_items != catalog.num_items:
         raise RecastError(
-            f"ranker {folder} ranks {own.num_items} items, the policy writes {catalog.num_items}: "
+            f"{name} ranks {own.num_items} items, the policy writes {catalog.num_items}: "
             "train the ranker on the same data"
         )
     for index, (ours, theirs) in enumerate(zip(own.item_ids, catalog.item_ids, strict=True)):
         if ours != theirs:
             raise RecastError(
-                f"ranker {folder}: item {index} is {ours!r}, in the policy's catalogue "
+                f"{name}: item {index} is {ours!r}, in the policy's catalogue "
                 f"{theirs!r}: train the ranker on the same data"
             )
     if data is not None:
-        _refuse_other_events(Path(folder), data)
+        _refuse_other_events(folder, name, data)
     return replace(policy, model=policy.model.requires_grad_(False))
 
 
-def _refuse_other_events(policy: Path, data: str | Path) -> None:
+def _refuse_other_events(policy: Path, name: str, data: str | Path) -> None:
     """Raise `RecastError` for a policy whose run, where it still lies in its folder, read other
     events: it may have been shown what it is to judge."""
     try:
@@ -158,7 +158,7 @@ def _refuse_other_events(policy: Path, data: str | Path) -> None:
         return
     if isinstance(then, str) and then != (now := data_hash(data)):
         raise RecastError(
-            f"ranker {policy} was trained on other events ({then[:12]}) than those of {data} "
+            f"{name} was trained on other events ({then[:12]}) than those of {data} "
             f"({now[:12]}), and may have seen what is judged: train it on this data"
         )
 
