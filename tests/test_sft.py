@@ -244,12 +244,17 @@ def test_negatives_stand_for_the_items_of_one_level(
         sft_config(walk, tmp_path / "no", negatives=20, logprob_space="trie")
 
 
-def test_what_is_left_open_hangs_on_the_catalogue_and_the_model(walk: Path, tmp_path: Path) -> None:
+def test_what_is_left_open_hangs_on_the_catalogue_and_the_model(
+    walk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = {"data": str(walk / "data"), "catalog": str(tmp_path / "catalog")}
     tokenize(
         TokenizeConfig(data=folders["data"], output=folders["catalog"], collaborative_weight=1.0)
     )
     shape = {"window": 8, "epochs": 1, "threads": 1, "pass_tokens": 4096}
+    few = SFTConfig(**folders, **shape, model=MODEL, output=str(tmp_path / "few"))
+    assert setup.set_up_sft(few).policy.logprob_space == "full"  # 48 items, not above 1,024
+    monkeypatch.setattr(setup, "MOST_FULL", 47)
     train_sft(SFTConfig(**folders, **shape, model=MODEL, output=str(tmp_path / "new")))
     written = yaml.safe_load((tmp_path / "new" / "config.yaml").read_text())
     assert {name: written[name] for name in NEW_MODEL._fields} == NEW_MODEL._asdict()

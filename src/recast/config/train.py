@@ -44,6 +44,10 @@ class Regularization(NamedTuple):
 NEW_MODEL = Regularization(dropout=0.3, layer_dropout=0.3, ema=0.998)
 """For random weights, which learn the histories by heart (docs/log.md)."""
 
+MOST_FULL = 1024
+"""Items with tokens of their own that the loss goes over whole: about as many as three levels of
+codes have, so it costs as much, and whoever reads the policy without the trie finds its order."""
+
 GIVEN_MODEL = Regularization(dropout=0.1, layer_dropout=0.0, ema=0.0)
 """For the model of `model.path`, which is tuned for fewer steps."""
 
@@ -70,7 +74,8 @@ class SFTConfig:
     logprob_space: LogprobSpace | None = None
     """What the loss is normalised over: the whole vocabulary (full), the level's codes (level) or
     the children that the trie has (trie). The policy is validated and ranked in it. Unset: that of
-    the policy it starts from, else trie where the last token is the item itself, else full."""
+    the policy it starts from, else trie where the last token is one of more than 1,024 items, else
+    full."""
     window: int = 20
     """Items per training window; a prompt holds the latest `window - 1` of a history."""
     epochs: int = 16

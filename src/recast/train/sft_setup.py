@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from recast.config import NewRows, SFTConfig
+from recast.config.train import MOST_FULL
 from recast.data.folder import load_data
 from recast.evaluation.rank import sample_rows
 from recast.items.card import splits_shown
@@ -129,9 +130,11 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
 
 def _space_of(policy: Policy) -> LogprobSpace:
     """Where the config leaves it open: the space that the policy was trained in, and `trie` where
-    the last of several tokens is the item itself, as `recast tokenize --items_as item` has it."""
+    the last of several tokens is the item itself, as `recast tokenize --items_as item` has it, and
+    the vocabulary is larger than that of shared codes."""
     catalog = policy.catalog
-    if policy.logprob_space != "full" or len(catalog.codebook_sizes) < 2:
+    is_short = catalog.num_items <= MOST_FULL
+    if policy.logprob_space != "full" or len(catalog.codebook_sizes) < 2 or is_short:
         return policy.logprob_space
     items = torch.arange(catalog.num_items, device=catalog.device)
     return "trie" if torch.equal(catalog.codes[:, -1].long(), items) else "full"
