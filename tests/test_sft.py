@@ -263,7 +263,7 @@ def test_what_is_left_open_hangs_on_the_catalogue_and_the_model(
     more = SFTConfig(
         **folders, **shape, model=given, layer_dropout=0.25, output=str(tmp_path / "b")
     )
-    assert more.regularization == GIVEN_MODEL._replace(layer_dropout=0.25)
+    assert more.resolved == GIVEN_MODEL._replace(layer_dropout=0.25)
     assert load_policy(tmp_path / "new" / "policy").logprob_space == "trie"
     # A policy to start from has a space of its own.
     level = sft_config(walk, tmp_path / "level", logprob_space="level", epochs=1)

@@ -17,8 +17,8 @@ from recast.config import SFTConfig
 from recast.data.windows import user_windows
 from recast.policy.prompts import write_items
 from recast.policy.tasks import HistoryTask
-from recast.sft import cosine
 from recast.train import sequences as learning
+from recast.train.rates import schedule_factor
 from recast.train.sequences import learn
 from recast.types import SPLITS, Interactions
 
@@ -231,7 +231,7 @@ def test_sequences_hold_what_the_windows_hold() -> None:
 
 def test_the_rate_never_rises_again() -> None:
     """An epoch may hold a window or two more than the first one, on which the plan is built."""
-    factors = [cosine(step, 40) for step in range(60)]
+    factors = [schedule_factor("cosine", step, 40) for step in range(60)]
     assert factors[:2] == [0.5, 1.0]
     assert factors == [*factors[:2], *sorted(factors[2:], reverse=True)]
     assert factors[40:] == [0.0] * 20

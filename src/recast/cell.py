@@ -169,7 +169,7 @@ def settings_of(cell: Cell) -> dict[str, Any]:
                 settings |= {kind: spell(part)[0], f"{kind}_args": args}
     else:
         if isinstance(config, SFTConfig):
-            settings |= config.regularization._asdict()
+            settings |= config.resolved._asdict()
         require(cell.method is None, f"method of cell {cell.name!r}", "given", "only rl has one")
     for kind in ("ranker", "guide"):
         if names_code(spec := settings.get(kind)):

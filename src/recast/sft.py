@@ -6,7 +6,6 @@ config's `splits` are read for training, by default `train`; validation and test
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 from functools import partial
@@ -18,10 +17,11 @@ from torch import Tensor
 
 from recast.config import Precision, SFTConfig
 from recast.evaluation.rank import validate
-from recast.policy.load import Policy
+from recast.policy.load import Policy, trained_parameters
 from recast.run.log import RunLog
 from recast.train.diverged import DivergedError, prompts_kept, windows_learned
 from recast.train.keeper import Keeper
+from recast.train.rates import Rates, schedule_factor
 from recast.train.result import save_result
 from recast.train.sequences import draw_negatives, learn
 from recast.train.sft_setup import SFTSetup, set_up_sft
@@ -36,16 +36,18 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
     Writes the policy to `config.output`/policy. Returns its validation metrics and the cost.
     """
     setup = set_up_sft(config)
-    policy, task, ema = setup.policy, setup.task, config.regularization.ema
-    optimizer = adamw(policy.model.parameters(), config.lr, config.weight_decay)
+    policy, task, ema = setup.policy, setup.task, config.resolved.ema
+    decay = setup.rates.decay(config.weight_decay)
+    optimizer = adamw(trained_parameters(policy), setup.rates.lr, decay)
     state = LoopState(model=policy.model, optimizer=optimizer, keep=config.keep, ema=ema)
     with setup.run.open(state, log) as (run, keeper):
         said = f"{setup.num_windows} windows of {config.window} items"
         run.say(f"{said}, torch threads: {torch.get_num_threads()}")
         if setup.text:
             run.say(setup.text)
-        with run.stage("SFT", total=config.epochs, done=state.step) as stage:
-            while state.step < config.epochs and state.waited < config.patience:
+        num_epochs = -(-setup.num_steps // setup.epoch_steps)
+        with run.stage("SFT", total=num_epochs, done=state.step) as stage:
+            while goes_on(setup, config, state):
                 train_epoch(setup, config, state, task.sequences(setup.rows, state.step), keeper)
                 judged = replace(policy, model=state.judged())
                 valid = validate(judged, task, setup.valid_rows, config.valid_metrics)
@@ -59,13 +61,20 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
     return kept | state.counts
 
 
+def goes_on(setup: SFTSetup, config: SFTConfig, state: LoopState) -> bool:
+    """Whether there is another epoch, or the beginning of one."""
+    has_steps = config.max_steps is None or state.optimizer_steps < config.max_steps
+    return state.step < config.epochs and state.waited < config.patience and has_steps
+
+
 def train_epoch(
     setup: SFTSetup, config: SFTConfig, state: LoopState, sequences: Sequences, keeper: Keeper
 ) -> None:
-    """One pass over the sequences in their order, from the batch on where the state stands."""
-    total = config.epochs * math.ceil(setup.num_windows / config.batch_windows)
+    """One pass over the sequences in their order, from the batch on where the state stands, as far
+    as there are steps."""
     order = torch.arange(len(sequences), device=setup.policy.catalog.device)
-    for index in order.split(config.batch_windows)[len(state.losses) :]:
+    left = None if config.max_steps is None else config.max_steps - state.optimizer_steps
+    for index in order.split(config.batch_windows)[len(state.losses) :][:left]:
         batch = sequences.batch(index)
         rows = partial(windows_learned, state.optimizer_steps + 1, index, *batch)
         with keeper.step(), prompts_kept(config.output, rows):
@@ -73,9 +82,10 @@ def train_epoch(
                 setup.policy,
                 state,
                 *batch,
-                lr=config.lr * cosine(state.optimizer_steps, total),
-                dropout=config.regularization.dropout,
-                layer_dropout=config.regularization.layer_dropout,
+                rates=setup.rates,
+                factor=schedule_factor(config.schedule, state.optimizer_steps, setup.num_steps),
+                dropout=config.resolved.dropout,
+                layer_dropout=config.resolved.layer_dropout,
                 precision=config.precision,
                 pass_tokens=setup.pass_tokens,
                 negatives=draw_negatives(
@@ -90,7 +100,8 @@ def train_batch(
     tokens: Int[Tensor, "B P"],
     loss_mask: Bool[Tensor, "B P"],
     *,
-    lr: float,
+    rates: Rates,
+    factor: float,
     dropout: float,
     layer_dropout: float,
     precision: Precision,
@@ -114,6 +125,7 @@ def train_batch(
         pass_tokens=pass_tokens,
         negatives=negatives,
     )
+    rates.mask_gradients()
     norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
     for what, value in (("loss", learned.loss), ("gradient", norm)):
         if not bool(value.isfinite()):
@@ -121,22 +133,6 @@ def train_batch(
                 f"the {what} of SFT is {float(value)} in optimizer step "
                 f"{state.optimizer_steps + 1}: the run has diverged, start it again with a lower lr"
             )
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    state.optimizer.step()
+    rates.step(state.optimizer, factor)
     state.remember_batch(*learned)
     state.cpu_s += time.process_time() - started
-
-
-def cosine(step: int, steps: int, warmup_frac: float = 0.05) -> float:
-    """Learning-rate factor: linear warm-up, then a cosine to zero.
-
-    >>> [round(cosine(step, 100), 3) for step in (0, 4, 5, 99)]
-    [0.2, 1.0, 1.0, 0.0]
-    """
-    warmup = max(round(steps * warmup_frac), 1)
-    if step < warmup:
-        return (step + 1) / warmup
-    # An epoch may hold a few windows more than the first one, from which `steps` was counted.
-    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
-    return 0.5 * (1 + math.cos(math.pi * done))

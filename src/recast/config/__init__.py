@@ -25,4 +25,5 @@ from recast.config.train import KLRollouts as KLRollouts
 from recast.config.train import LossAgg as LossAgg
 from recast.config.train import Precision as Precision
 from recast.config.train import RLConfig as RLConfig
+from recast.config.train import Schedule as Schedule
 from recast.config.train import SFTConfig as SFTConfig

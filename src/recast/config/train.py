@@ -26,12 +26,17 @@ from recast.errors import LogprobSpace, require
 Precision = Literal["float32", "bfloat16"]
 """Of the matrix products; weights, sums and the optimizer are in float32."""
 
+Schedule = Literal["cosine", "linear", "constant"]
+"""Of the learning rate of supervised training, after its warm-up."""
+
 Keep = Literal["best", "last"]
 """Which weights a run leaves in `policy/`."""
 
 
-class Regularization(NamedTuple):
+class ModelDefaults(NamedTuple):
     """What of `SFTConfig` hangs on the kind of model where it is left open."""
+
+    lr: float
 
     dropout: float
     """Of the embeddings."""
@@ -41,14 +46,14 @@ class Regularization(NamedTuple):
     """Decay of the average of the weights."""
 
 
-NEW_MODEL = Regularization(dropout=0.3, layer_dropout=0.3, ema=0.998)
+NEW_MODEL = ModelDefaults(lr=1.5e-3, dropout=0.3, layer_dropout=0.3, ema=0.998)
 """For random weights, which learn the histories by heart (docs/log.md)."""
 
 MOST_FULL = 1024
 """Items with tokens of their own that the loss goes over whole: about as many as three levels of
 codes have, so it costs as much, and whoever reads the policy without the trie finds its order."""
 
-GIVEN_MODEL = Regularization(dropout=0.1, layer_dropout=0.0, ema=0.0)
+GIVEN_MODEL = ModelDefaults(lr=1e-4, dropout=0.1, layer_dropout=0.0, ema=0.0)
 """For the model of `model.path`, which is tuned for fewer steps."""
 
 
@@ -82,8 +87,15 @@ class SFTConfig:
     """Passes over all windows, at most: validation NDCG@10 stops it earlier."""
     batch_windows: int = 64
     """Windows per optimizer step."""
-    lr: float = 1.5e-3
-    """Peak learning rate; linear warm-up over 5 % of the steps, then cosine to zero."""
+    lr: float | None = None
+    """Peak learning rate, behind a linear warm-up over 5 % of the steps; 0: what is no row of a
+    semantic ID stays as it is; unset: 1.5e-3, with model.path 1e-4."""
+    sid_lr: float | None = None
+    """Of the rows of semantic IDs, with model.path; unset: `lr`."""
+    schedule: Schedule = "cosine"
+    """Of the rate after the warm-up: to zero (cosine, linear) or none (constant)."""
+    max_steps: int | None = None
+    """Optimizer steps, at most; the schedule then ends with them."""
     weight_decay: float = 0.1
     """AdamW's weight decay."""
     negatives: int | None = None
@@ -124,8 +136,9 @@ class SFTConfig:
         check_settings(self)
         check_seed(self.seed)
         check_threads(self)
-        check_rate(self, "lr")
+        self._check_rates()
         within(self, 0, 100, "weight_decay")
+        within(self, 1, MOST_STEPS, "max_steps")
         within(self, 0, MOST_STEPS, "checkpoint_s")
         within(self, 1, 10_000, "epochs", "patience")
         within(self, 1, 65536, "batch_windows")
@@ -146,11 +159,21 @@ class SFTConfig:
             fits = share is None or 0 <= share < 1
             require(fits, name, share, f"give a {what} from 0 up to 1")
 
+    def _check_rates(self) -> None:
+        if self.lr != 0:
+            check_rate(self, "lr")
+        if self.sid_lr != 0:
+            check_rate(self, "sid_lr")
+        remedy = "a new model has one rate, leave it out or give model.path"
+        require(self.sid_lr is None or self.model.path is not None, "sid_lr", self.sid_lr, remedy)
+        moves = self.lr != 0 or bool(self.sid_lr)
+        require(moves, "lr", self.lr, "nothing is trained, give sid_lr a positive rate")
+
     @property
-    def regularization(self) -> Regularization:
+    def resolved(self) -> ModelDefaults:
         """These settings, those left open by the kind of model."""
         kind = NEW_MODEL if self.model.path is None else GIVEN_MODEL
-        given = {name: getattr(self, name) for name in Regularization._fields}
+        given = {name: getattr(self, name) for name in ModelDefaults._fields}
         return kind._replace(**{k: value for k, value in given.items() if value is not None})
 
 

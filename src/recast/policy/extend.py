@@ -99,8 +99,9 @@ def add_sid_tokens(
         model.resize_token_embeddings(catalog.vocab_size, mean_resizing=False)
     titles = title_weights(tokenizer, catalog) if new_rows == "text" else None
     draw = torch.Generator().manual_seed(seed)
-    for table in _tables(model):
-        begin_rows(table, first, count, titles, draw)
+    for table in tables(model):
+        rows = table.data if table.ndim == 2 else table.data[:, None]
+        begin_rows(rows, first, count, titles, draw)
     return catalog
 
 
@@ -132,14 +133,14 @@ def _begin_and_pad(
     return bos, pad
 
 
-def _tables(model: Any) -> Iterator[Float[Tensor, "V W"]]:
+def tables(model: Any) -> Iterator[torch.nn.Parameter]:
     """What holds a row for every token: the input embedding, the output layer, its bias."""
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
-    yield embedding.data
+    yield embedding
     if head.weight is not embedding:
-        yield head.weight.data
+        yield head.weight
     if getattr(head, "bias", None) is not None:
-        yield head.bias.data[:, None]
+        yield head.bias
 
 
 def begin_rows(
@@ -166,9 +167,9 @@ def begin_rows(
 
 def add_vectors(model: Any, catalog: Catalog, vectors: Float[Tensor, "I D"], noise: float) -> None:
     """Add what the vectors say to the rows of a new model, whose deviation is `noise`."""
-    for table in _tables(model):
+    for table in tables(model):
         rows = vector_rows(catalog, vectors, table.shape[1])
-        table[catalog.first_token :][: len(rows)] += _VECTOR_SCALE * noise * rows
+        table.data[catalog.first_token :][: len(rows)] += _VECTOR_SCALE * noise * rows
 
 
 def vector_rows(

@@ -198,6 +198,11 @@ def _digest(catalog: Catalog) -> str:
     return digest.hexdigest()
 
 
+def trained_parameters(policy: Policy) -> list[torch.nn.Parameter]:
+    """All weights, or those that have a gradient: of the adapters alone, or of some rows."""
+    return [p for p in policy.model.parameters() if p.requires_grad]
+
+
 def disable_dropout(model: torch.nn.Module) -> None:
     """Set every dropout rate to 0, so that train mode, which checkpointing needs, is harmless.
 

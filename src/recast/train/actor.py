@@ -25,7 +25,7 @@ from recast.losses.rollouts import rollout_mean
 from recast.methods.contract import units
 from recast.methods.guard import ask_loss
 from recast.methods.parts import LOSS_INPUTS, is_users, needs, owner, traits_of
-from recast.policy.load import Policy
+from recast.policy.load import Policy, trained_parameters
 from recast.policy.logprobs import BranchScores, branch_scores
 from recast.policy.passes import MOST_PASS_TOKENS
 from recast.run.clock import Clock
@@ -49,11 +49,6 @@ from recast.train.measures import (
 )
 from recast.train.reference import Reference
 from recast.types import LogprobSpace, Loss, Metrics, Signal
-
-
-def trained_parameters(policy: Policy) -> list[torch.nn.Parameter]:
-    """All weights, or those of the adapters alone."""
-    return [p for p in policy.model.parameters() if p.requires_grad]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,7 @@ from recast.policy.load import (
     Policy,
     disable_dropout,
     load_policy,
+    trained_parameters,
 )
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.lora import add_adapters, has_adapters
@@ -30,7 +31,7 @@ from recast.policy.tasks import Task, load_task
 from recast.policy.threads import choose_threads
 from recast.run.clock import Clock
 from recast.run.doors import enter
-from recast.train.actor import Actor, trained_parameters
+from recast.train.actor import Actor
 from recast.train.keeper import RunFacts, find_checkpoint
 from recast.train.reference import frozen_reference
 from recast.train.rehearsal import rehearse

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -27,6 +29,7 @@ from recast.policy.tasks import HistoryTask, Task, check_catalog
 from recast.policy.threads import choose_threads
 from recast.run.doors import enter
 from recast.train.keeper import RunFacts, find_checkpoint
+from recast.train.rates import Rates, rates_of
 from recast.train.result import require_room
 from recast.train.sequences import MOST_SHARED, draw_negatives, learn
 from recast.types import LogprobSpace, RecastError, require
@@ -42,6 +45,11 @@ class SFTSetup:
     """That it learns from."""
     num_windows: int
     """Of the first epoch."""
+    epoch_steps: int
+    """Of the first epoch."""
+    num_steps: int
+    """At which the schedule of the rates ends."""
+    rates: Rates
     valid_rows: Int[Tensor, " N"]
     text: str
     """Where the policy comes from, for the screen."""
@@ -73,10 +81,12 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     policy = replace(policy, logprob_space=config.logprob_space or _space_of(policy))
     _check_negatives(config.negatives, policy)
     policy.model.float()  # a small step is lost on weights of 8 bits
-    drops = config.regularization
-    copies = 4 + (drops.ema > 0)
+    chosen = config.resolved
+    copies = 4 + (chosen.ema > 0)
     require_room(config.output, policy, copies=copies, checkpoints=1 if resumed else 2)
-    with dropping(policy.model, drops.layer_dropout):
+    rates = rates_of(policy, chosen.lr, config.sid_lr)
+    rates.freeze(policy.model)
+    with dropping(policy.model, chosen.layer_dropout):
         pass  # a model whose blocks are not found says so now
     torch.manual_seed(config.seed)  # dropout is the only draw that is not counter-based
     task = HistoryTask(
@@ -111,12 +121,16 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     is_given = vectors is not None
     new_rows = choose_new_rows(config.model, catalog, policy.tokenizer, has_vectors=is_given)
     settings = asdict(replace(config, model=replace(config.model, new_rows=new_rows)))
-    settings |= drops._asdict() | {"logprob_space": policy.logprob_space}
+    settings |= chosen._asdict() | {"logprob_space": policy.logprob_space}
+    epoch_steps = math.ceil(len(sequences) / config.batch_windows)
     return SFTSetup(
         policy=policy,
         task=task,
         rows=rows,
         num_windows=len(sequences),
+        epoch_steps=epoch_steps,
+        num_steps=min(config.epochs * epoch_steps, config.max_steps or sys.maxsize),
+        rates=rates,
         valid_rows=sample_rows(task.rows("valid"), config.valid_rows),
         text=_said(policy, config.model.path, new_rows),
         pass_tokens=pass_tokens,
