@@ -24,7 +24,7 @@ def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
     down to zero, in a straight line or as half a cosine.
 
     >>> [round(schedule_factor("cosine", step, 100), 3) for step in (0, 4, 5, 99)]
-    [0.2, 1.0, 1.0, 0.001]
+    [0.2, 1.0, 1.0, 0.0]
     >>> [round(schedule_factor("linear", step, 100), 3) for step in (0, 5, 52, 99)]
     [0.2, 1.0, 0.505, 0.011]
     >>> [schedule_factor("constant", step, 100) for step in (0, 5, 99)]
