@@ -42,7 +42,7 @@ def test_rows_of_a_user_count_together() -> None:
 def test_one_row_a_user_is_the_t_test(count: int, seed: int) -> None:
     draws = np.random.default_rng(seed).normal(0.2, 1, count)
     found = one_column([draws.tolist()], list(range(count)))
-    expected = stats.ttest_1samp(draws, 0)
+    expected = stats.ttest_rel(draws, np.zeros(count))
     assert found.over_users.p_values()[0] == pytest.approx(expected.pvalue, rel=1e-9)
     interval = expected.confidence_interval(0.95)
     assert [end[0] for end in found.over_users.interval()] == pytest.approx([*interval], rel=1e-9)
