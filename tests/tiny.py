@@ -219,6 +219,7 @@ def make_groups(
             history=torch.empty(num_prompts, 0, dtype=torch.long),
             seen=torch.empty(num_prompts, 0, dtype=torch.long),
             row_ids=torch.arange(num_prompts),
+            domains=torch.zeros(num_prompts, dtype=torch.long),
         ),
         tokens=rollouts,
         items=torch.arange(num_prompts * group_size).view(num_prompts, group_size)

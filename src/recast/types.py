@@ -94,6 +94,9 @@ class Prompts:
     seen: Int[Tensor, "B S"]
     """Items that are no candidates for this row; width 0 when nothing is excluded."""
     row_ids: Int[Tensor, " B"]
+    domains: Int[Tensor, " B"]
+    """Whose items a row asks for, an index in the catalogue's `domains`: its candidates are of this
+    domain, and its answers start from the domain's root of the trie."""
 
     def __len__(self) -> int:
         return len(self.row_ids)

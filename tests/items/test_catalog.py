@@ -115,7 +115,7 @@ def test_one_item() -> None:
             ["a", "b"],
             r"item 'b' has the code \[2\], outside the codebooks \[2\]: codes run from 0 to size",
         ),
-        ([[0], [-1]], (2,), None, r"item 1 has the code \[-1\]: codes start at 0"),
+        ([[0], [-2]], (2,), None, r"item 1 has the code \[-2\]: codes start at 0"),
     ],
 )
 def test_bad_catalogs_are_refused(

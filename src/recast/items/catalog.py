@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import index
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import polars as pl
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from recast.config.check import as_path
 from recast.data.parquet import read_parquet
+from recast.items.names import PLAIN, SidNames
 from recast.items.trie import build_compressed_trie, build_trie
 from recast.items.writes import Catalog
 from recast.run.doors import require_kind
@@ -32,16 +34,21 @@ def build_catalog(
     *,
     item_ids: Any = None,
     texts: Any = None,
+    domain_of: Any = None,
+    domains: Sequence[str] = ("items",),
+    names: SidNames = PLAIN,
     first_token: SupportsIndex = 2,
     pad_token: SupportsIndex = 0,
     bos_token: SupportsIndex = 1,
 ) -> Catalog:
     """A catalogue of semantic IDs: codes `[I, L]` and the size of every level `[L]`, tensors,
-    arrays or lists; an id and a text per item, by default its index and none.
+    arrays or lists; an id and a text per item, by default its index and none. A row of -1 is an
+    item without a semantic ID. `domain_of` `[I]` says which of the `domains` an item is of, by
+    default the first.
 
     Raises `RecastError` for codes that are no whole numbers or outside their codebook, codebooks
     far larger than the items, duplicate item ids, unequal lengths, a pad or first token that is a
-    semantic ID's too.
+    semantic ID's too, a domain in which no item has a semantic ID.
     """
     codes = _whole("codes", codes, 2)
     codebook_sizes = tuple(_whole("codebook_sizes", codebook_sizes, 1).tolist())
@@ -65,17 +72,23 @@ def build_catalog(
     most = max(_MOST_CODES, len(codes))
     remedy = f"give at most {most} codes a level for {len(codes)} items"
     require(max(codebook_sizes) <= most, "codebook_sizes", list(codebook_sizes), remedy)
+    end += len([word for word in (names.begin, names.end) if word])
     for name, token in (("pad_token", pad_token), ("bos_token", bos_token)):
         remedy = f"semantic IDs are the tokens {first_token} to {end - 1}, give another"
         require(token >= 0 and not first_token <= token < end, name, token, remedy)
     starts = first_token + torch.tensor((0, *codebook_sizes[:-1])).cumsum(0)
+    is_written = (codes != -1).any(1)
+    domain_of = _of_domains(domain_of, domains, is_written)
     return Catalog(
-        tokens=(codes + starts).int(),
-        lengths=torch.full((len(codes),), len(codebook_sizes), dtype=torch.int32),
+        tokens=(codes + starts).masked_fill(~is_written[:, None], pad_token).int(),
+        lengths=(is_written * len(codebook_sizes)).int(),
         codebook_sizes=codebook_sizes,
         item_ids=item_ids,
         texts=texts,
-        trie=build_trie(codes),
+        trie=build_trie(codes, domain_of),
+        domain_of=domain_of,
+        domains=tuple(domains),
+        names=names,
         first_token=first_token,
         pad_token=pad_token,
         bos_token=bos_token,
@@ -122,6 +135,7 @@ def build_token_catalog(
         item_ids=item_ids,
         texts=texts,
         trie=trie,
+        domain_of=torch.zeros(len(tokens), dtype=torch.int32),
         pad_token=pad_token,
         bos_token=bos_token,
     )
@@ -141,6 +155,28 @@ def _named(what: str, num_items: int, item_ids: Any, texts: Any) -> tuple[list[s
         twice = next(i for i in item_ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
         raise RecastError(f"item id {twice!r} appears more than once: keep one row per item")
     return item_ids, texts
+
+
+def _of_domains(
+    domain_of: Any, domains: Sequence[str], is_written: Bool[Tensor, " I"]
+) -> Int[Tensor, " I"]:
+    """The domain of every item; raises `RecastError` unless each has an item that is written."""
+    count, names = len(is_written), _texts("domains", domains)
+    fits = bool(names) and all(names) and len(set(names)) == len(names)
+    require(fits, "domains", names, "give one or more names, each once")
+    number_of = torch.zeros(count, dtype=torch.long)
+    if domain_of is not None:
+        number_of = _whole("domain_of", domain_of, 1)
+    require(len(number_of) == count, "length of domain_of", len(number_of), f"give {count} of them")
+    wrong = number_of[(number_of < 0) | (number_of >= len(names))].tolist()[:1]
+    require(not wrong, "domain_of", wrong, f"give numbers from 0 to {len(names) - 1}")
+    number = number_of[is_written].bincount(minlength=len(names))
+    if bool(is_written.any()) and not bool(number.all()):
+        name = names[int(number.argmin())]
+        raise RecastError(
+            f"no item of domain {name!r} has a semantic ID: give its items theirs or leave them out"
+        )
+    return number_of.int()
 
 
 def _whole(name: str, values: Any, num_dims: int) -> Int[Tensor, ...]:
@@ -188,30 +224,38 @@ def _read_catalog(folder: Path) -> Catalog:
     sid = {name: value for name, value in facts.items() if name not in ("files", "digest")}
     sizes = tuple(sid.pop("codebook_sizes"))
     kind, levels = ("codes" if sizes else "tokens"), len(sizes)
-    table = table.select("item_id", kind, "text")
+    domains = sid.pop("domains", ["items"])  # older folders name none
+    table = table.select("item_id", kind, "text", *(["domain"] if len(domains) > 1 else []))
     types = table.schema
     written = types[kind]
     whole = isinstance(written, pl.List) and written.inner.is_integer()
-    if table.is_empty() or not whole or {types["item_id"], types["text"]} != {pl.String}:
+    texts = {types[name] for name in table.columns if name != kind}
+    if table.is_empty() or not whole or texts != {pl.String}:
         raise ValueError(f"catalog.parquet has {len(table)} rows of {dict(types)}")
-    lengths, flat = table[kind].list.len(), table[kind].explode()
+    lengths = table[kind].list.len()
+    flat = table[kind].filter(lengths > 0).explode()
     if table.null_count().sum_horizontal()[0] or flat.null_count():
         raise ValueError("catalog.parquet has empty cells")
     sid |= {"item_ids": table["item_id"].to_list(), "texts": table["text"].to_list()}
     values = torch.from_numpy(flat.cast(pl.Int64).to_numpy(writable=True))
     if not sizes:
-        del sid["first_token"]
+        del sid["first_token"], sid["names"]
         length = torch.from_numpy(lengths.cast(pl.Int64).to_numpy(writable=True))
         tokens = torch.full((len(table), int(length.max())), sid["pad_token"])
         tokens[torch.arange(tokens.shape[1]) < length[:, None]] = values
         return build_token_catalog(tokens, length, **sid)
-    uneven = (lengths != levels).arg_true()
+    uneven = ((lengths != levels) & (lengths > 0)).arg_true()
     if len(uneven):
         raise ValueError(
             f"catalog.parquet row {uneven[0]} has the codes "
             f"{table['codes'][uneven[0]].to_list()}: sid.json names {levels} levels"
         )
-    return build_catalog(values.view(-1, levels), sizes, **sid)
+    codes = torch.full((len(table), levels), -1)
+    codes[torch.from_numpy((lengths > 0).to_numpy(writable=True))] = values.view(-1, levels)
+    if len(domains) > 1:
+        number = table["domain"].replace_strict(domains, list(range(len(domains))))
+        sid["domain_of"] = torch.from_numpy(number.to_numpy(writable=True))
+    return build_catalog(codes, sizes, domains=domains, **sid)
 
 
 def _read_sid(file: Path) -> dict[str, Any]:
@@ -224,4 +268,10 @@ def _read_sid(file: Path) -> dict[str, Any]:
     for name, below in (("first_token", _MOST), ("pad_token", last), ("bos_token", last)):
         if not (type(sid[name]) is int and 0 <= sid[name] < below):
             raise ValueError(f"sid.json has {name} {sid[name]!r} and first_token {first!r}")
+    domains, names = sid.get("domains", ["items"]), sid.get("names", {})
+    if not (isinstance(domains, list) and domains and all(type(x) is str for x in domains)):
+        raise ValueError(f"sid.json has domains {domains!r}: no list of names")
+    if not (isinstance(names, dict) and all(type(x) is str for x in names.values())):
+        raise ValueError(f"sid.json has names {names!r}: no table of texts")
+    sid["names"] = SidNames(**names)
     return sid

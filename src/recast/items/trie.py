@@ -4,8 +4,9 @@ A level is a decision, an edge is one to n tokens: the one that decides and thos
 follow. For semantic IDs every edge is one code and a level a code; for texts paths are compressed,
 so that a node has several children or none. Items are sorted by what they write, so that every
 node owns one contiguous range of *leaves* (distinct sequences) and its children are contiguous too.
-Level 0 is the root; a leaf that is reached before the last level goes on with empty edges, so that
-all leaves are nodes of the last level.
+Level 0 holds the roots, one per domain: items of several domains may write the same and share no
+node. A leaf that is reached before the last level goes on with empty edges, so that all leaves are
+nodes of the last level.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from recast.types import RecastError
+from recast.types import RecastError, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,12 +37,12 @@ class Trie:
     children: tuple[Int[Tensor, " _nodes"], ...]
     """For levels 0..D-1: node n's children are `children[l][n]` up to `children[l][n + 1]` of the
     next level. For level D, the same range within `items`: the items that share the leaf."""
-    items: Int[Tensor, " I"]
-    """Item of every position in sorted order."""
+    items: Int[Tensor, " _written"]
+    """Item of every position in sorted order; those that write nothing are in none."""
     leaves: Int[Tensor, " I"]
-    """Leaf of every item."""
-    widths: tuple[int, ...]
-    """Children that a node of levels 0..D-1 has at most."""
+    """Leaf of every item; `num_leaves` for one that writes nothing."""
+    domain_widths: tuple[tuple[int, ...], ...]
+    """Of every domain in turn, the children that a node of levels 0..D-1 has at most."""
     ends: tuple[Int[Tensor, " _nodes"], ...] | None = None
     """Tokens from the root up to and with every node's edge, for levels 1..D; None: as many as
     levels."""
@@ -53,7 +54,7 @@ class Trie:
             children=tuple(offsets.to(device) for offsets in self.children),
             items=self.items.to(device),
             leaves=self.leaves.to(device),
-            widths=self.widths,
+            domain_widths=self.domain_widths,
             ends=None if self.ends is None else tuple(ends.to(device) for ends in self.ends),
         )
 
@@ -64,6 +65,16 @@ class Trie:
     @property
     def num_leaves(self) -> int:
         return len(self.codes[-1])
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Children that a node of levels 0..D-1 has at most."""
+        return tuple(max(of_domains) for of_domains in zip(*self.domain_widths, strict=True))
+
+    @property
+    def has_collisions(self) -> bool:
+        """Whether several items share a leaf."""
+        return self.num_leaves < len(self.items)
 
     def end(self, level: int, nodes: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
         """Tokens up to and with the edge of nodes of `level`; 0 at the root."""
@@ -132,7 +143,7 @@ class Trie:
             seen_items >= 0, self.leaves[seen_items.clamp(min=0)].long(), self.num_leaves
         )
         leaf = leaf.sort(dim=1).values
-        if self.num_leaves == len(self.items) or not leaf.shape[1]:
+        if not (self.has_collisions and leaf.shape[1]):
             return leaf
         begins = torch.searchsorted(leaf, leaf)
         ends = torch.searchsorted(leaf, leaf, right=True)
@@ -141,19 +152,27 @@ class Trie:
         return torch.where(full, leaf, self.num_leaves).sort(dim=1).values
 
 
-def build_trie(codes: Int[Tensor, "I L"]) -> Trie:
-    """Sort the items by code and lay the levels out, one a code; codes that repeat share a leaf.
+def build_trie(codes: Int[Tensor, "I L"], domain_of: Int[Tensor, " I"] | None = None) -> Trie:
+    """Sort the items by domain and code and lay the levels out, one a code; codes that repeat
+    within a domain share a leaf. By default all are of domain 0. Rows of -1 write nothing.
 
-    Raises `RecastError` when there is no item or a code is negative.
+    Raises `RecastError` when no item writes anything and for a row with another negative code.
     """
     _require_items(len(codes))
-    if int(codes.min()) < 0:
-        row = int((codes < 0).any(1).nonzero()[0])
+    is_written = (codes >= 0).all(1)
+    wrong = ~is_written & (codes != -1).any(1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
         raise RecastError(f"item {row} has the code {codes[row].tolist()}: codes start at 0")
-    columns, order = _sorted(codes)
+    written = is_written.nonzero()[:, 0]
+    require(len(written) > 0, "items with a semantic ID", 0, f"give one of {len(codes)} its codes")
+    domains = torch.zeros(len(codes), dtype=torch.long) if domain_of is None else domain_of.long()
+    domains = domains[written]
+    (in_domains, *columns), order = _sorted(torch.cat([domains[:, None], codes[written]], dim=1))
+    num_domains = int(domains.max()) + 1
     changed = torch.zeros(len(order), dtype=torch.bool)
-    changed[0] = True
-    above = torch.zeros(1, dtype=torch.long)
+    above = torch.searchsorted(in_domains[order].contiguous(), torch.arange(num_domains))
+    changed[above] = True
     level_codes, children = [], []
     for column in columns:
         ordered = column[order]
@@ -163,14 +182,14 @@ def build_trie(codes: Int[Tensor, "I L"]) -> Trie:
         above = changed.nonzero()[:, 0]
         level_codes.append(ordered[above])
     children.append(_offsets(above, len(order)))
-    leaves = torch.empty_like(node)
-    leaves[order] = node
+    leaves = torch.full((len(codes),), int(node[-1]) + 1, dtype=torch.int32)
+    leaves[written[order]] = node
     return Trie(
         codes=tuple(level_codes),
         children=tuple(children),
-        items=order.int(),
+        items=written[order].int(),
         leaves=leaves,
-        widths=_widths(children),
+        domain_widths=_widths(children),
     )
 
 
@@ -230,13 +249,19 @@ def build_compressed_trie(
         children=tuple(children),
         items=order.int(),
         leaves=leaves,
-        widths=_widths(children),
+        domain_widths=_widths(children),
         ends=tuple(ends),
     )
 
 
-def _widths(children: list[Int[Tensor, " _nodes"]]) -> tuple[int, ...]:
-    return tuple(int(offsets.diff().max()) for offsets in children[:-1])
+def _widths(children: list[Int[Tensor, " _nodes"]]) -> tuple[tuple[int, ...], ...]:
+    """Of every domain in turn, of every level above the leaves."""
+    bounds, of_levels = torch.arange(len(children[0])), []
+    for offsets in children[:-1]:
+        fan_out = offsets.diff().split(bounds.diff().tolist())
+        of_levels.append([int(below.max()) for below in fan_out])
+        bounds = offsets[bounds].long()
+    return tuple(zip(*of_levels, strict=True))
 
 
 def _require_items(count: int) -> None:

@@ -8,7 +8,7 @@ token of their own are another. Nothing outside this room knows which.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,19 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from recast.items.names import PLAIN, SidNames
 from recast.items.trie import Trie
 from recast.run.files import staged_folder
 from recast.run.fingerprint import seal
+from recast.types import require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Catalog:
-    """The items, what each one writes, and their text.
+    """The items of one or several domains, what each one writes, and their text.
+
+    Items of different domains may write the same: a row's domain says whose are meant, and the
+    trie has a root for each. An item may write nothing: then it is no candidate.
 
     Example, two items on levels of 4 and 8 codes, tokens from 2 on: codes (0, 5) are the tokens
     (2 + 0, 2 + 4 + 5) = (2, 11). `tokens=[[2, 11], [5, 6]]  lengths=[2, 2]`.
@@ -38,6 +43,11 @@ class Catalog:
     item_ids: list[str]
     texts: list[str]
     trie: Trie
+    domain_of: Int[Tensor, " I"]
+    """Index in `domains`, which is the root of the item's leaf."""
+    domains: tuple[str, ...] = ("items",)
+    names: SidNames = PLAIN
+    """Of the semantic IDs in text."""
     first_token: int = 2
     """Of the semantic IDs."""
     pad_token: int = 0
@@ -61,15 +71,54 @@ class Catalog:
     def vocab_size(self) -> int:
         """Smallest vocabulary that holds every token of the catalogue."""
         if self.codebook_sizes:
-            return self.first_token + sum(self.codebook_sizes)
+            num_around = len(self.begin_tokens) + len(self.end_tokens)
+            return self.first_token + sum(self.codebook_sizes) + num_around
         return max(int(self.tokens.max()), self.pad_token, self.bos_token) + 1
 
     @property
     def codes(self) -> Int[Tensor, "I L"]:
-        """Of semantic IDs."""
+        """Of semantic IDs; -1 of an item that has none."""
         assert self.codebook_sizes, "only semantic IDs have codes"
         starts = [self._level_start(level) for level in range(self.max_length)]
-        return self.tokens - torch.tensor(starts, dtype=torch.int32).to(self.device)
+        codes = self.tokens - torch.tensor(starts, dtype=torch.int32).to(self.device)
+        return codes.masked_fill(~self.is_written[:, None], -1)
+
+    @property
+    def is_written(self) -> Bool[Tensor, " I"]:
+        """Which items write something."""
+        return self.lengths > 0
+
+    @property
+    def begin_tokens(self) -> tuple[int, ...]:
+        """What stands in front of a semantic ID in text: one token, behind the codes, or none."""
+        return (self.first_token + sum(self.codebook_sizes),) if self.names.begin else ()
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """What stands behind a semantic ID in text: one token, the last of all, or none."""
+        last = self.first_token + sum(self.codebook_sizes) + len(self.begin_tokens)
+        return (last,) if self.names.end else ()
+
+    def spell(self, items: Int[Tensor, " N"]) -> list[str]:
+        """Semantic IDs of items as text, with what stands around them; "" for -1 and for an item
+        that has none.
+
+        >>> from recast.items.catalog import build_catalog
+        >>> catalog = build_catalog([[1, 0], [0, 2]], (4, 8), names=SidNames(end="!"))
+        >>> catalog.spell(torch.tensor([1, -1]))
+        ['<a_0><b_2>!', '']
+        """
+        codes = self.codes.cpu()[items.cpu().clamp(min=0)].tolist()
+        is_some = (items.cpu() >= 0) & self.is_written.cpu()[items.cpu().clamp(min=0)]
+        return [
+            self.names.spell(sid) if some else ""
+            for sid, some in zip(codes, is_some.tolist(), strict=True)
+        ]
+
+    def num_candidates(self, domains: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+        """Items of each domain that write something."""
+        written = self.domain_of[self.is_written].long()
+        return written.bincount(minlength=len(self.domains))[domains]
 
     @property
     def device(self) -> torch.device:
@@ -82,6 +131,7 @@ class Catalog:
             self,
             tokens=self.tokens.to(device),
             lengths=self.lengths.to(device),
+            domain_of=self.domain_of.to(device),
             trie=self.trie.to(device),
         )
 
@@ -126,10 +176,16 @@ class Catalog:
         written = self.tokens[item[..., None], place.clamp(max=self.max_length - 1)].long()
         return written, length
 
-    def path_of(self, tokens: Int[Tensor, "*n L"]) -> Int[Tensor, "*n D_plus_1"]:
-        """Node of the trie at every level that each token sequence leads to, the root (0) first;
-        -1 from the level on where it leaves the catalogue. Pads stand behind its end."""
-        node = torch.zeros(tokens.shape[:-1], dtype=torch.long, device=tokens.device)
+    def path_of(
+        self, tokens: Int[Tensor, "*n L"], domains: Int[Tensor, "*r"] | None = None
+    ) -> Int[Tensor, "*n D_plus_1"]:
+        """Node of the trie at every level that each token sequence leads to, the root first; -1
+        from the level on where it leaves the catalogue. Pads stand behind its end.
+
+        `domains` say whose items are meant, an entry for each of the first dimensions (of groups
+        one a prompt); with one domain they may be left out, with several `RecastError` is raised.
+        """
+        node = self._roots(tokens, domains)
         known = torch.ones_like(node, dtype=torch.bool)
         path, end = [node], torch.zeros_like(node)
         for level in range(self.num_levels):
@@ -164,19 +220,36 @@ class Catalog:
         ends = [self.trie.end(level, nodes[..., level]) for level in range(path.shape[-1])]
         return torch.stack(ends, dim=-1)
 
-    def leaf_of(self, tokens: Int[Tensor, "*n L"]) -> Int[Tensor, "*n"]:
+    def _roots(
+        self, tokens: Int[Tensor, "*n L"], domains: Int[Tensor, "*r"] | None
+    ) -> Int[Tensor, "*n"]:
+        if domains is None:
+            remedy = "they may write the same: say the domain of every row, `prompts.domains`"
+            require(len(self.domains) == 1, "domains of the catalogue", self.domains, remedy)
+            return torch.zeros(tokens.shape[:-1], dtype=torch.long, device=tokens.device)
+        missing = tokens.ndim - 1 - domains.ndim
+        roots: Tensor = domains.view(*domains.shape, *[1] * missing).expand(tokens.shape[:-1])
+        return roots
+
+    def leaf_of(
+        self, tokens: Int[Tensor, "*n L"], domains: Int[Tensor, "*r"] | None = None
+    ) -> Int[Tensor, "*n"]:
         """Leaf of the trie that each token sequence spells, -1 where it spells none."""
-        return self.path_of(tokens)[..., -1]
+        return self.path_of(tokens, domains)[..., -1]
 
     def items_of(
-        self, tokens: Int[Tensor, "*n L"], seen: Int[Tensor, "B S"] | None = None
+        self,
+        tokens: Int[Tensor, "*n L"],
+        seen: Int[Tensor, "B S"] | None = None,
+        domains: Int[Tensor, "*r"] | None = None,
     ) -> Int[Tensor, "*n"]:
         """Item of each token sequence, -1 where there is none; of several items that write the same
-        the one with the lowest index, one of its row's `seen` (-1 = none) only where all are."""
-        leaf = self.leaf_of(tokens)
+        the one with the lowest index, one of its row's `seen` (-1 = none) only where all are.
+        `domains` as in `path_of`."""
+        leaf = self.leaf_of(tokens, domains)
         at, after = (self.trie.children[-1][leaf.clamp(min=0) + i].long() for i in (0, 1))
         items = self.trie.items[at].long()
-        while seen is not None and self.trie.num_leaves < self.num_items:
+        while seen is not None and self.trie.has_collisions:
             is_seen = (items.flatten(1)[..., None] == seen[:, None]).any(-1).view(items.shape)
             passed = is_seen & (at + 1 < after)
             if not bool(passed.any()):
@@ -235,15 +308,19 @@ class Catalog:
                 kind: pl.Series(rows.cpu().numpy()),
                 "text": pl.Series(self.texts, dtype=pl.String),
                 "length": self.lengths.cpu().numpy(),
+                "domain": pl.Series([self.domains[d] for d in self.domain_of.tolist()]),
             }
         )
         written = pl.col(kind).cast(pl.List(pl.Int32)).list.head(pl.col("length"))
-        table.select("item_id", written, "text").write_parquet(folder / "catalog.parquet")
+        columns = ["item_id", written, "text"] + ["domain"] * (len(self.domains) > 1)
+        table.select(columns).write_parquet(folder / "catalog.parquet")
         sid: dict[str, Any] = {
             "codebook_sizes": list(self.codebook_sizes),
             "first_token": self.first_token,
             "pad_token": self.pad_token,
             "bos_token": self.bos_token,
+            "domains": list(self.domains),
+            "names": asdict(self.names),
         }
         sid = seal(sid, folder, "catalog.parquet")
         (folder / "sid.json").write_text(json.dumps(sid, indent=2) + "\n")

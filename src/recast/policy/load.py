@@ -192,9 +192,11 @@ def read_record(folder: Path) -> tuple[dict[str, Any], int, LogprobSpace]:
 
 
 def _digest(catalog: Catalog) -> str:
-    """Of the items, in their order, and of what each writes."""
+    """Of the items, in their order, of what each writes, and of what their domains are."""
     digest = hashlib.sha256("\n".join(catalog.item_ids).encode())
     digest.update(catalog.tokens.cpu().long().numpy().tobytes())
+    if len(catalog.domains) > 1:
+        digest.update("\n".join(catalog.domains[d] for d in catalog.domain_of.tolist()).encode())
     return digest.hexdigest()
 
 

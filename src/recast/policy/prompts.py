@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from recast.items.catalog import Catalog
-from recast.types import Prompts, require
+from recast.types import Prompts, RecastError, require
 
 
 def make_prompts(
@@ -18,17 +18,19 @@ def make_prompts(
     text: tuple[Int[Tensor, "B P"], Int[Tensor, " B"]] | None = None,
     seen: Int[Tensor, "B S"] | None = None,
     row_ids: Int[Tensor, " B"] | None = None,
+    domains: Int[Tensor, " B"] | None = None,
 ) -> Prompts:
     """Prompts that are BOS and the items of `history`, oldest first, or a `text` of one's own:
     right-padded tokens and their lengths.
 
     All items are indices, -1 as padding on the right. T may be 0, as for a request that is served:
-    the rollouts are the same. Nothing is `seen` by default, and rows are numbered from 0. Beside a
-    text the history is for rankers alone. Made where the catalogue is.
+    the rollouts are the same. Nothing is `seen` by default, rows are numbered from 0 and ask for
+    items of the catalogue's first domain. Beside a text the history is for rankers alone. Made
+    where the catalogue is.
 
     Raises `RecastError` for items that there are not, padding that is not on the right of a
-    history, unequal numbers of rows, what is no tensor of whole numbers, and a text with an empty
-    row or a token below 0.
+    history, a target of another domain or without a semantic ID, unequal numbers of rows, what is
+    no tensor of whole numbers, and a text with an empty row or a token below 0.
     """
     _whole("targets", targets, 2)
     count, device = len(targets), catalog.device
@@ -45,14 +47,18 @@ def make_prompts(
         remedy = "stand left of an item: pad on the right"
         row = int(gap.any(1).int().argmax()) if bool(gap.any()) else 0
         require(not bool(gap.any()), "history", history[row].tolist(), f"no -1 may {remedy}")
-    if row_ids is not None:
-        _whole("row_ids", row_ids, 1)
-        require(len(row_ids) == count, "row_ids", len(row_ids), f"give {count}, as of targets")
+    for name, numbers in (("row_ids", row_ids), ("domains", domains)):
+        if numbers is not None:
+            _whole(name, numbers, 1)
+            require(len(numbers) == count, name, len(numbers), f"give {count}, as of targets")
     if text is not None:
         _check_text(*text, count)
     nothing = torch.empty(count, 0, dtype=torch.long, device=device)
     items = nothing if history is None else history.to(device)
     targets = targets.to(device)
+    rows = torch.arange(count, device=device)
+    domains = torch.zeros_like(rows) if domains is None else domains.to(device)
+    _check_candidates(catalog, targets, domains)
     written = catalog.tokens_of(targets)
     tokens, lengths = write_items(catalog, items) if text is None else text
     return Prompts(
@@ -64,8 +70,31 @@ def make_prompts(
         target_sids=catalog.sids_of(written).masked_fill((targets < 0)[..., None], -1),
         history=items,
         seen=nothing if seen is None else seen.to(device),
-        row_ids=torch.arange(count, device=device) if row_ids is None else row_ids.to(device),
+        row_ids=rows if row_ids is None else row_ids.to(device),
+        domains=domains,
     )
+
+
+def _check_candidates(
+    catalog: Catalog, targets: Int[Tensor, "B T"], domains: Int[Tensor, " B"]
+) -> None:
+    """Raise `RecastError` for a domain that there is not and a target that is no candidate."""
+    wrong = domains[(domains < 0) | (domains >= len(catalog.domains))].tolist()[:1]
+    remedy = f"give numbers from 0 to {len(catalog.domains) - 1}, of {list(catalog.domains)}"
+    require(not wrong, "domains", wrong, remedy)
+    item = targets.clamp(min=0)
+    lost = targets[(targets >= 0) & ~catalog.is_written[item]].tolist()[:1]
+    remedy = "it writes nothing, so no policy can name it: leave it out"
+    require(not lost, "target", lost, remedy)
+    other = (targets >= 0) & (catalog.domain_of[item] != domains[:, None])
+    if bool(other.any()):
+        row, place = other.nonzero()[0].tolist()
+        own, asked = int(catalog.domain_of[targets[row, place]]), int(domains[row])
+        raise RecastError(
+            f"target {int(targets[row, place])} of row {row} is of domain "
+            f"{catalog.domains[own]!r}, the row asks for {catalog.domains[asked]!r}: "
+            "give `domains` that say whose items each row asks for"
+        )
 
 
 def _whole(name: str, values: object, num_dims: int) -> None:
@@ -95,7 +124,8 @@ def write_items(
     tokens = torch.cat([bos, catalog.tokens_of(items).flatten(1)], dim=1)
     inside = torch.cat([bos >= 0, catalog.mask_of(items).flatten(1)], dim=1)
     lengths = inside.sum(1)
-    if catalog.trie.ends is not None:  # pads stand between the items too
+    # Pads stand between the items too.
+    if catalog.trie.ends is not None or not bool(catalog.is_written.all()):
         order = inside.int().argsort(dim=1, descending=True, stable=True)
         tokens = tokens.gather(1, order)[:, : int(lengths.max()) if len(items) else 1]
     return tokens, lengths

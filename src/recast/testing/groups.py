@@ -128,6 +128,7 @@ def _prompts(targets: Int[Tensor, "B T L"], target_items: Int[Tensor, "B T"]) ->
         history=ones[:, :0],
         seen=ones[:, :0],
         row_ids=torch.arange(len(targets)),
+        domains=torch.zeros(len(targets), dtype=torch.long),
     )
 
 
