@@ -9,13 +9,14 @@ import pytest
 import tiny
 from transformers import AutoTokenizer
 
-from recast.policy.tokenizer import add_names, load_tokenizer, sid_names
+from recast.items.names import PLAIN, SidNames
+from recast.policy.tokenizer import add_names, find_names, load_tokenizer
 from recast.types import RecastError
 
 
 def test_names_are_tokens_of_their_own_behind_the_last_one(tmp_path: Path) -> None:
     made = tiny.tiny_tokenizer(10, chat_template="{{ messages }}")
-    assert add_names(made, (3, 3, 12), rows=64, name="m") == 10
+    assert add_names(made, PLAIN.of((3, 3, 12)), rows=64, name="m") == 10
     made.save_pretrained(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer is not None
@@ -67,17 +68,29 @@ def test_a_package_that_is_missing_is_named(
 
 def test_a_tokenizer_that_is_not_the_models_is_refused() -> None:
     with pytest.raises(RecastError, match="m: its tokenizer knows token 9, its model 9 tokens"):
-        add_names(tiny.tiny_tokenizer(10), (3,), rows=9, name="m")
+        add_names(tiny.tiny_tokenizer(10), PLAIN.of((3,)), rows=9, name="m")
 
 
 def test_names_that_are_taken_are_refused() -> None:
     made = tiny.tiny_tokenizer(10)
     made.add_tokens(["<b_1>"])
     with pytest.raises(RecastError, match="m: its tokenizer knows <b_1> already, as token 10"):
-        add_names(made, (3, 3), rows=64, name="m")
+        add_names(made, PLAIN.of((3, 3)), rows=64, name="m")
+
+
+def test_names_that_are_all_known_are_taken_as_they_are() -> None:
+    made, names = tiny.tiny_tokenizer(10), SidNames(pattern="<s_{level}_{code}>", begin="<b>")
+    assert find_names(made, names.of((2, 2))) is None
+    assert add_names(made, names.of((2, 2)), rows=64, name="m") == 10
+    assert (find_names(made, names.of((2, 2))), len(made)) == (10, 15)
+    # In another order, fewer of a level, and what stands around them elsewhere: not these.
+    for other, sizes in ((names, (1, 2)), (names, (2, 3)), (SidNames(begin="<b>"), (2, 2))):
+        assert find_names(made, other.of(sizes)) is None
+    with pytest.raises(RecastError, match=r"knows <s_a_0> already, as token 10, and not all 4 na"):
+        add_names(made, names.of((1, 2)), rows=64, name="m")
 
 
 def test_there_are_as_many_levels_as_letters() -> None:
-    assert sid_names((1,) * 26)[-1] == "<z_0>"
+    assert PLAIN.of((1,) * 26)[-1] == "<z_0>"
     with pytest.raises(RecastError, match="levels of semantic IDs is 27: a tokenizer names 26"):
-        sid_names((1,) * 27)
+        PLAIN.of((1,) * 27)

@@ -35,9 +35,9 @@ def exact_scores(
     """What a beam search as wide as the catalogue would rank every leaf of the trie by; -inf for
     those that are no candidates."""
     catalog, trie = policy.catalog, policy.catalog.trie
-    is_open = torch.ones(
-        len(prompts), trie.num_leaves + 1, dtype=torch.bool, device=prompts.tokens.device
-    )
+    leaf = torch.arange(trie.num_leaves + 1, device=prompts.tokens.device)
+    first, end = (trie.first_leaf(0, prompts.domains + i)[:, None] for i in (0, 1))
+    is_open = (first <= leaf) & (leaf < end)
     is_open = is_open.scatter(1, trie.excluded(prompts.seen), False)[:, :-1]
     items = trie.items[trie.children[-1][:-1].long()].long()
     place = torch.arange(catalog.max_length, device=items.device)

@@ -84,7 +84,7 @@ def places_in_beams(
     nowhere, missing = trie.num_leaves, groups.items.shape[1]
 
     def leaves(items: Int[Tensor, "B N"], padding: int) -> Int[Tensor, "B N"]:
-        return torch.where(items >= 0, trie.leaves[items.clamp(min=0)].long(), padding)
+        return _leaves(items, catalog, padding)
 
     # Padding sorts behind every leaf; what it says of missing targets is masked in the end.
     listed, target = leaves(groups.items, nowhere), leaves(targets, nowhere)
@@ -110,6 +110,12 @@ def places_in_beams(
     return torch.stack([*(value * mask for value in values), *(one.long() for one in masks)])
 
 
+def _leaves(items: Int[Tensor, "B N"], catalog: Catalog, padding: int) -> Int[Tensor, "B N"]:
+    """Leaves of items; `padding` of those that write nothing and of -1."""
+    leaf = catalog.trie.leaves[items.clamp(min=0)].long()
+    return leaf.masked_fill((items < 0) | (leaf == catalog.trie.num_leaves), padding)
+
+
 def places_in_scores(
     scores: Float[Tensor, "B I"],
     candidate: Bool[Tensor, "B I"],
@@ -128,12 +134,12 @@ def places_in_scores(
         earlier = _precedes(scores, priority, scores.gather(1, target), priority[target])
         before = candidate & earlier
         items_before = before.sum(1)
-        if catalog.trie.num_leaves < catalog.num_items:
+        if catalog.trie.has_collisions:
             shared = candidate & (leaves == leaves[target])
             best = scores.masked_fill(~shared, -torch.inf).amax(1, keepdim=True)
             first = priority.where(shared & (scores == best), catalog.num_items)
             before = candidate & _precedes(scores, priority, best, first.amin(1, keepdim=True))
-            counts = torch.zeros(len(scores), catalog.trie.num_leaves, dtype=torch.int32)
+            counts = torch.zeros(len(scores), catalog.trie.num_leaves + 1, dtype=torch.int32)
             before = counts.index_add_(1, leaves, before.int()) > 0
         sid_rank = before.sum(1) + 1
         columns.append(
@@ -148,10 +154,9 @@ def shown_in_beams(groups: RolloutGroups, catalog: Catalog, most: int = SHOWN) -
     """Distinct items that may be among the first `most` of a row: of SIDs that several items share
     all those that the row has not seen, in whatever order."""
     trie, beams = catalog.trie, groups.items
-    leaves = torch.where(beams >= 0, trie.leaves[beams.clamp(min=0)].long(), trie.num_leaves)
+    leaves = _leaves(beams, catalog, trie.num_leaves)
     seen = groups.prompts.seen
-    gone = torch.where(seen >= 0, trie.leaves[seen.clamp(min=0)].long(), trie.num_leaves + 1)
-    gone = gone.sort(1).values
+    gone = _leaves(seen, catalog, trie.num_leaves + 1).sort(1).values
     low, high = (torch.searchsorted(gone, leaves, right=right) for right in (False, True))
     size = trie.sharing(leaves) - (high - low)
     row, place = ((size.cumsum(1) - size < most) & (beams >= 0)).nonzero(as_tuple=True)

@@ -80,19 +80,23 @@ def rank_scores(
         shape, due = tuple(scores.shape), (len(chunk), catalog.num_items)
         require(shape == due, "shape of the scores", shape, f"give {due}: rows and items")
         check_targets(wanted[index], excluded, chunk)
+        own = catalog.trie.holds(catalog.domain_of[wanted[index, 0]].long())
+        lost = (wanted[index] >= 0) & ~own.gather(1, wanted[index].clamp(min=0))
+        remedy = "it is of another domain than the row's first target or has no semantic ID, leave "
+        require(not bool(lost.any()), "target", wanted[index][lost].tolist()[:1], f"{remedy}it out")
         if bool(scores.isnan().any()):
             row = int(chunk[scores.isnan().any(1)][0])
             raise RecastError(f"the scorer gave NaN for row {row}: give every item a number")
         candidate = torch.ones(len(chunk), catalog.num_items + 1, dtype=torch.bool)
         candidate.scatter_(1, torch.where(excluded < 0, catalog.num_items, excluded), False)
-        candidate = candidate[:, :-1]
+        candidate = candidate[:, :-1] & own
         places[:, index] = places_in_scores(scores, candidate, priority, wanted[index], catalog)
         shown.append(shown_in_scores(scores, candidate, priority))
     splits = interactions.splits[rows].unique().tolist()
     facts = Facts(
         split=SPLITS[splits[0]] if len(splits) == 1 else None,
         split_name=interactions.split_name,
-        num_candidates=catalog.num_items,
+        num_candidates=_candidates(catalog, catalog.domain_of[wanted[:, 0]].long()),
         exclude_seen=interactions.exclude_seen,
         ties="random",
         seed=seed,
@@ -125,11 +129,11 @@ def rank_policy(
     _check_rows(rows)
     is_width = type(beam_width) is int and beam_width >= 1
     require(is_width, "beam_width", beam_width, "give a whole number of 1 or more")
-    num_leaves = policy.catalog.trie.num_leaves
+    trie = policy.catalog.trie
     within = (
         popularity if popularity is None else places_within_sids(policy.catalog, popularity, seed)
     )
-    width = min(beam_width, num_leaves)
+    width = min(beam_width, trie.num_leaves)
     batches = list(batches_of(policy, task, rows, width, guided=decoder.guide is not None))
 
     draw = Draw(logprob_space=policy.logprob_space)
@@ -142,6 +146,7 @@ def rank_policy(
         return {
             "places": places_in_beams(groups, policy.catalog, targets, within).cpu(),
             "shown": shown_in_beams(groups, policy.catalog).cpu(),
+            "domains": prompts.domains.unique().cpu(),
         }
 
     done = parts.collect("rows", batches, rank)
@@ -149,18 +154,27 @@ def rank_policy(
     num_targets = max(places.shape[2] for places in found)
     places = torch.cat([pad_to(places, num_targets) for places in found], dim=1)
     order = torch.cat([torch.zeros(0, dtype=torch.long), *batches])
+    every = torch.arange(len(policy.catalog.domains))
+    domains = torch.cat([part["domains"] for part in done]) if done else every
+    most = int(trie.num_below(0, domains.to(trie.items.device)).max())
     facts = Facts(
         split=split,
         split_name=task.split_name,
-        num_candidates=policy.catalog.num_items,
+        num_candidates=_candidates(policy.catalog, domains),
         exclude_seen=task.exclude_seen,
-        beam_width=beam_width if beam_width < num_leaves else None,
+        beam_width=beam_width if beam_width < most else None,
         ties="expectation",
         seed=None if within is None else seed,
     )
     shown = [part["shown"] for part in done]
     ranks = _ranks(rows, task.users(rows), places[:, order.argsort()], facts, shown)
     return ranks if within is not None else replace(ranks, popular_rank=None)
+
+
+def _candidates(catalog: Catalog, domains: Int[Tensor, " N"]) -> int:
+    """Items that are candidates of some row, seen ones among them; of no row all."""
+    domains = domains.unique() if len(domains) else torch.arange(len(catalog.domains))
+    return int(catalog.num_candidates(domains.to(catalog.device)).sum())
 
 
 def _check_rows(rows: Int[Tensor, " N"]) -> None:
@@ -204,8 +218,11 @@ def invalid_frac(
         # What a row has seen belongs to the catalogue too: none of it makes room for other beams.
         prompts = replace(prompts, seen=prompts.seen[:, :0])
         groups = beam_search(policy, prompts, beam_width, draw, Decoder(constrained=False))
-        wrong = groups.exists & (groups.items < 0)
-        return {"counts": torch.stack([wrong.sum(), groups.exists.sum()]).cpu()}
+        place = torch.arange(beam_width, device=groups.items.device)
+        number = policy.catalog.trie.num_below(0, prompts.domains)[:, None]
+        counted = groups.exists & (place < number)
+        wrong = counted & (groups.items < 0)
+        return {"counts": torch.stack([wrong.sum(), counted.sum()]).cpu()}
 
     done = parts.collect("unconstrained rows", batches, count)
     invalid, total = sum((part["counts"] for part in done), torch.zeros(2).long()).tolist()

@@ -17,7 +17,7 @@ def fan_out(catalog: Catalog, groups: RolloutGroups) -> Int[Tensor, "B G L"]:
     has ended, or its earlier tokens already spell no prefix of an allowed item.
     """
     trie, excluded = catalog.trie, catalog.trie.excluded(groups.prompts.seen)
-    path = catalog.path_of(groups.tokens)
+    path = catalog.path_of(groups.tokens, groups.prompts.domains)
     ends = catalog.ends_of(path)
     goes_on = groups.exists
     place = torch.arange(groups.tokens.shape[2], device=path.device)

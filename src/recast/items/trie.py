@@ -76,6 +76,11 @@ class Trie:
         """Whether several items share a leaf."""
         return self.num_leaves < len(self.items)
 
+    def holds(self, domains: Int[Tensor, " B"]) -> Bool[Tensor, "B I"]:
+        """Which items are of each domain and write something."""
+        first, end = (self.first_leaf(0, domains + i)[:, None] for i in (0, 1))
+        return (first <= self.leaves) & (self.leaves < end)
+
     def end(self, level: int, nodes: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
         """Tokens up to and with the edge of nodes of `level`; 0 at the root."""
         if self.ends is None or level == 0:

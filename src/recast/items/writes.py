@@ -84,6 +84,11 @@ class Catalog:
         return codes.masked_fill(~self.is_written[:, None], -1)
 
     @property
+    def num_written(self) -> int:
+        """Items that write something."""
+        return len(self.trie.items)
+
+    @property
     def is_written(self) -> Bool[Tensor, " I"]:
         """Which items write something."""
         return self.lengths > 0

@@ -89,7 +89,8 @@ def meaning_fault(groups: RolloutGroups, catalog: Catalog, draw: Draw | None) ->
     other = ((groups.tokens != written) & catalog.mask_of(items)).any(-1)
     padding = groups.loss_mask & ~catalog.mask_of(items)
     # A rollout of an item that is no candidate may be called a miss.
-    spelled = catalog.items_of(groups.tokens).masked_fill(items >= 0, -1)
+    spelled = catalog.items_of(groups.tokens, domains=groups.prompts.domains)
+    spelled = spelled.masked_fill(items >= 0, -1)
     is_seen = (spelled[..., None] == groups.prompts.seen[:, None]).any(-1)
     named = groups.predictions
     names = named[:, :, 0] != catalog.sids_of(written)

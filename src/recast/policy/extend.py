@@ -32,7 +32,7 @@ from torch import Tensor
 from recast.config import ModelConfig, NewRows
 from recast.items.catalog import Catalog
 from recast.policy.body import text_config
-from recast.policy.tokenizer import add_names
+from recast.policy.tokenizer import add_names, find_names
 from recast.types import RecastError, require
 
 _TEXT_NOISE = 0.1
@@ -53,7 +53,8 @@ def choose_new_rows(
 ) -> NewRows | None:
     """How new rows of the model that is asked for begin: as asked, else by the vectors that a new
     one is given, in another by `text` where there is a tokenizer and an item with a text; None for
-    noise that was not asked for, and where none are new.
+    noise that was not asked for, and where none are new. `tokenizer` is the model's as it lies in
+    its folder.
 
     Raises `RecastError` for what is asked for and cannot be.
     """
@@ -68,6 +69,10 @@ def choose_new_rows(
         remedy = f"{config.path} is a policy and has its rows, leave it out"
         require(asked is None, "model.new_rows", asked, remedy)
         return None
+    if tokenizer is not None and find_names(tokenizer, _names(catalog)) is not None:
+        remedy = f"{config.path} knows the semantic IDs and has their rows, leave it out"
+        require(asked is None, "model.new_rows", asked, remedy)
+        return None
     has_text = any(text.strip() for text in catalog.texts)
     remedy = f"{config.path} has no tokenizer, give spread"
     require(tokenizer is not None or asked != "text", "model.new_rows", asked, remedy)
@@ -77,24 +82,31 @@ def choose_new_rows(
 
 
 def add_sid_tokens(
-    model: Any, tokenizer: Any, catalog: Catalog, new_rows: NewRows, seed: int, name: str
+    model: Any, tokenizer: Any, catalog: Catalog, new_rows: NewRows | None, seed: int, name: str
 ) -> Catalog:
-    """The catalogue in the model's tokens; model and tokenizer are extended in place.
+    """The catalogue in the model's tokens; model and tokenizer are extended in place, unless the
+    tokenizer knows the names of all semantic IDs: then `new_rows` is None and both stay.
 
     Prompts begin with the model's BOS, or its end of text where it has none. The pad token is its
     own one or its end of text, unless prompts begin with it; `name` is what errors call the model.
 
     Raises `RecastError` when there is no token to begin with, when the tokenizer is not the model's
-    or knows the names of semantic IDs already.
+    or knows some of the names of semantic IDs already.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     first = rows
     if tokenizer is not None:
-        first = add_names(tokenizer, catalog.codebook_sizes, rows, name)
-    count = sum(catalog.codebook_sizes)
+        known = find_names(tokenizer, _names(catalog))
+        first = add_names(tokenizer, _names(catalog), rows, name) if known is None else known
+    count = catalog.vocab_size - catalog.first_token
     bos, pad = _begin_and_pad(model, tokenizer, first, count, name)
     tokens = catalog.tokens + (first - catalog.first_token)
+    tokens = tokens.masked_fill(~catalog.is_written[:, None], pad)
     catalog = replace(catalog, tokens=tokens, first_token=first, bos_token=bos, pad_token=pad)
+    if new_rows is None:
+        remedy = f"the tokenizer of {name} has {catalog.vocab_size}, give both as they were"
+        require(catalog.vocab_size <= rows, "tokens of the model", rows, remedy)
+        return catalog
     if catalog.vocab_size > rows:
         model.resize_token_embeddings(catalog.vocab_size, mean_resizing=False)
     titles = title_weights(tokenizer, catalog) if new_rows == "text" else None
@@ -103,6 +115,10 @@ def add_sid_tokens(
         rows = table.data if table.ndim == 2 else table.data[:, None]
         begin_rows(rows, first, count, titles, draw)
     return catalog
+
+
+def _names(catalog: Catalog) -> list[str]:
+    return catalog.names.of(catalog.codebook_sizes)
 
 
 def _begin_and_pad(
@@ -187,6 +203,7 @@ def vector_rows(
     last token is the item. Centred -3, -1, 4, of deviation sqrt(26 / 3) = 2.94: the rows are
     -2 and 4 for the clusters, -3, -1 and 4 for the items, each divided by 2.94.
     """
+    vectors = vectors[catalog.is_written]
     rows = vectors.double() - vectors.double().mean(0)
     if rows.shape[1] > width:
         size = min(width + 16, *rows.shape)
@@ -199,7 +216,7 @@ def vector_rows(
     rows = F.pad((rows * scale).float(), (0, width - rows.shape[1]))
     begun, left = [], rows
     for level, size in enumerate(catalog.codebook_sizes):
-        codes = catalog.codes[:, level].long()
+        codes = catalog.codes[catalog.is_written, level].long()
         number = codes.bincount(minlength=size)[:, None]
         is_item = (
             level == catalog.num_levels - 1 and size == len(rows) and bool((number == 1).all())
@@ -220,11 +237,13 @@ def title_weights(tokenizer: Any, catalog: Catalog) -> Float[Tensor, "N F"]:
     code and the token 7: the row of code 0 is 1/3 at 5 and 2/3 at 7, that of code 1 is empty.
     """
     codes = catalog.codes.long() + torch.tensor((0, *catalog.codebook_sizes[:-1])).cumsum(0)
-    size = (sum(catalog.codebook_sizes), catalog.first_token)
+    codes = codes[catalog.is_written]
+    texts = [text for text, n in zip(catalog.texts, catalog.lengths.tolist(), strict=True) if n]
+    size = (catalog.vocab_size - catalog.first_token, catalog.first_token)
     total = _sparse(torch.empty(2, 0, dtype=torch.long), torch.empty(0), size)
     num_items = torch.zeros(size[0])
-    for start in range(0, catalog.num_items, _TEXTS):
-        read = tokenizer(catalog.texts[start : start + _TEXTS], add_special_tokens=False)
+    for start in range(0, len(texts), _TEXTS):
+        read = tokenizer(texts[start : start + _TEXTS], add_special_tokens=False)
         words = [
             [word for word in text if word != tokenizer.unk_token_id and word < size[1]]
             for text in read["input_ids"]

@@ -45,7 +45,7 @@ from recast.policy.weights import load_model, no_bars, require_finite, require_s
 from recast.run.doors import require_kind
 from recast.run.files import staged_folder
 from recast.run.reading import LOADING, reading, reason_of
-from recast.types import LogprobSpace, RecastError, in_short
+from recast.types import LogprobSpace, RecastError, in_short, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +114,13 @@ def create_policy(
                 raise RecastError(
                     f"{name} writes other semantic IDs than this catalogue: use its own"
                 )
-            if policy.catalog.item_ids != catalog.item_ids:
+            for what in ("domains", "names"):
+                theirs, ours = getattr(policy.catalog, what), getattr(catalog, what)
+                remedy = f"{name} has {theirs}, use its own catalogue, {Path(name) / 'catalog'}"
+                require(ours == theirs, f"{what} of the catalogue", ours, remedy)
+            if not torch.equal(policy.catalog.domain_of, catalog.domain_of) or (
+                policy.catalog.item_ids != catalog.item_ids
+            ):
                 raise RecastError(
                     f"{name} writes other items than this catalogue, by the same semantic IDs: "
                     f"give {Path(name) / 'catalog'}, its own"
@@ -256,7 +262,6 @@ def _with_sid_tokens(
     tokenizer = load_tokenizer(Path(name))
     new_rows = choose_new_rows(config, catalog, tokenizer)
     model = load_model(Path(name))
-    assert new_rows is not None
     catalog = add_sid_tokens(model, tokenizer, catalog, new_rows, seed, name)
     require_same_shapes(model, name)
     return model, catalog, tokenizer

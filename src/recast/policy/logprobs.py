@@ -208,7 +208,7 @@ def read_branches(
         _require_all(~wrong, branches, f"a token that is none of level {level}")
         return Reading(branches=branches, asked=mask, space=space)
     trie, excluded = catalog.trie, catalog.trie.excluded(prompts.seen)
-    path = catalog.path_of(branches)
+    path = catalog.path_of(branches, prompts.domains)
     decides = catalog.ends_of(path)
     asked, open_ = torch.zeros(2, *mask.shape, dtype=torch.bool, device=mask.device)
     place = torch.arange(mask.shape[2], device=mask.device)

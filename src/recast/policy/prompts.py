@@ -125,7 +125,7 @@ def write_items(
     inside = torch.cat([bos >= 0, catalog.mask_of(items).flatten(1)], dim=1)
     lengths = inside.sum(1)
     # Pads stand between the items too.
-    if catalog.trie.ends is not None or not bool(catalog.is_written.all()):
+    if catalog.trie.ends is not None or catalog.num_written < catalog.num_items:
         order = inside.int().argsort(dim=1, descending=True, stable=True)
         tokens = tokens.gather(1, order)[:, : int(lengths.max()) if len(items) else 1]
     return tokens, lengths

@@ -82,8 +82,9 @@ class HistoryTask:
         return self.interactions.exclude_seen
 
     def rows(self, split: str) -> Int[Tensor, " N"]:
-        """Events with a history, in time order."""
-        return self.interactions.rows(split)
+        """Events with a history, in time order, of items that write something."""
+        rows = self.interactions.rows(split)
+        return rows[self.catalog.is_written.cpu()[self.interactions.items[rows]]]
 
     def users(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
         return self.interactions.users[rows]
@@ -100,12 +101,14 @@ class HistoryTask:
     def prompts(self, rows: Int[Tensor, " B"]) -> Prompts:
         """One target each."""
         items = history(self.interactions, rows, self.window - 1)
+        targets = self.interactions.items[rows]
         return make_prompts(
             self.catalog,
             history=items[:, : int((items >= 0).sum(1).max())] if len(rows) else items,
-            targets=self.interactions.items[rows][:, None],
+            targets=targets[:, None],
             seen=seen(self.interactions, rows),
             row_ids=rows,
+            domains=self.catalog.domain_of.cpu()[targets].long(),
         )
 
     def sequences(self, rows: Int[Tensor, " N"], epoch: int) -> Sequences:

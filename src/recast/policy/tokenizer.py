@@ -1,12 +1,11 @@
 """The tokenizer of a backbone: read with it, taught the names of semantic IDs, saved with it.
 
-The code c of level l is named by a letter and a number: `<a_0>`, `<a_1>`, ... on the first level,
-`<b_0>`, ... on the second, as in MiniOneRec (arXiv 2510.24431).
+How they are called is the catalogue's (`recast.items.names`): of all codes, level by level, then
+what begins and what ends an item.
 """
 
 from __future__ import annotations
 
-import string
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from recast.run.reading import LOADING, reason_of
-from recast.types import RecastError, require
+from recast.types import RecastError
 
 _FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model"),
@@ -44,23 +43,18 @@ def load_tokenizer(folder: Path) -> Any | None:
     return tokenizer
 
 
-def sid_names(codebook_sizes: tuple[int, ...]) -> list[str]:
-    """What the tokens of semantic IDs are called, level by level.
-
-    Raises `RecastError` for more levels than there are letters.
-
-    >>> sid_names((2, 1))
-    ['<a_0>', '<a_1>', '<b_0>']
-    """
-    most = len(string.ascii_lowercase)
-    remedy = f"a tokenizer names {most} at most, from a to z"
-    require(len(codebook_sizes) <= most, "levels of semantic IDs", len(codebook_sizes), remedy)
-    levels = zip(string.ascii_lowercase, codebook_sizes, strict=False)
-    return [f"<{letter}_{code}>" for letter, size in levels for code in range(size)]
+def find_names(tokenizer: Any, names: list[str]) -> int | None:
+    """The token of the first of these names, where the tokenizer knows all of them already, in this
+    order, one after the other and each as one token; else None."""
+    known = tokenizer.get_vocab()
+    first = known.get(names[0])
+    if first is None or [known.get(name) for name in names] != _block(first, names):
+        return None
+    return int(first) if _reads(tokenizer, names, first) else None
 
 
-def add_names(tokenizer: Any, codebook_sizes: tuple[int, ...], rows: int, name: str) -> int:
-    """Teach the tokenizer the names of all codes, in order; returns the first one's token.
+def add_names(tokenizer: Any, names: list[str], rows: int, name: str) -> int:
+    """Teach the tokenizer new names of semantic IDs, in order; returns the first one's token.
 
     A name stays one token whatever stands around it. `rows` is how many tokens the model has.
     Raises `RecastError` when the tokenizer is not the model's, knows a name already or cannot
@@ -72,19 +66,26 @@ def add_names(tokenizer: Any, codebook_sizes: tuple[int, ...], rows: int, name: 
         raise RecastError(
             f"{name}: its tokenizer knows token {last}, its model {rows} tokens: {_REMEDY}"
         )
-    names = sid_names(codebook_sizes)
     if twice := next((word for word in names if word in known), None):
         raise RecastError(
-            f"{name}: its tokenizer knows {twice} already, as token {known[twice]}: start from the "
-            "model without semantic IDs, or from a policy that `recast sft` made"
+            f"{name}: its tokenizer knows {twice} already, as token {known[twice]}, and not all "
+            f"{len(names)} names in their order: start from the model without semantic IDs, or "
+            "from a policy that `recast sft` made"
         )
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in names])
-    tokens = tokenizer.convert_tokens_to_ids(names)
-    first = tokens[0]
-    in_order = tokens == list(range(first, first + len(names))) and first > last
-    if not in_order or tokenizer.encode("".join(names), add_special_tokens=False) != tokens:
+    first = tokenizer.convert_tokens_to_ids(names[0])
+    if first <= last or not _reads(tokenizer, names, first):
         raise RecastError(
             f"{name}: its tokenizer does not read semantic IDs as new tokens one after the other: "
             f"{_REMEDY}"
         )
     return int(first)
+
+
+def _reads(tokenizer: Any, names: list[str], first: int) -> bool:
+    tokens = tokenizer.encode("".join(names), add_special_tokens=False)
+    return bool(tokens == _block(first, names))
+
+
+def _block(first: int, names: list[str]) -> list[int]:
+    return list(range(first, first + len(names)))

@@ -41,9 +41,9 @@ class Decoder:
         None without a guide."""
         if self.guide is None:
             return None
-        items = torch.arange(len(trie.items), device=prompts.tokens.device)
+        items = torch.arange(len(trie.leaves), device=prompts.tokens.device)
         scores = self.guide(prompts, items.expand(len(prompts), -1))
-        return guide_masses(scores, prompts.seen, trie)
+        return guide_masses(scores, prompts.seen, trie, prompts.domains)
 
     def mix(self, policy: Float[Tensor, "*n"], mass: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """What prefixes are ranked by, from their log-probabilities and the guide's log masses."""

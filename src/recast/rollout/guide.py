@@ -1,6 +1,6 @@
 """A text-free model's scores of items, mixed into the search of a policy.
 
-    p(item) = softmax of the scores over the row's candidates (seen items are none)
+    p(item) = softmax of the scores over the row's candidates (items of its domain not yet seen)
     mass(prefix) = sum of p(item) below it
 
 D3 (arXiv 2406.14900) mixes log-linearly, the other one the distributions:
@@ -58,34 +58,40 @@ def mix_scores(
 
 
 def guide_masses(
-    scores: Float[Tensor, "B I"], seen: Int[Tensor, "B S"], trie: Trie
+    scores: Float[Tensor, "B I"],
+    seen: Int[Tensor, "B S"],
+    trie: Trie,
+    domains: Int[Tensor, " B"] | None = None,
 ) -> list[Float[Tensor, "B _nodes"]]:
     """For every level from the root's children on, the log mass of each of its nodes, in float64.
 
-    `seen` holds item indices, -1 as padding. A candidate counts at least exp(-700) times the best
-    one of its row, so that no branch underflows to nothing; a node without candidates gets -inf.
+    `seen` holds item indices, -1 as padding; rows are of domain 0 by default. A candidate counts at
+    least exp(-700) times the best one of its row, so that no branch underflows to nothing; a node
+    without candidates gets -inf.
     Example, items 0, 1, 2 with codes (0, 0), (0, 1), (1, 0) and p = .1, .3, .6: level 1 holds log
     .4 and log .6, level 2 log .1, log .3 and log .6.
 
     Raises `RecastError` for another number of items and for a candidate scored NaN or +inf.
     """
-    num_items = len(trie.items)
+    num_items = len(trie.leaves)
     remedy = f"give one score for each of the catalogue's {num_items} items"
     require(scores.shape[1] == num_items, "width of the guide's scores", scores.shape[1], remedy)
     is_seen = torch.zeros(len(scores), num_items + 1, dtype=torch.bool, device=scores.device)
     is_seen.scatter_(1, torch.where(seen < 0, num_items, seen), True)
-    is_seen = is_seen[:, :-1]
-    wrong = (scores.isnan() | (scores == torch.inf)) & ~is_seen
+    domains = seen.new_zeros(len(scores)) if domains is None else domains
+    is_none = is_seen[:, :-1] | ~trie.holds(domains)
+    wrong = (scores.isnan() | (scores == torch.inf)) & ~is_none
     if bool(wrong.any()):
         row, item = wrong.nonzero()[0].tolist()
         raise RecastError(
             f"the guide gives item {item} the score {float(scores[row, item])} in row {row}: "
             "give every item a number"
         )
-    known = scores.double().masked_fill(is_seen, -torch.inf)
+    known = scores.double().masked_fill(is_none, -torch.inf)
     best = known.amax(1, keepdim=True).clamp(min=torch.finfo(known.dtype).min)
-    mass = (known - best).clamp(min=_FLOOR).exp().masked_fill(is_seen, 0.0)
-    below = mass.new_zeros(len(mass), trie.num_leaves).index_add_(1, trie.leaves, mass)
+    mass = (known - best).clamp(min=_FLOOR).exp().masked_fill(is_none, 0.0)
+    below = mass.new_zeros(len(mass), trie.num_leaves + 1).index_add_(1, trie.leaves, mass)
+    below = below[:, :-1]  # what writes nothing
     levels = [below]
     for offsets in reversed(trie.children[1:-1]):
         parents = torch.arange(len(offsets) - 1, device=mass.device)

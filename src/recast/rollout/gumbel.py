@@ -107,7 +107,8 @@ def perturbed_beams(
     prompts = tree.prompts
     perturbed = _gumbel(draw.uniforms(prompts, f"{name}/root", num_orders))[..., None]
     phi = torch.zeros_like(perturbed)
-    for level, size in enumerate(tree.policy.catalog.trie.widths):
+    trie = tree.policy.catalog.trie
+    for level, size in enumerate(trie.widths):
         choices = tree.choices()
         num_nodes, num_children = phi.shape[2], choices.tokens.shape[2]
 
@@ -118,6 +119,11 @@ def perturbed_beams(
         trie_scores = over_children(of_orders(choices.logprobs), allowed)
         slots = width if level else 1
         draws = draw.uniforms(prompts, f"{name}/{level}", num_orders * slots * size)
+        if len(trie.domain_widths) > 1:  # counted as in the trie of the row's domain alone
+            own = torch.tensor(trie.domain_widths).to(phi.device)[prompts.domains, level]
+            slot, child = (torch.arange(n, device=phi.device) for n in (num_orders * slots, size))
+            index = own[:, None, None] * slot[:, None] + child
+            draws = draws.gather(1, index.flatten(1))
         noise = _gumbel(draws).unflatten(1, (num_orders, slots, size))
         noise = noise[:, :, :num_nodes, :num_children].flatten(1, 2)
         below = phi.flatten(1)[..., None] + trie_scores.double()

@@ -30,7 +30,7 @@ class Choices:
 
     tokens: Int[Tensor, "B N C"]
     nodes: Int[Tensor, "B N C"]
-    """Of the trie, that a candidate leads to; the root (0) for all of them without the trie."""
+    """Of the trie, that a candidate leads to; 0 for all of them without the trie."""
     allowed: Bool[Tensor, "B N C"]
     logprobs: Float[Tensor, "B N C"]
     """In the decoder's space; -inf where not allowed, 0 for the pad behind an end."""
@@ -63,8 +63,8 @@ class TreeDecoder:
         self.target_logprobs: Float[Tensor, "B T L"] = reading.logprobs(policy, packed, hidden)
         self._layout = packed.layout
         self._hidden: Float[Tensor, "B N W"] = hidden[:, :1]
-        root = torch.zeros(len(prompts), 1, dtype=torch.long, device=hidden.device)
-        self._queries = self.nodes = self.lengths = root
+        self._queries = self.lengths = torch.zeros_like(prompts.domains)[:, None]
+        self.nodes = prompts.domains[:, None] if constrained else self.lengths
         self.level = 0
         shape = (len(prompts), 1, catalog.max_length)
         self.tokens = prompts.targets.new_full(shape, catalog.pad_token)
@@ -103,6 +103,8 @@ class TreeDecoder:
         items = trie.items[trie.children[-1][leaf].long()].long()
         seen = catalog.tokens_of(items)
         ends = (catalog.lengths[items] == level + 1) & (self.excluded < trie.num_leaves)
+        # What is written here names an item of the row's own domain.
+        ends &= catalog.domain_of[items] == self.prompts.domains[:, None]
         begun = (self.tokens[:, :, None, :level] == seen[:, None, :, :level]).all(-1)
         row, branch, place = (begun & ends[:, None]).nonzero(as_tuple=True)
         allowed[row, branch, seen[row, place, level] - int(tokens[0, 0, 0])] = False
@@ -117,7 +119,7 @@ class TreeDecoder:
         """Which branches have written an item: by the trie, or by the tokens alone."""
         catalog = self.policy.catalog
         if not self.constrained:
-            return catalog.items_of(self.tokens) >= 0
+            return catalog.items_of(self.tokens, domains=self.prompts.domains) >= 0
         below = catalog.trie.num_below(self.level, self.nodes.clamp(min=0))
         return (below == 1) & (self.nodes >= 0) & (self.level > 0)
 
@@ -210,10 +212,11 @@ class TreeDecoder:
         dead = ~alive[..., None]
         tokens = F.pad(tokens, (0, 0, 0, missing)).masked_fill(dead, catalog.pad_token)
         place = torch.arange(tokens.shape[2], device=tokens.device)
+        items = catalog.items_of(tokens, self.prompts.seen, self.prompts.domains)
         return RolloutGroups(
             prompts=self.prompts,
             tokens=tokens,
-            items=catalog.items_of(tokens, self.prompts.seen).masked_fill(~alive, -1),
+            items=items.masked_fill(~alive, -1),
             predictions=catalog.sids_of(tokens).masked_fill(dead, -1)[:, :, None],
             rollout_logprobs=F.pad(logprobs, (0, 0, 0, missing)).masked_fill(dead, 0.0),
             target_logprobs=self.target_logprobs,

@@ -209,8 +209,9 @@ def draw_negatives(
     """Tokens of so many different items, the same for a whole batch and others in every step."""
     if count is None:
         return None
-    draws = uniforms(seed, step, torch.arange(catalog.num_items), "negatives", 1)[:, 0]
-    return catalog.tokens[draws.topk(count).indices.to(catalog.device), 0].long()
+    items = catalog.is_written.cpu().nonzero()[:, 0]
+    draws = uniforms(seed, step, items, "negatives", 1)[:, 0]
+    return catalog.tokens[items[draws.topk(count).indices].to(catalog.device), 0].long()
 
 
 def _nodes(catalog: Catalog, tokens: Int[Tensor, "B P"]) -> Int[Tensor, "B P_minus_1"]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.config import NewRows, SFTConfig
+from recast.config import ModelConfig, NewRows, SFTConfig
 from recast.config.train import MOST_FULL
 from recast.data.folder import load_data
 from recast.evaluation.rank import sample_rows
@@ -27,6 +28,7 @@ from recast.policy.passes import MOST_PASS_TOKENS, measure_pass_tokens
 from recast.policy.save import rounding
 from recast.policy.tasks import HistoryTask, Task, check_catalog
 from recast.policy.threads import choose_threads
+from recast.policy.tokenizer import load_tokenizer
 from recast.run.doors import enter
 from recast.train.keeper import RunFacts, find_checkpoint
 from recast.train.rates import Rates, rates_of
@@ -73,8 +75,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     require(not ahead, "splits", config.splits, f"{remedy}train alone")
     if config.model.path is None:
         require_memory(config.model, catalog)
-    if config.logprob_space not in (None, "full"):
-        require_levels(catalog, config.logprob_space)
+    _check_space(config.logprob_space, catalog)
     vectors = _vectors(config, catalog)
     policy = create_policy(config.model, catalog, config.window, config.seed, vectors)
     policy = policy.to(config.device)
@@ -118,8 +119,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     pass_tokens = config.pass_tokens or MOST_PASS_TOKENS
     if config.pass_tokens is None and int(sequences.lengths.max()) - 1 > MOST_SHARED:
         pass_tokens = measure_pass_tokens(work, len(few), config.device)
-    is_given = vectors is not None
-    new_rows = choose_new_rows(config.model, catalog, policy.tokenizer, has_vectors=is_given)
+    new_rows = _new_rows(config.model, catalog, has_vectors=vectors is not None)
     settings = asdict(replace(config, model=replace(config.model, new_rows=new_rows)))
     settings |= chosen._asdict() | {"logprob_space": policy.logprob_space}
     epoch_steps = math.ceil(len(sequences) / config.batch_windows)
@@ -142,12 +142,21 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     )
 
 
+def _check_space(asked: LogprobSpace | None, catalog: Catalog) -> None:
+    """Raise `RecastError` for a space that the items do not have."""
+    if asked not in (None, "full"):
+        require_levels(catalog, asked)
+    has_root = len(catalog.domains) == 1 or asked != "trie"
+    remedy = f"the catalogue has the domains {list(catalog.domains)}, give full or level"
+    require(has_root, "logprob_space", asked, remedy)
+
+
 def _space_of(policy: Policy) -> LogprobSpace:
     """Where the config leaves it open: the space that the policy was trained in, and `trie` where
     the last of several tokens is the item itself, as `recast tokenize --items_as item` has it, and
     the vocabulary is larger than that of shared codes."""
     catalog = policy.catalog
-    is_short = catalog.num_items <= MOST_FULL
+    is_short = catalog.num_items <= MOST_FULL or len(catalog.domains) > 1
     if policy.logprob_space != "full" or len(catalog.codebook_sizes) < 2 or is_short:
         return policy.logprob_space
     items = torch.arange(catalog.num_items, device=catalog.device)
@@ -164,8 +173,9 @@ def _check_negatives(count: int | None, policy: Policy) -> None:
     require(levels == 1, "negatives", count, need)
     need = f"the policy to start from was trained over {space}, where all items stand, leave it out"
     require(space == "full", "negatives", count, need)
-    need = f"the catalogue has {catalog.num_items} items, give fewer, or leave it out for them all"
-    require(count < catalog.num_items, "negatives", count, need)
+    most = catalog.num_written
+    need = f"the catalogue has {most} items, give fewer, or leave it out for them all"
+    require(count < most, "negatives", count, need)
 
 
 def _vectors(config: SFTConfig, catalog: Catalog) -> Float[Tensor, "I D"] | None:
@@ -176,6 +186,12 @@ def _vectors(config: SFTConfig, catalog: Catalog) -> Float[Tensor, "I D"] | None
     if asked is None and not has_vectors(config.catalog):
         return None
     return load_vectors(config.catalog, catalog)
+
+
+def _new_rows(config: ModelConfig, catalog: Catalog, *, has_vectors: bool) -> NewRows | None:
+    """How they begin, by the tokenizer as it was before the names were added."""
+    tokenizer = None if config.path is None else load_tokenizer(Path(config.path))
+    return choose_new_rows(config, catalog, tokenizer, has_vectors=has_vectors)
 
 
 def _said(policy: Policy, path: str | None, new_rows: NewRows | None) -> str:

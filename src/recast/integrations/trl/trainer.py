@@ -79,6 +79,8 @@ class GRPOTrainer(PackedGRPOTrainer):
         for name in ("rollout_func", "tools"):
             require(not getattr(self, name), name, getattr(self, name), "give it or a catalog")
         size, length = max(self.num_generations, self.num_generations_eval), catalog.max_length
+        remedy = "rows do not say which is theirs, give a catalog of one domain"
+        require(len(catalog.domains) == 1, "domains of the catalog", catalog.domains, remedy)
         leaves = catalog.trie.num_leaves
         remedy = f"the catalog has {leaves} semantic IDs, ask for no more"
         require(size <= leaves, "num_generations", size, remedy)
