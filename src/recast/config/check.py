@@ -21,7 +21,7 @@ _GROUPS = {"ModelConfig": "model.", "LoRAConfig": "lora."}
 
 _PATHS = (
     *("output", "data", "catalog", "policy", "interactions", "items", "texts"),
-    *("encoder", "path", "ranker", "guide", "embeddings"),
+    *("encoder", "path", "ranker", "guide", "embeddings", "items_as"),
 )
 """Settings that name a file or a folder, or may."""
 

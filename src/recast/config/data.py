@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
 from recast.config.check import (
@@ -80,10 +80,12 @@ class TokenizeConfig:
     """Dimensions of that SVD."""
     splits: list[Shown] = field(default_factory=lambda: ["train"])
     """Events that SVD is of: `train`, or `train,rl` for policies that are shown both."""
-    items_as: Literal["codes", "item"] | None = None
+    items_as: str | None = None
     """What an item writes: codes that it shares with its neighbours (codes), for large catalogues
-    and items without events, or the cluster that it belongs to and then a token of its own (item).
-    Unset: item up to 65,536 items, unless num_levels, codebook_size or resolve asks for codes."""
+    and items without events, or the cluster that it belongs to and then a token of its own (item);
+    or a file of semantic IDs that somebody else made: an index.json, a Parquet file of pid and sid,
+    an npy. Unset: those that the data holds; without any item up to 65,536 items, unless
+    num_levels, codebook_size or resolve asks for codes."""
     num_levels: int | None = None
     """Tokens per item; unset: chosen from the number of items. 1, for a ranker: every item is its
     own token, nothing is embedded."""
@@ -107,6 +109,8 @@ class TokenizeConfig:
         check_splits(self)
         within(self, 1, 32, "num_levels")
         within(self, 2, 10_000_000, "codebook_size")  # with num_levels 1 the number of items
+        if self.items_as not in (None, "codes", "item"):
+            self.check_given(f"with items_as {self.items_as}")
         if self.items_as == "item":
             need = "with items_as item it is the cluster and then the item itself, leave it out"
             require(self.num_levels is None, "num_levels", self.num_levels, need)
@@ -115,3 +119,13 @@ class TokenizeConfig:
         shares = self.num_levels != 1 or self.resolve == "extra_level"
         remedy = "with num_levels 1 every item has its own code, leave it out"
         require(shares or not self.balance, "balance", self.balance, remedy)
+
+    def check_given(self, where: str) -> None:
+        """Raise `RecastError` for settings that mean nothing where semantic IDs are given."""
+        for field_ in fields(self):
+            value, default = getattr(self, field_.name), field_.default
+            if field_.default_factory is not MISSING:
+                default = field_.default_factory()
+            is_free = field_.name in ("data", "output", "items_as", "codebook_size")
+            need = f"{where} the semantic IDs are made, leave it out"
+            require(is_free or value == default, field_.name, value, need)

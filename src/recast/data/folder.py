@@ -67,7 +67,7 @@ def load_data(folder: str | Path) -> Interactions:
 def _interactions(folder: Path, facts: dict[str, Any]) -> Interactions:
     check_parquet(folder / "users.parquet", facts)
     check_parquet(folder / "items.parquet", facts)
-    events = _table(folder / "interactions.parquet", facts)
+    events = _table(folder / "interactions.parquet", facts, ("user", "item", "time", "split"))
     if len(events) != facts["events"]:
         raise RecastError(
             f"{folder} holds {len(events)} events, data.json says {facts['events']}: {_REMEDY}"
@@ -124,7 +124,7 @@ def load_items(folder: str | Path) -> pl.DataFrame:
     """`item_id` and `text` of every item, by item index."""
     facts = load_facts(folder)
     with reading(folder, _REMEDY):
-        items = _table(Path(folder) / "items.parquet", facts).select("item_id", "text")
+        items = _table(Path(folder) / "items.parquet", facts, ("item_id", "text"))
         if items.schema != {"item_id": pl.String, "text": pl.String}:
             raise ValueError(f"items.parquet holds {dict(items.schema)}")
         if len(items) != facts["items"]:
@@ -195,8 +195,8 @@ def _described(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _table(file: Path, facts: dict[str, Any]) -> pl.DataFrame:
-    table = read_parquet(file, facts)
+def _table(file: Path, facts: dict[str, Any], columns: tuple[str, ...]) -> pl.DataFrame:
+    table = read_parquet(file, facts).select(columns)
     for column in table:
         if column.null_count():
             raise ValueError(f"{file.name}, row {column.is_null().arg_max()} has no {column.name}")

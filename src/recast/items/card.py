@@ -11,7 +11,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from recast.items.writes import Catalog
 from recast.run.reading import read_json, reading
+
+_SHOWN = 5  # items without a semantic ID
 
 
 def sid_card(
@@ -53,6 +56,53 @@ def sid_card(
         "entropy_bits": [entropy_bits(counts) for counts in levels],
         "max_entropy_bits": [math.log2(size) for size in codebook_sizes],
     }
+
+
+def given_card(catalog: Catalog, source: str, num_unknown: int) -> dict[str, Any]:
+    """The same of semantic IDs that were given: collisions are those within a domain."""
+    codes, is_written = catalog.codes.long(), catalog.is_written
+    sids = torch.cat([catalog.domain_of[:, None].long(), codes], dim=1)[is_written]
+    levels = [
+        torch.bincount(level, minlength=size)
+        for level, size in zip(codes[is_written].T, catalog.codebook_sizes, strict=True)
+    ]
+    without = (~is_written).nonzero()[:, 0].tolist()
+    number = catalog.domain_of.bincount(minlength=len(catalog.domains)).tolist()
+    return {
+        "num_items": catalog.num_items,
+        "codebook_sizes": list(catalog.codebook_sizes),
+        "items_as": "given",
+        "source": source,
+        "names": catalog.names.spell([0] * len(catalog.codebook_sizes)),
+        "domains": dict(zip(catalog.domains, number, strict=True)),
+        "collaborative_weight": 0.0,
+        "empty_texts": sum(not text.strip() for text in catalog.texts),
+        "after": _collisions(sids),
+        "without_sid": [catalog.item_ids[item] for item in without],
+        "unknown_sids": num_unknown,
+        "codes_used": [int((counts > 0).sum()) for counts in levels],
+        "largest_code": [int(counts.max()) for counts in levels],
+        "entropy_bits": [entropy_bits(counts) for counts in levels],
+        "max_entropy_bits": [math.log2(size) for size in catalog.codebook_sizes],
+    }
+
+
+def _given_lines(card: dict[str, Any]) -> list[str]:
+    lines = [f"taken as they are from {card['source']}, in text {card['names']}"]
+    if len(card["domains"]) > 1:
+        each = ", ".join(f"{number:,} of {name}" for name, number in card["domains"].items())
+        lines.append(f"domains, whose items may write the same: {each}")
+    if without := card["without_sid"]:
+        few = ", ".join(without[:_SHOWN]) + ", ..." * (len(without) > _SHOWN)
+        lines.append(f"warning: {len(without):,} items have no semantic ID, no candidates: {few}")
+    if card["unknown_sids"]:
+        lines.append(f"semantic IDs of items that the data does not hold: {card['unknown_sids']:,}")
+    part = card["after"]
+    lines.append(
+        f"collisions, kept: {part['collision_frac']:.1%} ({part['colliding_items']:,} items share "
+        f"a SID, at most {part['largest_group']} the same)"
+    )
+    return lines
 
 
 def entropy_bits(counts: Int[Tensor, " n"]) -> float:
@@ -104,14 +154,17 @@ def format_card(card: dict[str, Any]) -> str:
     lines = [f"{items:,} items as semantic IDs of {len(sizes)} levels: {shape} codes"]
     if is_item:
         lines = [f"{items:,} items, each a token of its own behind one of {sizes[0]:,} clusters"]
-    for when in () if is_item else ("before", "after"):
+    is_given = card.get("items_as") == "given"
+    if is_given:
+        lines += _given_lines(card)
+    for when in () if is_item or is_given else ("before", "after"):
         part = card[when]
         lines.append(
             f"collisions {when}: {part['collision_frac']:.1%} "
             f"({part['colliding_items']:,} items share a SID, "
             f"at most {part['largest_group']} the same)"
         )
-    if not is_item:
+    if not (is_item or is_given):
         lines.append(f"resolved by {card['resolve']}: {card['moved_items']:,} items moved")
     for level, size in enumerate(sizes[:1] if is_item else sizes):
         lines.append(

@@ -1,9 +1,10 @@
 """`recast tokenize`: a data folder in, a folder with the catalogue of semantic IDs out.
 
-The folder holds the catalogue (`catalog.parquet`, `sid.json`), its quality (`card.json`), the
-vectors it came from (`embeddings.safetensors`: `text`, `collaborative`, `centroids.0`, ...) and the
-resolved `config.yaml`. With `items_as` item the vectors are clustered once, and the token behind
-the cluster is the item itself. A catalogue of one level, for a ranker, has no vectors.
+Semantic IDs that a file or the data holds are taken as they are. The folder holds the catalogue
+(`catalog.parquet`, `sid.json`), its quality (`card.json`), the vectors it came from
+(`embeddings.safetensors`: `text`, `collaborative`, `centroids.0`, ...) and the resolved
+`config.yaml`. With `items_as` item the vectors are clustered once, and the token behind the cluster
+is the item itself. A catalogue of one level, for a ranker, has no vectors.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from torch import Tensor
 
 from recast.config import TokenizeConfig
 from recast.data.folder import load_data, load_items
-from recast.items.card import sid_card
+from recast.items.card import given_card, sid_card
 from recast.items.catalog import Catalog, build_catalog
 from recast.items.collisions import require_room, resolve_extra_level, resolve_nearest_free
 from recast.items.embed import collaborative_embeddings, mix
 from recast.items.encoder import embed_texts
+from recast.items.given import data_has_sids, domains_of, load_sids
 from recast.items.quantize import choose_clusters, choose_shape, require_enough, rq_kmeans
 from recast.run.doors import enter
 from recast.run.files import staged_folder
@@ -44,8 +46,10 @@ then take 2.4 GiB in training, each moved by AdamW in every step."""
 def tokenize(config: TokenizeConfig) -> Catalog:
     """Embed the items, quantize them, resolve collisions, and write the catalogue's folder.
 
-    A `collaborative_weight` of 1 needs no encoder, one of 0 no training events. With `num_levels` 1
-    an item's index is its code: nothing is embedded and there are no vectors to keep.
+    Semantic IDs that are given (`items_as` a file, or unset for data that has some) are kept, with
+    their collisions. A `collaborative_weight` of 1 needs no encoder, one of 0 no training events.
+    With `num_levels` 1 an item's index is its code: nothing is embedded and there are no vectors to
+    keep.
     Raises `RecastError` for what its steps refuse, before anything is written.
     """
     enter(config, TokenizeConfig)
@@ -56,6 +60,9 @@ def tokenize(config: TokenizeConfig) -> Catalog:
 def _tokenize(config: TokenizeConfig, parts: Parts) -> Catalog:
     items = load_items(config.data)
     texts = items["text"].to_list()
+    is_file = config.items_as not in (None, "codes", "item")
+    if is_file or (config.items_as is None and data_has_sids(config.data)):
+        return _given(config, items["item_id"].to_list(), texts)
     if config.num_levels == 1 and config.resolve != "extra_level":
         return _one_token_each(config, items["item_id"].to_list(), texts)
     config, sizes = _shaped(config, len(texts))
@@ -121,6 +128,25 @@ def _one_token_each(config: TokenizeConfig, item_ids: list[str], texts: list[str
     return catalog
 
 
+def _given(config: TokenizeConfig, item_ids: list[str], texts: list[str]) -> Catalog:
+    """Semantic IDs that are there already: of the file, else of the data folder."""
+    if config.items_as is None:
+        config.check_given(f"{config.data} holds semantic IDs, give items_as codes or item to make")
+    sids = load_sids(config.items_as, config.data, item_ids, config.codebook_size)
+    domain_of, domains = domains_of(config.data)
+    catalog = build_catalog(
+        sids.codes,
+        sids.codebook_sizes,
+        item_ids=item_ids,
+        texts=texts,
+        domain_of=domain_of,
+        domains=domains,
+        names=sids.names,
+    )
+    _save(config, catalog, given_card(catalog, sids.source, sids.num_unknown), {})
+    return catalog
+
+
 def _write(
     config: TokenizeConfig,
     catalog: Catalog,
@@ -142,6 +168,12 @@ def _write(
         empty_texts=sum(not text.strip() for text in catalog.texts),
         encoder=encoder,
     )
+    _save(config, catalog, card, vectors)
+
+
+def _save(
+    config: TokenizeConfig, catalog: Catalog, card: dict[str, Any], vectors: dict[str, Tensor]
+) -> None:
     with staged_folder(config.output) as stage:
         catalog.write(stage)
         (stage / "card.json").write_text(json.dumps(card, indent=2) + "\n")

@@ -45,6 +45,7 @@ _ENCODER = tuple(f"**/*.{kind}" for kind in ("json", "safetensors", "txt", "mode
 _READ: dict[str, tuple[str, ...]] = {
     "interactions": (),
     "items": (),
+    "items_as": (),
     "encoder": _ENCODER,
     "data": ("interactions.parquet", "items.parquet", "data.json"),
     "catalog": (*_CATALOG, "embeddings.safetensors"),
@@ -224,6 +225,8 @@ def inputs_of(settings: dict[str, Any]) -> dict[str, Input]:
     for key in RANKERS:
         if isinstance(named.get(key), str):
             named[key] = ranker_folder(named[key])
+    if named.get("items_as") in ("codes", "item"):
+        del named["items_as"]  # no file
     return {
         key: Input(Path(os.path.abspath(named[key])), patterns)
         for key, patterns in _READ.items()
