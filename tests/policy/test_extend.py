@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, PhiConfig
 
 from recast.config import ModelConfig
 from recast.items.catalog import Catalog, build_catalog, build_token_catalog
+from recast.items.names import SidNames
 from recast.policy.extend import add_sid_tokens, choose_new_rows, title_weights, vector_rows
 from recast.policy.load import create_policy, save_policy
 from recast.types import RecastError
@@ -251,3 +252,37 @@ def test_vectors_are_added_to_the_noise_of_every_table(tie: bool) -> None:
             torch.testing.assert_close(rows, 0.2 * vector_rows(catalog, vectors, width))
             change = change[: catalog.first_token]
         assert not change.any()
+
+
+def test_a_backbone_that_knows_all_names_is_taken_as_it_is() -> None:
+    names = SidNames(pattern="<s_{level}_{code}>", begin="<|b|>", end="<|e|>")
+    given = build_catalog(tiny.CODES, tiny.SIZES, texts=TEXTS, names=names)
+    tokenizer, config = tiny.tiny_tokenizer(12), ModelConfig(path="m")
+    model = AutoModelForCausalLM.from_config(tiny.tiny_config("qwen3", 12))
+    assert choose_new_rows(config, given, tokenizer) == "text"
+    catalog = add_sid_tokens(model, tokenizer, given, "text", 0, "m")
+    assert (catalog.first_token, catalog.vocab_size) == (12, 24)
+    assert catalog.begin_tokens + catalog.end_tokens == (22, 23)
+    assert tokenizer.convert_tokens_to_ids(["<s_a_0>", "<s_c_3>", "<|b|>", "<|e|>"]) == [
+        *(12, 21),
+        *(22, 23),
+    ]
+    rows = model.get_input_embeddings().weight.detach().clone()
+    assert choose_new_rows(config, given, tokenizer) is None
+    again = add_sid_tokens(model, tokenizer, given, None, 1, "m")
+    assert again.tokens.equal(catalog.tokens)
+    assert (again.first_token, again.bos_token, again.pad_token) == (12, 1, catalog.pad_token)
+    assert model.get_input_embeddings().weight.equal(rows)
+    with pytest.raises(
+        RecastError, match="m knows the semantic IDs and has their rows, leave it o"
+    ):
+        choose_new_rows(replace(config, new_rows="text"), given, tokenizer)
+
+
+def test_items_without_a_semantic_id_pad_with_the_models_pad() -> None:
+    model = AutoModelForCausalLM.from_config(tiny.tiny_config("qwen3", 12))
+    model.config.pad_token_id = 5
+    given = build_catalog([[0], [-1]], (3,), texts=["w4", "w5"])
+    catalog = add_sid_tokens(model, tiny.tiny_tokenizer(12), given, "text", 0, "m")
+    assert catalog.tokens.tolist() == [[12], [5]]
+    assert catalog.codes.tolist() == [[0], [-1]]
