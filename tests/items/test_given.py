@@ -173,7 +173,7 @@ def test_what_the_data_holds_is_the_default(data: Path) -> None:
         ),
         ("i.npy", np.array([[{}]] * 4), r"i.npy is damaged \("),
         ("i.npy", "", r"i.npy is damaged \("),
-        ("i.txt", "", "items_as is .*i.txt': give an index.json of names"),
+        ("i.txt", "", "items_as is .*i.txt': name codes, item or a file: give an"),
         ("i.npy", None, "items_as is .*: there is no such file"),
     ],
 )

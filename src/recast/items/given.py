@@ -74,7 +74,7 @@ def load_sids(
     else:
         source, suffix = file, Path(file).suffix.lower()
         readers = {".json": _read_index, ".parquet": _read_pids, ".npy": _read_rows}
-        require(suffix in readers, "items_as", file, _KINDS)
+        require(suffix in readers, "items_as", file, f"name codes, item or a file: {_KINDS}")
         require(Path(file).is_file(), "items_as", file, f"there is no such file, {_KINDS}")
         table, pattern = readers[suffix](file, item_ids)
         around = {key: facts[key] for key in ("begin", "end") if key in facts}
