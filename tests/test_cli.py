@@ -152,7 +152,7 @@ def test_lists_null_and_choices() -> None:
             ["sft", *SFT, "--zzz", "3"],
             "--zzz is no flag of recast sft: see `recast sft --help`",
         ),
-        (["sft", *SFT, "--lr", "fast"], "--lr is 'fast': give a number"),
+        (["sft", *SFT, "--weight_decay", "fast"], "--weight_decay is 'fast': give a number"),
         (["sft", *SFT, "--threads", "1.5"], "--threads is '1.5': give a whole number or null"),
         (
             ["sft", *SFT, "--model.tie_embeddings", "maybe"],

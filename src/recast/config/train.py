@@ -37,7 +37,7 @@ class ModelDefaults(NamedTuple):
     """What of `SFTConfig` hangs on the kind of model where it is left open."""
 
     lr: float
-
+    """Peak rate."""
     dropout: float
     """Of the embeddings."""
     layer_dropout: float
