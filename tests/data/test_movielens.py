@@ -85,10 +85,10 @@ def test_the_layout_of_the_publisher(tmp_path: Path) -> None:
     events, items, files, _ = read_zip(file)
     assert events.rows() == [("196", "1", 881250949), ("186", "267", 891717742)]
     assert items.rows() == [
-        ("1", "Toy Story (1995) Animation Children's Comedy"),
-        ("2", "Mis\xe9rables, Les (1995) Drama Musical"),
-        ("267", ""),
-        ("4", 'Say "Hi" (1990)'),
+        ("1", "Toy Story (1995) Animation Children's Comedy", "Animation"),
+        ("2", "Mis\xe9rables, Les (1995) Drama Musical", "Drama"),
+        ("267", "", None),
+        ("4", 'Say "Hi" (1990)', None),
     ]
     assert files == [tmp_path / "z.zip"]
 

@@ -17,7 +17,14 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from recast.config import PrepareConfig
-from recast.data.folder import data_hash, describe, load_data, load_facts, load_items
+from recast.data.folder import (
+    data_hash,
+    describe,
+    load_categories,
+    load_data,
+    load_facts,
+    load_items,
+)
 from recast.data.history import history
 from recast.data.prepare import prepare
 from recast.data.windows import user_windows
@@ -479,3 +486,22 @@ def test_brackets_and_a_tilde_in_paths(tmp_path: Path, monkeypatch: pytest.Monke
         "q1.csv",
         "q[1].csv",
     ]
+
+
+def test_the_category_of_an_item_is_kept(tmp_path: Path) -> None:
+    """As text without white space around it; "" where the file has none, or a word for that."""
+    rows = [f"{u},{(u + t) % 4},{t * 9 + u}" for u in range(9) for t in range(5)]
+    (tmp_path / "events.csv").write_text("\n".join(["user,item,time", *rows]))
+    items = ["item,title,kind", "0,a, red ", "1,b,NaN", "2,c,", "4,e,blue"]
+    (tmp_path / "items.csv").write_text("\n".join(items))
+    given = {"interactions": str(tmp_path / "events.csv"), "output": str(tmp_path / "out")}
+    with pytest.raises(RecastError, match="category is 'kind' without a file: set items as well"):
+        prepare(PrepareConfig(**given, category="kind"))
+    given |= {"items": str(tmp_path / "items.csv"), "text": ["title"]}
+    prepare(PrepareConfig(**given, category="kind"))
+    assert load_items(tmp_path / "out")["item_id"].to_list() == ["0", "1", "2", "3", "4"]
+    assert load_categories(tmp_path / "out") == ["red", "", "", "", "blue"]
+    prepare(PrepareConfig(**given | {"output": str(tmp_path / "none")}))
+    assert load_categories(tmp_path / "none") == []
+    with pytest.raises(RecastError, match="has no column 'genre'"):
+        prepare(PrepareConfig(**given | {"output": str(tmp_path / "no")}, category="genre"))

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recast.items.card import describe, entropy_bits, format_card, sid_card
+from recast.items.card import describe, entropy_bits, format_card, prefix_purity, sid_card
+from recast.items.quantize import random_codes
 from recast.types import RecastError
 
 
@@ -97,3 +98,30 @@ def test_a_damaged_card(tmp_path: Path) -> None:
         RecastError, match=r"card.json is damaged \(no 'codebook_sizes'\): make the"
     ):
         describe(tmp_path)
+
+
+def test_purity_by_hand_beside_random_codes() -> None:
+    """Prefix 0: a a b, prefix 1: b; the item without a category does not count. 3 of 4 are pure by
+    the first code, by the first two all but the pair (0, 1): 4 of 4."""
+    codes = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [1, 0, 1]])
+    names = ["a", "a", "b", "b", ""]
+    assert prefix_purity(codes[:, :2], names) == [0.75, 1.0]
+    assert prefix_purity(codes, ()) == prefix_purity(codes, [""] * 5) == []
+    settings = {"resolve": "nearest_free", "balance": False, "collaborative_weight": 0.5}
+    card = sid_card(
+        codes, codes, (2, 2, 2), **settings, empty_texts=0, quantizer="rq_vae", categories=names
+    )
+    assert card["prefix_purity"] == [0.75, 1.0]
+    drawn = random_codes(5, (2, 2, 2), 0)
+    dealt = codes[torch.randperm(5, generator=torch.Generator().manual_seed(0))]
+    assert card["random"]["prefix_purity"] == prefix_purity(dealt[:, :2], names)
+    assert card["random"]["largest_code"] == [int(column.bincount().max()) for column in drawn.T]
+    share = 1 - len(drawn.unique(dim=0)) / 5
+    lines = format_card(card).splitlines()
+    assert lines[-2].startswith(f"random codes of this shape: collisions {share:.1%}, 2 ")
+    assert lines[-1].startswith(
+        "4 items of 2 categories, purity of level 1 75.0% (dealt out at random "
+    )
+    assert ", of levels 1-2 100.0% (dealt out at random " in lines[-1]
+    own = sid_card(codes, codes, (2, 2, 2), **settings, empty_texts=0, quantizer="random")
+    assert (own["random"], own["prefix_purity"]) == (None, [])

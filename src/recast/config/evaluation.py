@@ -60,6 +60,8 @@ class EvaluateConfig:
     """Folder of the policy (it carries its catalogue), or of one of `recast baselines`."""
     output: str
     """Folder to create."""
+    catalog: str | None = None
+    """The policy's catalogue with new items, made by `recast tokenize --extend`, in its place."""
     split: Literal["valid", "test"] = "test"
     """Whose rows are ranked."""
     beam_width: int = 50

@@ -198,6 +198,8 @@ class RLConfig:
     """Folder of the policy to start from (it carries its catalogue)."""
     output: str
     """Folder to create."""
+    catalog: str | None = None
+    """The policy's catalogue with new items, made by `recast tokenize --extend`, in its place."""
     resume: bool = False
     """Go on in `output` with the newest whole checkpoint of the same run."""
     checkpoint_s: float = 60.0

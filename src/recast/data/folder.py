@@ -132,6 +132,20 @@ def load_items(folder: str | Path) -> pl.DataFrame:
     return items
 
 
+def load_categories(folder: str | Path) -> list[str]:
+    """Of every item, by item index, "" where it has none; empty where the folder knows none."""
+    facts = load_facts(folder)
+    with reading(folder, _REMEDY):
+        table = read_parquet(Path(folder) / "items.parquet", facts)
+        if "category" not in table.columns:
+            return []
+        column = table["category"]
+        if column.dtype != pl.String or column.null_count() or len(column) != facts["items"]:
+            raise ValueError(f"items.parquet holds {len(table)} rows of {dict(table.schema)}")
+        found: list[str] = column.to_list()
+    return found
+
+
 def load_facts(folder: str | Path) -> dict[str, Any]:
     """`data.json`; raises `RecastError` unless the folder is whole."""
     folder = as_path("data", folder)

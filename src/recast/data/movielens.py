@@ -1,7 +1,8 @@
 """MovieLens-100K in its two published layouts: a folder or a zip in, the same two frames out.
 
 Its licence forbids redistribution, so it is read from where it is published. An item's text is
-"Title (year) Genre Genre"; the one item without a real title (267) has the text "".
+"Title (year) Genre Genre", its category the first genre; the one item without a real title (267)
+has the text "".
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def read_packaged() -> Tables:
     text = join_text(_real("movie_title"), year, _real("class"))
     raw = events.select(user="user_id", item="item_id", time="timestamp")
     events, notes = _events(raw, str(files[0]))
-    items = check_items(items.select("item_id", text=text), str(files[1]), "item_id")
+    first = _real("class").str.split(" ").list.first()
+    chosen = items.select("item_id", text=text, category=first)
+    items = check_items(chosen, str(files[1]), "item_id")
     return Tables(events, items, files, notes)
 
 
@@ -87,7 +90,8 @@ def read_zip(file: str) -> Tables:
     flags = [pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in genres]
     text = join_text(_real("title"), *flags)  # the title ends in the year already
     events, notes = _events(events.select("user", "item", "time"), file)
-    items = check_items(items.select("item_id", text=text), file, "item id")
+    chosen = items.select("item_id", text=text, category=pl.coalesce(flags))
+    items = check_items(chosen, file, "item id")
     return Tables(events, items, [Path(file)], notes)
 
 

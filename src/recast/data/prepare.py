@@ -59,7 +59,7 @@ def prepare(config: PrepareConfig) -> Interactions:
     items = item_ids.alias("item_id").to_frame()
     without_row = len(items.join(texts, on="item_id", how="anti")) if config.items else 0
     items = items.join(texts, on="item_id", how="left", maintain_order="left")
-    items = items.with_columns(pl.col("text").fill_null(""))
+    items = items.with_columns(pl.col(pl.String).fill_null(""))
 
     events = order_events(events, config.seed)
     if config.split == "global_time":
@@ -115,7 +115,7 @@ def _read(config: PrepareConfig) -> Tables:
     if source != "movielens-100k" and not is_zip:
         return read_tables(config)
     defaults = {f.name: f.default for f in fields(PrepareConfig)} | {"text": []}
-    for name in ("user", "item", "time", "items", "items_id", "text"):
+    for name in ("user", "item", "time", "items", "items_id", "text", "category"):
         if (value := getattr(config, name)) != defaults[name]:
             raise RecastError(f"{name} is {value!r}: {source} knows its own columns, leave it out")
     return read_zip(source) if is_zip else read_packaged()

@@ -39,7 +39,7 @@ def read_tables(config: PrepareConfig) -> Tables:
         raise RecastError(
             f"user, item and time are set to {list(columns.values())}: name 3 columns"
         )
-    for setting in ("text", "items_id"):
+    for setting in ("text", "items_id", "category"):
         if (value := getattr(config, setting)) and config.items is None:
             raise RecastError(f"{setting} is {value!r} without a file: set items as well")
     if config.items is not None and not config.text:
@@ -66,17 +66,23 @@ def _read_items(
 ) -> tuple[pl.DataFrame, list[str]]:
     column = config.items_id or config.item
     parts = {f"text {i}": name for i, name in enumerate(config.text)}
-    raw, suspects = read_columns(file, {"items_id": column, **parts})
+    category = {"category": config.category} if config.category else {}
+    raw, suspects = read_columns(file, {"items_id": column, **parts, **category})
     refuse_swallowed(suspects, file, event_items)
     num_missing = raw.select(*parts).null_count().sum_horizontal().item()
-    for name, part in parts.items():
+    for name, part in (parts | category).items():
         kind = raw[name].dtype
         if kind.is_nested() or kind in (pl.Binary, pl.Duration, pl.Object):
             raise RecastError(f"{file}, column {named(part)} holds {kind}: give text or numbers")
         is_word = pl.col(name).cast(pl.String).str.strip_chars().is_in(MISSING)
         raw = raw.with_columns(pl.when(~is_word).then(pl.col(name)))
     num_words = raw.select(*parts).null_count().sum_horizontal().item() - num_missing
-    items = check_items(raw.select(item_id="items_id", text=join_text(*parts)), file, column)
+    chosen = raw.select(
+        item_id="items_id",
+        text=join_text(*parts),
+        **{name: pl.col(name).cast(pl.String).str.strip_chars() for name in category},
+    )
+    items = check_items(chosen, file, column)
     notes = trimmed_notes(raw["items_id"], "items file")
     notes += [f"texts that stand for a missing value, left out: {num_words:,}"] if num_words else []
     return items, notes

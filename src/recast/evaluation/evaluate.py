@@ -64,7 +64,7 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
 
 
 def _evaluate(config: EvaluateConfig, parts: Parts) -> Metrics:
-    policy = load_policy(config.policy).to(config.device)
+    policy = load_policy(config.policy, config.catalog).to(config.device)
     policy.model.float()  # as in training, where near ties are told apart
     task = load_task(config.data, policy.catalog, policy.window)
     rows = rows_to_rank(task.rows(config.split), config.data, config.split)

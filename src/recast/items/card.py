@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from recast.items.quantize import random_codes
 from recast.items.writes import Catalog
 from recast.run.reading import read_json, reading
 
@@ -29,19 +31,33 @@ def sid_card(
     splits: Sequence[str] = ("train",),
     empty_texts: int,
     encoder: dict[str, Any] | None = None,
+    quantizer: str | None = None,
+    categories: Sequence[str] = (),
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Plain data for `card.json`; per-level numbers describe `codes_after`, `encoder` says how the
     text embeddings were pooled and cut.
 
     `collision_frac` is the share of items beyond the first of each SID, `colliding_items` all items
-    that share theirs. Entropy is in bits.
+    that share theirs. Entropy is in bits. `prefix_purity` is that of all prefixes but the whole
+    SID, where items have categories. `random` holds the same of random codes of these sizes, drawn
+    by the seed, and the purity of the items' own codes dealt out at random; None where the codes
+    are random themselves or there are none (`quantizer` None).
     """
-    levels = [torch.bincount(codes_after[:, level].long()) for level in range(codes_after.shape[1])]
     kept = codes_after[:, : codes_before.shape[1]]
+    random = None
+    if quantizer not in (None, "random"):
+        shared = 1 if items_as == "item" else codes_before.shape[1]
+        drawn = random_codes(len(codes_after), codebook_sizes[:shared], seed)
+        random = {"before": _collisions(drawn), **_use(drawn)}
+        # Small groups are purer, so chance is that of groups of these sizes.
+        dealt = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
+        random["prefix_purity"] = prefix_purity(codes_after[dealt, :-1], categories)
     return {
         "num_items": len(codes_after),
         "codebook_sizes": list(codebook_sizes),
         "items_as": items_as,
+        "quantizer": quantizer,
         "resolve": resolve,
         "balance": balance,
         "collaborative_weight": collaborative_weight,
@@ -51,10 +67,21 @@ def sid_card(
         "before": _collisions(codes_before),
         "after": _collisions(codes_after),
         "moved_items": int((kept != codes_before).any(dim=1).sum()),
+        **_use(codes_after),
+        "max_entropy_bits": [math.log2(size) for size in codebook_sizes],
+        "categories": len({*categories} - {""}),
+        "items_with_category": sum(map(bool, categories)),
+        "prefix_purity": prefix_purity(codes_after[:, :-1], categories),
+        "random": random,
+    }
+
+
+def _use(codes: Int[Tensor, "I L"]) -> dict[str, list[Any]]:
+    levels = [torch.bincount(column) for column in codes.long().T]
+    return {
         "codes_used": [int((counts > 0).sum()) for counts in levels],
         "largest_code": [int(counts.max()) for counts in levels],
         "entropy_bits": [entropy_bits(counts) for counts in levels],
-        "max_entropy_bits": [math.log2(size) for size in codebook_sizes],
     }
 
 
@@ -103,6 +130,26 @@ def _given_lines(card: dict[str, Any]) -> list[str]:
         f"a SID, at most {part['largest_group']} the same)"
     )
     return lines
+
+
+def prefix_purity(codes: Int[Tensor, "I L"], categories: Sequence[str]) -> list[float]:
+    """For the first code, the first two, ...: the share of items that are of the commonest category
+    among those of their prefix. Items without a category ("") do not count; empty where none has
+    one. Prefixes of a single item are pure, so it is read beside that of codes dealt out at random.
+
+    >>> prefix_purity(torch.tensor([[0, 0], [0, 1], [0, 1], [1, 0]]), ["a", "b", "b", ""])
+    [0.6666666666666666, 1.0]
+    """
+    names = [str(level) for level in range(codes.shape[1])]
+    table = pl.DataFrame(codes.cpu().numpy(), schema=names)
+    table = table.with_columns(category=pl.Series(categories or [""] * len(codes)))
+    table = table.filter(pl.col("category") != "")
+    found = []
+    for depth in range(1, len(names) + 1) if len(table) else ():
+        counts = table.group_by(*names[:depth], "category").len()
+        commonest = counts.group_by(names[:depth]).agg(pl.col("len").max())
+        found.append(int(commonest["len"].sum()) / len(table))
+    return found
 
 
 def entropy_bits(counts: Int[Tensor, " n"]) -> float:
@@ -154,6 +201,11 @@ def format_card(card: dict[str, Any]) -> str:
     lines = [f"{items:,} items as semantic IDs of {len(sizes)} levels: {shape} codes"]
     if is_item:
         lines = [f"{items:,} items, each a token of its own behind one of {sizes[0]:,} clusters"]
+    if "extends" in card:
+        lines.append(
+            f"{card['new_items']:,} of them are new to {card['extends']}, "
+            f"{card['left_out_items']:,} items of which are not in the data"
+        )
     is_given = card.get("items_as") == "given"
     if is_given:
         lines += _given_lines(card)
@@ -172,6 +224,7 @@ def format_card(card: dict[str, Any]) -> str:
             f"entropy {card['entropy_bits'][level]:.2f} of {card['max_entropy_bits'][level]:.2f} "
             f"bits, at most {card['largest_code'][level]} items on one code"
         )
+    lines += _compared(card)
     if card["empty_texts"]:
         lines.append(f"warning: {card['empty_texts']:,} of {items:,} items have no text")
     encoder = card.get("encoder") or {}
@@ -186,3 +239,32 @@ def format_card(card: dict[str, Any]) -> str:
             f"{encoder['longest']:,} tokens"
         )
     return "\n".join(lines)
+
+
+def _compared(card: dict[str, Any]) -> list[str]:
+    """What random codes of the same shape have, and how pure prefixes are; older cards do not
+    say."""
+    lines, random = [], card.get("random")
+    if random:
+        used = " ".join(map(str, random["codes_used"]))
+        bits = " ".join(f"{bits:.2f}" for bits in random["entropy_bits"])
+        most = " ".join(map(str, random["largest_code"]))
+        shared = (
+            ""
+            if card["items_as"] == "item"
+            else f"collisions {random['before']['collision_frac']:.1%}, "
+        )
+        lines.append(
+            f"random codes of this shape: {shared}{used} codes used, entropy {bits} bits, at most "
+            f"{most} items on one code"
+        )
+    if card.get("prefix_purity"):
+        line = f"{card['items_with_category']:,} items of {card['categories']:,} categories, purity"
+        for depth, purity in enumerate(card["prefix_purity"]):
+            name = "level 1" if not depth else f"levels 1-{depth + 1}"
+            chance = (
+                f" (dealt out at random {random['prefix_purity'][depth]:.1%})" if random else ""
+            )
+            line += f"{',' if depth else ''} of {name} {purity:.1%}{chance}"
+        lines.append(line)
+    return lines

@@ -17,8 +17,10 @@ def resolve_nearest_free(
     codes: Int[Tensor, "I L"],
     embeddings: Float[Tensor, "I D"],
     centroids: list[Float[Tensor, "_K D"]],
+    taken: Int[Tensor, "N L"] | None = None,
 ) -> Int[Tensor, "I L"]:
-    """Move all but one of the items that share a SID to the nearest free codes.
+    """Move all but one of the items that share a SID to the nearest free codes, and all that have
+    one of those `taken` by others.
 
     The item nearest to its last centroid keeps the SID. The others, nearest first, take the nearest
     free last code under their own prefix. Where a prefix has no free code left, its remaining items
@@ -36,14 +38,16 @@ def resolve_nearest_free(
     num_levels = len(books)
     # room[depth]: SIDs below a prefix of `depth` codes.
     room = [math.prod(len(book) for book in books[depth:]) for depth in range(num_levels + 1)]
-    require_room(len(table), tuple(len(book) for book in books))
+    others = set() if taken is None else {tuple(sid) for sid in taken.tolist()}
+    require_room(len(table) + len(others), tuple(len(book) for book in books))
     residual = points - sum(book[table[:, level]] for level, book in enumerate(books))
     order, is_first = _by_sid(table, np.square(residual).sum(axis=1))
+    is_first &= np.array([tuple(sid) not in others for sid in table[order].tolist()])
     waiting = order[~is_first].tolist()
     if not waiting:
         return codes
     below: Counter[tuple[int, ...]] = Counter()
-    for sid in table[order[is_first]].tolist():
+    for sid in (*table[order[is_first]].tolist(), *others):
         below.update(tuple(sid[:depth]) for depth in range(num_levels + 1))
     for depth in range(num_levels - 1, -1, -1):
         refused = []
@@ -56,7 +60,7 @@ def resolve_nearest_free(
             below.update(sid[:length] for length in range(num_levels + 1))
             table[item] = sid
         waiting = refused
-    assert below[()] == len(table)
+    assert below[()] == len(table) + len(others)
     return torch.from_numpy(table)
 
 
@@ -98,6 +102,34 @@ def resolve_extra_level(codes: Int[Tensor, "I L"]) -> Int[Tensor, "I L_plus_one"
     count = np.empty(len(order), dtype=codes.numpy().dtype)
     count[order] = position - np.maximum.accumulate(np.where(is_first, position, 0))
     return torch.cat([codes, torch.from_numpy(count)[:, None]], dim=1)
+
+
+def resolve_at_random(
+    codes: Int[Tensor, "I L"], sizes: tuple[int, ...], seed: int
+) -> Int[Tensor, "I L"]:
+    """All but the first of the items that share a SID get free ones, each as likely as any other.
+
+    Raises `RecastError` when there are more items than SIDs.
+
+    >>> resolve_at_random(torch.tensor([[0], [0], [2]]), (3,), seed=0).tolist()
+    [[0], [1], [2]]
+    """
+    require_room(len(codes), sizes)
+    draw = torch.Generator().manual_seed(seed)
+    table, total = codes.clone(), math.prod(sizes)
+    while True:
+        order, is_first = _by_sid(table.numpy(), np.arange(len(table)))
+        repeats = torch.from_numpy(np.sort(order[~is_first]))
+        if not len(repeats):
+            return table
+        if total <= 2 * len(table):  # few are free: chance would take long to meet them
+            is_free = torch.ones(sizes, dtype=torch.bool)
+            is_free[table.unbind(1)] = False
+            free = is_free.nonzero()
+            table[repeats] = free[torch.randperm(len(free), generator=draw)[: len(repeats)]]
+            continue
+        for level, size in enumerate(sizes):
+            table[repeats, level] = torch.randint(size, (len(repeats),), generator=draw)
 
 
 def _by_sid(table: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import safe_open
 from torch import Tensor
 
@@ -87,11 +88,34 @@ def mix(
     tensor([[0.0000, 0.0000],
             [1.4142, 1.4142]])
     """
-    blocks = []
+    scales = mix_scales(text, collaborative, weight)
+    return torch.cat([text * scales[0], collaborative * scales[1]], dim=1)
+
+
+def mix_scales(
+    text: Float[Tensor, "I D"], collaborative: Float[Tensor, "I C"], weight: float
+) -> Float[Tensor, " 2"]:
+    """What `mix` multiplies the blocks by."""
+    scales = []
     for block, share in ((text, 1 - weight), (collaborative, weight)):
         variance = block.var(0, correction=0).sum()
-        blocks.append(block * (share / variance).sqrt() if variance > 0 else block)
-    return torch.cat(blocks, dim=1)
+        scales.append((share / variance).sqrt() if variance > 0 else torch.ones(()))
+    return torch.stack(scales)
+
+
+def beside_neighbours(
+    interactions: Interactions,
+    known: Float[Tensor, "I C"],
+    is_new: Bool[Tensor, " I"],
+    splits: Sequence[str],
+) -> Float[Tensor, "I C"]:
+    """Collaborative vectors of all items, where those of the new ones are not known: the sum of
+    the others' by the mutual information with them, of length 1; zeros without a neighbour."""
+    shown = interactions.within(splits)
+    users, items = interactions.users[shown], interactions.items[shown].long()
+    known = known.masked_fill(is_new[:, None], 0)
+    found = torch.sparse.mm(_ppmi(users, items, len(known)), known.double())
+    return torch.where(is_new[:, None], F.normalize(found, dim=1).float(), known)
 
 
 def load_embeddings(folder: str, catalog: Catalog) -> Float[Tensor, "I D"]:
@@ -127,18 +151,58 @@ def load_vectors(folder: str, catalog: Catalog) -> Float[Tensor, "I D"]:
         raise RecastError(
             f"{folder} holds no vectors ({_FILE}): give the folder of `recast tokenize`"
         )
+    kept = load_kept(folder, catalog)
+    return kept.mixed(kept.blocks)
+
+
+class Kept(NamedTuple):
+    """What `recast tokenize` left of its work."""
+
+    blocks: dict[str, Float[Tensor, "I _D"]]
+    """`text`, `collaborative` or both."""
+    scales: Float[Tensor, " 2"] | None
+    """What the blocks are multiplied by where there are two."""
+    centroids: list[Float[Tensor, "_K Z"]]
+    """Of every level."""
+    encoder: dict[str, Tensor]
+    """Of an RQ-VAE, whose latents the centroids are of; empty for others."""
+
+    def mixed(self, blocks: dict[str, Float[Tensor, "N _D"]]) -> Float[Tensor, "N D"]:
+        """Blocks of this kind as they are quantized."""
+        if self.scales is None:
+            return next(iter(blocks.values()))
+        text, collaborative = blocks["text"], blocks["collaborative"]
+        return torch.cat([text * self.scales[0], collaborative * self.scales[1]], dim=1)
+
+
+def load_kept(folder: str, catalog: Catalog) -> Kept:
+    """All of it; raises `RecastError` when there is none, it is damaged or of other items."""
+    if not has_vectors(folder):
+        raise RecastError(
+            f"{folder} holds no vectors ({_FILE}): give the folder of `recast tokenize`"
+        )
     blocks = _kept(folder, catalog, ("text", "collaborative"))
-    remedy = "make it again with `recast tokenize`"
-    with reading(Path(folder) / _FILE, remedy):
+    remedy, scales = "make it again with `recast tokenize`", None
+    with reading(Path(folder) / _FILE, remedy), safe_open(Path(folder) / _FILE, "pt") as held:
         if not blocks:
             raise ValueError("it holds neither 'text' nor 'collaborative'")
-    if len(blocks) == 1:
-        return next(iter(blocks.values()))
-    with reading(Path(folder) / "card.json", remedy):
-        weight = read_json(Path(folder) / "card.json", dict)["collaborative_weight"]
-        if not (isinstance(weight, float) and 0 < weight < 1):
-            raise ValueError(f"it has collaborative_weight {weight!r} and vectors of both kinds")
-    return mix(blocks["text"], blocks["collaborative"], weight)
+        small = {k: held.get_tensor(k) for k in held.keys() if k not in blocks}  # noqa: SIM118
+        if not all(bool(x.float().isfinite().all()) for x in small.values()):
+            raise ValueError("it holds numbers that are not finite")
+        num_levels = sum(name.startswith("centroids.") for name in small)
+        centroids = [small[f"centroids.{level}"] for level in range(num_levels)]
+    if len(blocks) == 2:
+        scales = small.get("scales")
+    if len(blocks) == 2 and scales is None:
+        with reading(Path(folder) / "card.json", remedy):
+            weight = read_json(Path(folder) / "card.json", dict)["collaborative_weight"]
+            if not (isinstance(weight, float) and 0 < weight < 1):
+                raise ValueError(
+                    f"it has collaborative_weight {weight!r} and vectors of both kinds"
+                )
+            scales = mix_scales(blocks["text"], blocks["collaborative"], weight)
+    encoder = {k.removeprefix("encoder."): x for k, x in small.items() if k.startswith("encoder.")}
+    return Kept(blocks, scales, centroids, encoder)
 
 
 def _kept(folder: str, catalog: Catalog, names: tuple[str, ...]) -> dict[str, Tensor]:

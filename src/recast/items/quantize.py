@@ -82,10 +82,32 @@ def rq_kmeans(
             codes[:, level] = torch.from_numpy(assigned)
         else:
             for rows in _chunks(len(embeddings)):
-                nearest = faiss.knn(residual(rows), centroids, 1)[1]
-                codes[rows, level] = torch.from_numpy(nearest[:, 0])
+                codes[rows, level] = _nearest(residual(rows), centroids)
         codebooks.append(centroids)
     return codes, [torch.from_numpy(centroids) for centroids in codebooks]
+
+
+def nearest_codes(
+    points: Float[Tensor, "N D"], centroids: list[Float[Tensor, "_K D"]]
+) -> Int[Tensor, "N L"]:
+    """Level by level the centroid nearest to what the levels above leave over.
+
+    >>> nearest_codes(torch.tensor([[9.0], [1.0]]), [torch.tensor([[0.0], [10.0]])] * 2).tolist()
+    [[1, 0], [0, 0]]
+    """
+    codes = torch.empty(len(points), len(centroids), dtype=torch.long)
+    books = [book.float().numpy() for book in centroids]
+    for rows in _chunks(len(points)):
+        for level, book in enumerate(books):
+            residual = _residual(points[rows], codes[rows], books[:level])
+            codes[rows, level] = _nearest(residual, book)
+    return codes
+
+
+def random_codes(num_items: int, sizes: tuple[int, ...], seed: int) -> Int[Tensor, "I L"]:
+    """Each code of each level as likely as any other: items of one SID are alike in nothing."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randint(n, (num_items,), generator=draw) for n in sizes], dim=1)
 
 
 def require_enough(num_items: int, codebook_size: int) -> None:
@@ -106,6 +128,10 @@ def require_finite(embeddings: Float[Tensor, "I D"], name: str) -> None:
             f"{name}: row {int(bad.nonzero()[0])} is not finite ({int(bad.sum())} such rows): "
             "check the encoder's weights or the embeddings you gave"
         )
+
+
+def _nearest(points: np.ndarray, centroids: np.ndarray) -> Int[Tensor, " N"]:
+    return torch.from_numpy(faiss.knn(points, centroids, 1)[1][:, 0])
 
 
 def _chunks(num_rows: int) -> list[slice]:

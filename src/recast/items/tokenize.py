@@ -2,9 +2,10 @@
 
 Semantic IDs that a file or the data holds are taken as they are. The folder holds the catalogue
 (`catalog.parquet`, `sid.json`), its quality (`card.json`), the vectors it came from
-(`embeddings.safetensors`: `text`, `collaborative`, `centroids.0`, ...) and the resolved
-`config.yaml`. With `items_as` item the vectors are clustered once, and the token behind the cluster
-is the item itself. A catalogue of one level, for a ranker, has no vectors.
+(`embeddings.safetensors`: `text`, `collaborative`, `centroids.0`, ..., of an RQ-VAE
+`encoder.0.weight`, ... too) and the resolved `config.yaml`. With `items_as` item the vectors are
+clustered once, and the token behind the cluster is the item itself. A catalogue of one level, for a
+ranker, and one of random codes have no vectors.
 """
 
 from __future__ import annotations
@@ -15,22 +16,35 @@ from typing import Any
 
 import torch
 import yaml
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
 from recast.config import TokenizeConfig
-from recast.data.folder import load_data, load_items
+from recast.data.folder import load_categories, load_data, load_items
 from recast.items.card import given_card, sid_card
 from recast.items.catalog import Catalog, build_catalog
-from recast.items.collisions import require_room, resolve_extra_level, resolve_nearest_free
+from recast.items.collisions import (
+    require_room,
+    resolve_at_random,
+    resolve_extra_level,
+    resolve_nearest_free,
+)
 from recast.items.embed import collaborative_embeddings, mix
 from recast.items.encoder import embed_texts
 from recast.items.given import data_has_sids, domains_of, load_sids
-from recast.items.quantize import choose_clusters, choose_shape, require_enough, rq_kmeans
+from recast.items.new_items import extended_blocks, extended_codes, load_extension
+from recast.items.quantize import (
+    choose_clusters,
+    choose_shape,
+    random_codes,
+    require_enough,
+    rq_kmeans,
+)
+from recast.items.rq_vae import LR, STEPS, rq_vae
 from recast.run.doors import enter
 from recast.run.files import staged_folder
-from recast.run.parts import Parts, parts_of
+from recast.run.parts import Parts, parts_of, say
 from recast.run.space import require_space
 from recast.types import Interactions, require
 
@@ -60,29 +74,64 @@ def tokenize(config: TokenizeConfig) -> Catalog:
 def _tokenize(config: TokenizeConfig, parts: Parts) -> Catalog:
     items = load_items(config.data)
     texts = items["text"].to_list()
+    if config.extend is not None:
+        return _extend(config, config.extend, items["item_id"].to_list(), texts, parts)
     is_file = config.items_as not in (None, "codes", "item")
     if is_file or (config.items_as is None and data_has_sids(config.data)):
         return _given(config, items["item_id"].to_list(), texts)
     if config.num_levels == 1 and config.resolve != "extra_level":
         return _one_token_each(config, items["item_id"].to_list(), texts)
     config, sizes = _shaped(config, len(texts))
+    if config.quantizer == "random":
+        before = random_codes(len(texts), sizes, config.seed)
+        codes = resolve_at_random(before, sizes, config.seed)
+        catalog = build_catalog(codes, sizes, item_ids=items["item_id"].to_list(), texts=texts)
+        _write(config, catalog, before, {}, None)
+        return catalog
     _require_space(config, texts)
     blocks, facts = _embed(config, texts, load_data(config.data), parts)
     mixed = next(iter(blocks.values()))
     if len(blocks) == 2:
         mixed = mix(blocks["text"], blocks["collaborative"], config.collaborative_weight)
-    levels, size = config.num_levels or 1, sizes[0]
-    before, centroids = rq_kmeans(mixed, levels, size, config.seed, bool(config.balance))
+    before, points, centroids, encoder = _quantize(config, mixed, sizes[0])
     if config.items_as == "item":
         before = codes = torch.cat([before, torch.arange(len(texts))[:, None]], dim=1)
     elif config.resolve == "nearest_free":
-        codes = resolve_nearest_free(before, mixed, centroids)
+        codes = resolve_nearest_free(before, points, centroids)
     else:
         codes = resolve_extra_level(before)
         sizes = (*sizes, int(codes[:, -1].max()) + 1)
     catalog = build_catalog(codes, sizes, item_ids=items["item_id"].to_list(), texts=texts)
     vectors = blocks | {f"centroids.{level}": book for level, book in enumerate(centroids)}
+    vectors |= {f"encoder.{name}": weight for name, weight in encoder.items()}
     _write(config, catalog, before, vectors, facts)
+    return catalog
+
+
+def _extend(
+    config: TokenizeConfig, folder: str, item_ids: list[str], texts: list[str], parts: Parts
+) -> Catalog:
+    """The catalogue of `folder` with codes for the items of the data that it lacks."""
+    extension = load_extension(folder, item_ids)
+    kept, old = extension.kept, extension.catalog
+    require_space(config.output, sum(map(len, texts)) + 4 * len(texts) * 512, largest=0)
+    blocks = extended_blocks(extension, texts, load_data(config.data), parts)
+    before, codes = extended_codes(extension, kept.mixed(blocks))
+    catalog = build_catalog(
+        codes,
+        old.codebook_sizes,
+        item_ids=item_ids,
+        texts=texts,
+        first_token=old.first_token,
+        pad_token=old.pad_token,
+        bos_token=old.bos_token,
+    )
+    vectors = blocks | {f"centroids.{level}": book for level, book in enumerate(kept.centroids)}
+    vectors |= {f"encoder.{name}": weight for name, weight in kept.encoder.items()}
+    if kept.scales is not None:
+        vectors["scales"] = kept.scales
+    made = replace(extension.config, data=config.data, output=config.output)
+    _write(made, catalog, before, vectors, None, extension.facts())
     return catalog
 
 
@@ -91,9 +140,13 @@ def _shaped(config: TokenizeConfig, num_items: int) -> tuple[TokenizeConfig, tup
 
     Raises `RecastError` where the items do not fit, before anything is embedded.
     """
-    given = (config.num_levels, config.codebook_size, config.resolve)
-    is_item = num_items <= ITEMS_AS_ITEM and given == (None, None, None)
+    given = (config.quantizer, config.num_levels, config.codebook_size, config.resolve)
+    is_item = num_items <= ITEMS_AS_ITEM and given == (None, None, None, None)
     config = replace(config, items_as=config.items_as or ("item" if is_item else "codes"))
+    config = replace(config, quantizer=config.quantizer or "rq_kmeans")
+    if config.quantizer == "rq_vae":
+        steps, lr = _training(config)
+        config = replace(config, rq_vae_steps=steps, rq_vae_lr=lr)
     if config.items_as == "item":
         gib = 5 * 4 * 128 * num_items / 2**30
         need = f"each is a row of the policy, of its gradient and of the optimizer ({gib:.0f} GiB "
@@ -113,6 +166,25 @@ def _shaped(config: TokenizeConfig, num_items: int) -> tuple[TokenizeConfig, tup
     if resolve == "nearest_free":
         require_room(num_items, (size,) * levels)
     return config, (size,) * levels
+
+
+def _quantize(
+    config: TokenizeConfig, vectors: Float[Tensor, "I D"], size: int
+) -> tuple[Int[Tensor, "I L"], Float[Tensor, "I Z"], list[Tensor], dict[str, Tensor]]:
+    """Codes, the points and the centroids that they are nearest to, and the encoder that made the
+    points of the vectors, if they are not the vectors."""
+    levels = config.num_levels or 1
+    if config.quantizer == "rq_vae":
+        steps, lr = _training(config)
+        made = rq_vae(vectors, levels, size, config.seed, steps=steps, lr=lr, say=say)
+        return made.codes, made.latents, made.codebooks, made.encoder
+    codes, centroids = rq_kmeans(vectors, levels, size, config.seed, bool(config.balance))
+    return codes, vectors, centroids, {}
+
+
+def _training(config: TokenizeConfig) -> tuple[int, float]:
+    """Steps and learning rate of an RQ-VAE."""
+    return config.rq_vae_steps or STEPS, config.rq_vae_lr or LR
 
 
 def _one_token_each(config: TokenizeConfig, item_ids: list[str], texts: list[str]) -> Catalog:
@@ -153,9 +225,10 @@ def _write(
     before: Int[Tensor, "I L"],
     vectors: dict[str, Tensor],
     encoder: dict[str, Any] | None,
+    extension: dict[str, Any] | None = None,
 ) -> None:
     """The whole folder; `before` are the codes as they were quantized, `encoder` is what the card
-    says of the text embeddings."""
+    says of the text embeddings, `extension` of the catalogue that was extended."""
     card = sid_card(
         before,
         catalog.codes,
@@ -167,8 +240,11 @@ def _write(
         splits=config.splits,
         empty_texts=sum(not text.strip() for text in catalog.texts),
         encoder=encoder,
+        quantizer=config.quantizer,
+        categories=load_categories(config.data),
+        seed=config.seed,
     )
-    _save(config, catalog, card, vectors)
+    _save(config, catalog, card | (extension or {}), vectors)
 
 
 def _save(

@@ -22,6 +22,7 @@ from transformers import (
 from recast.config import ModelConfig, Precision
 from recast.config.check import MOST_WINDOW, as_path
 from recast.items.catalog import Catalog, load_catalog
+from recast.items.new_items import in_place_of
 from recast.policy.attention import ATTENTION, DROPS_NOTHING
 from recast.policy.body import steady_positions, text_config
 from recast.policy.device import find_device
@@ -111,16 +112,17 @@ def create_policy(
         elif is_policy(name):
             policy = load_policy(name)
             if not torch.equal(policy.catalog.codes, catalog.codes):
-                raise RecastError(
-                    f"{name} writes other semantic IDs than this catalogue: use its own"
-                )
-            for what in ("domains", "names"):
-                theirs, ours = getattr(policy.catalog, what), getattr(catalog, what)
-                remedy = f"{name} has {theirs}, use its own catalogue, {Path(name) / 'catalog'}"
-                require(ours == theirs, f"{what} of the catalogue", ours, remedy)
-            if not torch.equal(policy.catalog.domain_of, catalog.domain_of) or (
-                policy.catalog.item_ids != catalog.item_ids
-            ):
+                longer = in_place_of(policy.catalog, catalog, name)
+                policy = replace(policy, catalog=longer)
+            elif (policy.catalog.domains, policy.catalog.names, policy.catalog.item_ids) != (
+                catalog.domains,
+                catalog.names,
+                catalog.item_ids,
+            ) or not torch.equal(policy.catalog.domain_of, catalog.domain_of):
+                for what in ("domains", "names"):
+                    theirs, ours = getattr(policy.catalog, what), getattr(catalog, what)
+                    remedy = f"{name} has {theirs}, use its own catalogue, {Path(name) / 'catalog'}"
+                    require(ours == theirs, f"{what} of the catalogue", ours, remedy)
                 raise RecastError(
                     f"{name} writes other items than this catalogue, by the same semantic IDs: "
                     f"give {Path(name) / 'catalog'}, its own"
@@ -161,27 +163,30 @@ def save_policy(policy: Policy, folder: str | Path, *, merge: bool = True) -> No
         policy.catalog.write(stage / "catalog")
 
 
-def load_policy(folder: str | Path) -> Policy:
-    """A policy written by `save_policy`, in evaluation mode.
+def load_policy(folder: str | Path, catalog: str | Path | None = None) -> Policy:
+    """A policy written by `save_policy`, in evaluation mode; with another `catalog` it writes the
+    items of that one, which `recast tokenize --extend` made of its own: no weight is touched.
 
     Raises `RecastError` when the folder holds none or its vocabulary does not fit its catalogue.
     """
     path = Path(as_path("policy", folder))
     require_kind("policy", path)
     record, window, space = read_record(path)
-    catalog = load_catalog(path / "catalog")
+    own = load_catalog(path / "catalog")
     if os.path.isfile(path / ADAPTERS):
         model = load_adapters(load_model(Path(read_adapters(path))), path)
         require_finite(model, str(path))
     else:
         model = load_model(path)
-    policy = as_policy(model, catalog, window, str(path))
-    if "catalog" in record and record["catalog"] != _digest(catalog):  # older folders note none
+    policy = as_policy(model, own, window, str(path))
+    if "catalog" in record and record["catalog"] != _digest(own):  # older folders note none
         raise RecastError(
             f"{path / 'catalog'} is not the catalogue that this policy was trained with: use the "
             "folder as it was saved"
         )
-    return replace(policy, logprob_space=space, tokenizer=load_tokenizer(path))
+    if catalog is not None:
+        own = in_place_of(own, load_catalog(catalog), str(path))
+    return replace(policy, catalog=own, logprob_space=space, tokenizer=load_tokenizer(path))
 
 
 def read_record(folder: Path) -> tuple[dict[str, Any], int, LogprobSpace]:

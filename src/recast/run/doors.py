@@ -18,6 +18,7 @@ _KINDS = {
         "is no data folder (no {}): make one with `recast prepare`",
     ),
     "catalog": (("sid.json",), "holds no catalogue ({}): make one with `recast tokenize`"),
+    "extend": (("sid.json",), "holds no catalogue ({}): make one with `recast tokenize`"),
     "policy": (("recast.json",), "holds no policy ({}): make one with `recast sft`"),
     "baseline": (
         ("baseline.json",),

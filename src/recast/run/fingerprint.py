@@ -49,6 +49,7 @@ _READ: dict[str, tuple[str, ...]] = {
     "encoder": _ENCODER,
     "data": ("interactions.parquet", "items.parquet", "data.json"),
     "catalog": (*_CATALOG, "embeddings.safetensors"),
+    "extend": (*_CATALOG, "embeddings.safetensors", "config.yaml"),
     "model.path": _MODEL,
     "policy": _POLICY,
     "ranker": _POLICY,

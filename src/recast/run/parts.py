@@ -93,7 +93,7 @@ class Parts:
                 with reading(folder, "it is skipped"):
                     then, threads = dict(facts["deciding"]), int(facts["threads"])
             except RecastError as error:
-                _say(f"warning: {error}")
+                say(f"warning: {error}")
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             if then != self._deciding:
@@ -107,7 +107,7 @@ class Parts:
                 self._done.setdefault(batch, {})[field] = tensor
         if others:
             what = ", ".join(sorted(others))
-            _say(f"{self._folder}: parts made with another {what} are removed, begins anew")
+            say(f"{self._folder}: parts made with another {what} are removed, begins anew")
         if self.threads:
             torch.set_num_threads(self.threads)
 
@@ -121,7 +121,7 @@ class Parts:
         names = [f"{unit}/{index}" for index in range(len(batches))]
         sizes = dict(zip(names, map(len, batches), strict=True))
         if behind := sum(size for name, size in sizes.items() if name in self._done):
-            _say(f"goes on behind {behind:,} of {sum(sizes.values()):,} {unit}")
+            say(f"goes on behind {behind:,} of {sum(sizes.values()):,} {unit}")
         for name, batch in zip(names, batches, strict=True):
             if name in self._done:
                 continue
@@ -136,7 +136,7 @@ class Parts:
         if is_signal or self._folders():
             self._write()
         if self._folders():
-            _say(f"what is done is kept in {self._folder}: the same command goes on there")
+            say(f"what is done is kept in {self._folder}: the same command goes on there")
 
     def remove(self) -> None:
         """The output is there."""
@@ -163,7 +163,7 @@ class Parts:
             self._pending.clear()
         except RecastError as error:
             if not self._is_warned:
-                _say(f"warning: nothing is kept of the work, which goes on ({reason_of(error)})")
+                say(f"warning: nothing is kept of the work, which goes on ({reason_of(error)})")
             self._is_warned = True
         now = time.monotonic()
         self._due = now + max(_EVERY_S, (now - started) / _MOST)
@@ -173,6 +173,7 @@ NO_PARTS = Parts()
 """Keeps nothing: of work that takes no time, or is kept otherwise."""
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line of progress."""
     with suppress(OSError):  # nobody reads us
         print(line, flush=True)

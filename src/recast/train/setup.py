@@ -85,7 +85,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     config = replace(config, **(resumed.measured(config) if resumed else {}))
     find_device(config.device)
     method = resolve(config, method)
-    policy = load_policy(config.policy).to(config.device)
+    policy = load_policy(config.policy, config.catalog).to(config.device)
     method = in_space_of(method, config, policy)
     task = load_task(config.data, policy.catalog, policy.window)
     policy = _trainable(policy, config)
