@@ -30,8 +30,10 @@ from recast.run.fingerprint import check_seal, check_stamp, seal, sha256_of
 from recast.run.reading import read_json, reading
 from recast.types import SPLITS, Interactions, RecastError
 
-_FILES = ("interactions.parquet", "users.parquet", "items.parquet", "data.json")
-_REMEDY = "make it again with `recast prepare`"
+EVENTS, ROWS = "interactions.parquet", "rows.parquet"
+"""Of a data folder: one of the two."""
+_FILES = (EVENTS, "users.parquet", "items.parquet", "data.json")
+REMEDY = "make it again with `recast prepare`"
 _LARGEST_FACTS = 2**20
 """Bytes of `data.json`; it has about 2,000."""
 
@@ -45,7 +47,7 @@ def save_data(
 ) -> None:
     """Write the folder `config.output`; `events` has `user`, `item`, `time`, `split`."""
     with staged_folder(config.output) as stage:
-        events.write_parquet(stage / "interactions.parquet")
+        events.write_parquet(stage / EVENTS)
         users.write_parquet(stage / "users.parquet")
         items.write_parquet(stage / "items.parquet")
         facts = seal(facts, stage, *(name for name in _FILES if name.endswith(".parquet")))
@@ -60,17 +62,21 @@ def load_data(folder: str | Path) -> Interactions:
     """
     folder = as_path("data", folder)
     facts = load_facts(folder)
-    with reading(folder, _REMEDY):
+    if facts.get("kind") == "rows":
+        raise RecastError(
+            f"{folder} holds rows, no events: give a data folder of `recast prepare --interactions`"
+        )
+    with reading(folder, REMEDY):
         return _interactions(Path(folder), facts)
 
 
 def _interactions(folder: Path, facts: dict[str, Any]) -> Interactions:
     check_parquet(folder / "users.parquet", facts)
     check_parquet(folder / "items.parquet", facts)
-    events = _table(folder / "interactions.parquet", facts, ("user", "item", "time", "split"))
+    events = _table(folder / EVENTS, facts, ("user", "item", "time", "split"))
     if len(events) != facts["events"]:
         raise RecastError(
-            f"{folder} holds {len(events)} events, data.json says {facts['events']}: {_REMEDY}"
+            f"{folder} holds {len(events)} events, data.json says {facts['events']}: {REMEDY}"
         )
     for name, count in (("user", facts["users"]), ("item", facts["items"])):
         num_ids = pl.scan_parquet((folder / f"{name}s.parquet").absolute(), glob=False)
@@ -123,7 +129,7 @@ def _check_order(events: pl.DataFrame, facts: dict[str, Any]) -> None:
 def load_items(folder: str | Path) -> pl.DataFrame:
     """`item_id` and `text` of every item, by item index."""
     facts = load_facts(folder)
-    with reading(folder, _REMEDY):
+    with reading(folder, REMEDY):
         items = _table(Path(folder) / "items.parquet", facts, ("item_id", "text"))
         if items.schema != {"item_id": pl.String, "text": pl.String}:
             raise ValueError(f"items.parquet holds {dict(items.schema)}")
@@ -135,7 +141,7 @@ def load_items(folder: str | Path) -> pl.DataFrame:
 def load_categories(folder: str | Path) -> list[str]:
     """Of every item, by item index, "" where it has none; empty where the folder knows none."""
     facts = load_facts(folder)
-    with reading(folder, _REMEDY):
+    with reading(folder, REMEDY):
         table = read_parquet(Path(folder) / "items.parquet", facts)
         if "category" not in table.columns:
             return []
@@ -150,23 +156,24 @@ def load_facts(folder: str | Path) -> dict[str, Any]:
     """`data.json`; raises `RecastError` unless the folder is whole."""
     folder = as_path("data", folder)
     require_kind("data", folder)
-    with reading(Path(folder) / "data.json", _REMEDY):
+    with reading(Path(folder) / "data.json", REMEDY):
         facts: dict[str, Any] = read_json(Path(folder) / "data.json", dict, _LARGEST_FACTS)
         check_seal(facts)
     return facts
 
 
 def data_hash(folder: str | Path) -> str:
-    """Sha256 of the events, for the record of a run that used them."""
-    facts, file = load_facts(folder), Path(folder) / "interactions.parquet"
-    with reading(folder, _REMEDY):
+    """Sha256 of the events or rows, for the record of a run that used them."""
+    facts = load_facts(folder)
+    file = Path(folder) / (ROWS if facts.get("kind") == "rows" else EVENTS)
+    with reading(folder, REMEDY):
         return check_stamp(file, facts) or sha256_of(file)
 
 
 def describe(folder: str | Path) -> str:
     """What a data folder holds, one fact per line, for the screen."""
     facts = load_facts(folder)
-    with reading(Path(folder) / "data.json", _REMEDY):
+    with reading(Path(folder) / "data.json", REMEDY):
         return _described(facts)
 
 

@@ -14,7 +14,7 @@ from recast.run.reading import kind_of
 
 _KINDS = {
     "data": (
-        ("interactions.parquet", "users.parquet", "items.parquet", "data.json"),
+        ("interactions.parquet|rows.parquet", "users.parquet", "items.parquet", "data.json"),
         "is no data folder (no {}): make one with `recast prepare`",
     ),
     "catalog": (("sid.json",), "holds no catalogue ({}): make one with `recast tokenize`"),
@@ -31,7 +31,8 @@ _KINDS = {
     "encoder": ((), "holds no config.json: give a Hugging Face encoder folder or `minilm`"),
     "model.path": (("config.json",), "holds no model ({}): give a Hugging Face folder"),
 }
-"""Settings that name a folder: the files that it holds, and what is said of one without."""
+"""Settings that name a folder: the files that it holds (one of those with a bar between them), and
+what is said of one without."""
 PUBLISHED = ("movielens-100k", "minilm")
 """Values of settings that name what is fetched, pinned by its hash."""
 
@@ -71,9 +72,11 @@ def enter(config: Any, config_type: type, *, goes_on: bool = False) -> None:
 def require_kind(name: str, folder: str | Path) -> None:
     """Raise `RecastError` unless a folder is what the setting `name` asks for."""
     files, lacks = _KINDS[name]
-    missing = [file for file in files if not (Path(folder) / file).is_file()]
+    names = [file.split("|") for file in files]
+    missing = [some[0] for some in names if not any((Path(folder) / n).is_file() for n in some)]
     if missing or not Path(folder).is_dir():
-        raise RecastError(f"{folder}{kind_of(folder)} {lacks.format(*missing[:1] or files[:1])}")
+        first = (missing or [some[0] for some in names])[:1]
+        raise RecastError(f"{folder}{kind_of(folder)} {lacks.format(*first)}")
 
 
 def require_ranker(name: str, spec: str) -> None:

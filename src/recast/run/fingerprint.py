@@ -47,7 +47,7 @@ _READ: dict[str, tuple[str, ...]] = {
     "items": (),
     "items_as": (),
     "encoder": _ENCODER,
-    "data": ("interactions.parquet", "items.parquet", "data.json"),
+    "data": ("interactions.parquet", "rows.parquet", "items.parquet", "data.json"),
     "catalog": (*_CATALOG, "embeddings.safetensors"),
     "extend": (*_CATALOG, "embeddings.safetensors", "config.yaml"),
     "model.path": _MODEL,
