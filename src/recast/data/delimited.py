@@ -43,6 +43,10 @@ _REASONS = {
 """Parts of the csv module's messages, and what they mean."""
 
 
+_KEYS, _TEXTS = ("item", "row_id", "targets"), ("text", "prompt")
+"""How our names of columns begin that tell a row by its id, and that may hold line breaks."""
+
+
 class Suspect(NamedTuple):
     """A line inside a quoted field with as many commas as a row has: a stray quote may have
     swallowed that row."""
@@ -60,6 +64,27 @@ def read_csv(file: str, columns: dict[str, str]) -> tuple[pl.DataFrame, list[Sus
     break in a column that holds no text.
     """
     path = Path(file).absolute()
+    with _opened(file) as rows:
+        names = next(rows).fields
+        columns = choose_columns(file, names, columns)
+        if not _is_plain(path):
+            return _read_rows(file, names, rows, columns)
+    # Absolute and without globs: polars would read a leading ~ and brackets as patterns.
+    schema = dict.fromkeys(names, pl.String)
+    scan = pl.scan_csv(path, schema=schema, quote_char=None, glob=False)
+    chosen = scan.select(pl.col(column).alias(name) for name, column in columns.items())
+    return chosen.collect(engine="streaming"), []
+
+
+def read_header(file: str) -> list[str]:
+    """Names of the columns. Raises `RecastError` as `read_csv` does."""
+    with _opened(file) as rows:
+        return next(rows).fields
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[Iterator[_Row]]:
+    path = Path(file).absolute()
     with path.open("rb") as stream:
         head = stream.read(4)
     for signature, kind in _SIGNATURES.items():
@@ -67,20 +92,11 @@ def read_csv(file: str, columns: dict[str, str]) -> tuple[pl.DataFrame, list[Sus
             raise RecastError(f"{file} is {kind}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream, _long_fields():
-            rows = _rows(file, stream)
-            names = next(rows).fields
-            columns = choose_columns(file, names, columns)
-            if not _is_plain(path):
-                return _read_rows(file, names, rows, columns)
+            yield _rows(file, stream)
     except UnicodeDecodeError as error:
         raise RecastError(
             f"{file}, line {_undecodable(path)} is not UTF-8 ({error.reason}): save it as UTF-8"
         ) from error
-    # Absolute and without globs: polars would read a leading ~ and brackets as patterns.
-    schema = dict.fromkeys(names, pl.String)
-    scan = pl.scan_csv(path, schema=schema, quote_char=None, glob=False)
-    chosen = scan.select(pl.col(column).alias(name) for name, column in columns.items())
-    return chosen.collect(engine="streaming"), []
 
 
 class _Row(NamedTuple):
@@ -141,7 +157,7 @@ def _read_rows(
     file: str, names: list[str], rows: Iterator[_Row], columns: dict[str, str]
 ) -> tuple[pl.DataFrame, list[Suspect]]:
     places = {name: names.index(column) for name, column in columns.items()}
-    key = next(place for name, place in places.items() if name.startswith(("item", "row_id")))
+    key = next((p for name, p in places.items() if name.startswith(_KEYS)), 0)
     schema = dict.fromkeys(columns, pl.String)
     batches, suspects = [pl.DataFrame(schema=schema)], list[Suspect]()
     while batch := list(islice(rows, _BATCH)):
@@ -150,7 +166,7 @@ def _read_rows(
                 suspects += _suspects(row, len(names), key)
             for name, place in places.items() if row.has_break else ():
                 value = row.fields[place]
-                if not name.startswith("text") and ("\n" in value or "\r" in value):
+                if not name.startswith(_TEXTS) and ("\n" in value or "\r" in value):
                     raise RecastError(
                         f"{file}, row {row.number}, column {named(columns[name])} holds a line "
                         f"break in quotes ({named(value)}): close the quote where the value ends"

@@ -23,6 +23,7 @@ from recast.config import PrepareConfig
 from recast.config.check import as_path
 from recast.data.events import pairs
 from recast.data.parquet import check_parquet, read_parquet
+from recast.data.row_facts import described
 from recast.data.split import SPLIT_NAMES
 from recast.run.doors import require_kind
 from recast.run.files import staged_folder
@@ -32,7 +33,6 @@ from recast.types import SPLITS, Interactions, RecastError
 
 EVENTS, ROWS = "interactions.parquet", "rows.parquet"
 """Of a data folder: one of the two."""
-_FILES = (EVENTS, "users.parquet", "items.parquet", "data.json")
 REMEDY = "make it again with `recast prepare`"
 _LARGEST_FACTS = 2**20
 """Bytes of `data.json`; it has about 2,000."""
@@ -50,9 +50,14 @@ def save_data(
         events.write_parquet(stage / EVENTS)
         users.write_parquet(stage / "users.parquet")
         items.write_parquet(stage / "items.parquet")
-        facts = seal(facts, stage, *(name for name in _FILES if name.endswith(".parquet")))
-        (stage / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
-        (stage / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+        save_facts(config, stage, facts)
+
+
+def save_facts(config: PrepareConfig, folder: Path, facts: dict[str, Any]) -> None:
+    """Write `data.json`, with the sizes and hashes of the tables that are there, and the config."""
+    facts = seal(facts, folder, *sorted(file.name for file in folder.glob("*.parquet")))
+    (folder / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
 
 
 def load_data(folder: str | Path) -> Interactions:
@@ -174,7 +179,7 @@ def describe(folder: str | Path) -> str:
     """What a data folder holds, one fact per line, for the screen."""
     facts = load_facts(folder)
     with reading(Path(folder) / "data.json", REMEDY):
-        return _described(facts)
+        return "\n".join(described(facts)) if facts.get("kind") == "rows" else _described(facts)
 
 
 def _described(facts: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@ them; and whether two files write the same ids alike."""
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 from recast.data.columns import named
@@ -20,10 +21,11 @@ _LEAST_FRAC = 0.1
 """Of the events' items, that have a row in the items file; below it the ids are hardly the same."""
 
 
-def read_ids(ids: pl.Series, file: str, column: str) -> pl.Series:
+def read_ids(ids: pl.Series, file: str, column: str, rows: np.ndarray | None = None) -> pl.Series:
     """Ids as text without the white space around them.
 
-    Integers and texts are ids; raises `RecastError` for other types, a missing value, also one
+    `rows` are the rows they stand in, from 0, where these are not theirs in order. Integers and
+    texts are ids; raises `RecastError` for other types, a missing value, also one
     written as a word, a whole number written as a float, and an id in quotes.
     """
     if not (ids.dtype.is_integer() or ids.dtype in (pl.String, pl.Categorical, pl.Enum)):
@@ -37,7 +39,7 @@ def read_ids(ids: pl.Series, file: str, column: str) -> pl.Series:
     ids = ids.str.strip_chars()
     missing = ids.is_null() | (ids == "").fill_null(False)
     if missing.any():
-        row = int(missing.arg_max() or 0)
+        row = _row_of(missing, rows)
         raise RecastError(
             f"{file}, row {row + 1}, column {named(column)} has no id: fill or drop the row"
         )
@@ -49,12 +51,17 @@ def read_ids(ids: pl.Series, file: str, column: str) -> pl.Series:
     ):
         if refused.any():
             first = distinct.filter(refused)[0]
-            row, count = int((ids == first).arg_max() or 0), int((ids == first).sum())
+            row, count = _row_of(ids == first, rows), int((ids == first).sum())
             raise RecastError(
                 f"{file}, row {row + 1}, column {named(column)}: the id {named(first)} "
                 f"(in {count:,} rows) is {what}: {remedy}"
             )
     return ids
+
+
+def _row_of(found: pl.Series, rows: np.ndarray | None) -> int:
+    place = int(found.arg_max() or 0)
+    return place if rows is None else int(rows[place])
 
 
 def trimmed_notes(ids: pl.Series, kind: str) -> list[str]:

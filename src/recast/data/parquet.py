@@ -29,7 +29,7 @@ _SHARE = 0.25
 
 _TRIAL = """
 import json, sys
-file, most, memory, *chosen = sys.argv[1:]
+file, most, memory, streamed, *chosen = sys.argv[1:]
 import polars
 try:
     import resource
@@ -42,7 +42,11 @@ try:
     if num_rows <= int(most):
         limit()
         columns = [name for name in names if name in chosen or not chosen]
-        scan.select(columns).collect(engine="streaming")
+        if streamed == "True":
+            for batch in scan.select(columns).collect_batches(chunk_size=4096):
+                pass
+        else:
+            scan.select(columns).collect(engine="streaming")
     said = {"names": names, "num_rows": num_rows}
 except BaseException as error:
     said = {"kind": type(error).__name__, "text": str(error)}
@@ -57,8 +61,9 @@ class Contents(NamedTuple):
     num_rows: int
 
 
-def try_parquet(file: Path, columns: tuple[str, ...] = ()) -> Contents:
-    """Read a file in a process of its own: these columns of it as far as it has them, or all.
+def try_parquet(file: Path, columns: tuple[str, ...] = (), *, streamed: bool = False) -> Contents:
+    """Read a file in a process of its own: these columns of it as far as it has them, or all; one
+    that is `streamed` may be larger than the memory.
 
     Raises `ValueError` for what cannot be read and `RecastError` for more than the memory holds: a
     file of a few kilobytes can state and hold any number of rows, and unpack to any size.
@@ -66,7 +71,7 @@ def try_parquet(file: Path, columns: tuple[str, ...] = ()) -> Contents:
     memory = memory_gib()
     most = int(2**62 if memory is None else memory * 2**30 / _BYTES_PER_ROW)
     command = [sys.executable, "-P", "-W", "ignore", "-c", _TRIAL, str(file.absolute()), str(most)]
-    command += [str(bound := int((memory or 2**20) * _SHARE * 2**30)), *columns]
+    command += [str(bound := int((memory or 2**20) * _SHARE * 2**30)), str(streamed), *columns]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if b"memory allocation" in done.stderr or b"MemoryError" in done.stderr + done.stdout:
         raise RecastError(

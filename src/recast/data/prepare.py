@@ -20,6 +20,8 @@ from recast.data.events import (
 )
 from recast.data.folder import load_data, save_data
 from recast.data.movielens import read_packaged, read_zip
+from recast.data.prepare_rows import prepare_rows
+from recast.data.rows import Rows
 from recast.data.split import RL_FRAC, SPLIT_NAMES, leave_one_out, split_events
 from recast.data.tables import Tables, read_tables
 from recast.run.doors import enter
@@ -27,13 +29,18 @@ from recast.run.fingerprint import sha256_of
 from recast.types import SPLITS, Interactions, RecastError
 
 
-def prepare(config: PrepareConfig) -> Interactions:
-    """Read, filter, order and split the events; write `config.output` and load it.
+def prepare(config: PrepareConfig) -> Interactions | Rows:
+    """Read, filter, order and split the events, or take rows as they are; write `config.output` and
+    load it.
 
     The catalogue is every item of the items file and of the events; above k_core 1 it is what the
     filter left. Raises `RecastError` for bad input, before anything is written.
     """
     enter(config, PrepareConfig)
+    return _prepare(config) if config.rows is None else prepare_rows(config)
+
+
+def _prepare(config: PrepareConfig) -> Interactions:
     raw, texts, files, notes = _read(config)
     users = sorted_ids(raw["user"])
     item_ids = sorted_ids(pl.concat([raw["item"], texts["item_id"]]))

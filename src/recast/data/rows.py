@@ -23,17 +23,19 @@ from recast.data.parquet import check_parquet, read_parquet
 from recast.run.reading import reading
 from recast.types import SPLITS, RecastError
 
-SCHEMA = {
-    "user": pl.Int32,
-    "split": pl.Enum(SPLITS),
-    "task": pl.Int32,
-    "time": pl.Int64,
-    "prompt": pl.String,
-    "is_chat": pl.Boolean,
-    "history": pl.List(pl.Int32),
-    "targets": pl.List(pl.Int32),
-    "seen": pl.List(pl.Int32),
-}
+SCHEMA = pl.Schema(
+    {
+        "user": pl.Int32(),
+        "split": pl.Enum(SPLITS),
+        "task": pl.Int32(),
+        "time": pl.Int64(),
+        "prompt": pl.String(),
+        "is_chat": pl.Boolean(),
+        "history": pl.List(pl.Int32),
+        "targets": pl.List(pl.Int32),
+        "seen": pl.List(pl.Int32),
+    }
+)
 """Of `rows.parquet`. `time` is null in all rows or in none; a row without a `prompt` has a
 `history`, and no other row has one."""
 
@@ -134,7 +136,7 @@ def _load(folder: Path, facts: Mapping[str, Any]) -> Rows:
     check_parquet(folder / "users.parquet", facts)
     check_parquet(folder / "items.parquet", facts)
     frame = read_parquet(folder / ROWS, facts)
-    if dict(frame.schema) != SCHEMA:
+    if frame.schema != SCHEMA:
         raise ValueError(f"{ROWS} holds {dict(frame.schema)}")
     _check(frame, facts)
     return Rows(

@@ -6,6 +6,8 @@ Events: `user`, `item` (String) and `time` (Int64, or Float64 where a time is no
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,11 +41,7 @@ def read_tables(config: PrepareConfig) -> Tables:
         raise RecastError(
             f"user, item and time are set to {list(columns.values())}: name 3 columns"
         )
-    for setting in ("text", "items_id", "category"):
-        if (value := getattr(config, setting)) and config.items is None:
-            raise RecastError(f"{setting} is {value!r} without a file: set items as well")
-    if config.items is not None and not config.text:
-        raise RecastError(f"items is {config.items!r} without columns: set text as well")
+    require_items(config)
     file = config.interactions
     raw, suspects = read_columns(file, columns)
     if config.time == ROW_ORDER:
@@ -56,14 +54,24 @@ def read_tables(config: PrepareConfig) -> Tables:
     if config.items is None:
         empty = pl.DataFrame(schema={"item_id": pl.String, "text": pl.String})
         return Tables(events, empty, [Path(file)], notes)
-    items, more = _read_items(config, config.items, event_items)
+    items, more = read_items(config, config.items, event_items)
     check_overlap(event_items, items["item_id"], file, config.items)
     return Tables(events, items, [Path(file), Path(config.items)], notes + more)
 
 
-def _read_items(
+def require_items(config: PrepareConfig) -> None:
+    """Raise `RecastError` for settings of an items file without one, and for one without texts."""
+    for setting in ("text", "items_id", "category"):
+        if (value := getattr(config, setting)) and config.items is None:
+            raise RecastError(f"{setting} is {value!r} without a file: set items as well")
+    if config.items is not None and not config.text:
+        raise RecastError(f"items is {config.items!r} without columns: set text as well")
+
+
+def read_items(
     config: PrepareConfig, file: str, event_items: pl.Series
 ) -> tuple[pl.DataFrame, list[str]]:
+    """`item_id` and `text` of the items file, and what to say of them; raises `RecastError`."""
     column = config.items_id or config.item
     parts = {f"text {i}": name for i, name in enumerate(config.text)}
     category = {"category": config.category} if config.category else {}
@@ -159,7 +167,21 @@ def read_columns(file: str, columns: dict[str, str]) -> tuple[pl.DataFrame, list
 
     Raises `RecastError` for what is no readable CSV or Parquet file and for a column that it lacks.
     """
-    # Absolute and without globs: polars would read a leading ~ and brackets as patterns.
+    with readable(file):
+        # Absolute and without globs: polars would read a leading ~ and brackets as patterns.
+        path = Path(file).absolute()
+        if path.suffix.lower() == ".csv":
+            return read_csv(file, columns)
+        columns = choose_columns(file, try_parquet(path, tuple(columns.values())).names, columns)
+        scan = pl.scan_parquet(path, glob=False)
+        chosen = scan.select(pl.col(column).alias(name) for name, column in columns.items())
+        return chosen.collect(engine="streaming"), []
+
+
+@contextmanager
+def readable(file: str) -> Iterator[None]:
+    """Around code that reads a user's file; raises `RecastError` when it is no CSV and no Parquet
+    file, or cannot be read."""
     path, suffix = Path(file).absolute(), Path(file).suffix.lower()
     kinds = "give a .csv or .parquet file"
     try:
@@ -171,12 +193,7 @@ def read_columns(file: str, columns: dict[str, str]) -> tuple[pl.DataFrame, list
             raise RecastError(f"{file} is a pipe or a device, no file: {kinds}")
         if suffix not in (".csv", ".parquet"):
             raise RecastError(f"{file} ends in {suffix!r}: {kinds}")
-        if suffix == ".csv":
-            return read_csv(file, columns)
-        columns = choose_columns(file, try_parquet(path, tuple(columns.values())).names, columns)
-        scan = pl.scan_parquet(path, glob=False)
-        chosen = scan.select(pl.col(column).alias(name) for name, column in columns.items())
-        return chosen.collect(engine="streaming"), []
+        yield
     except RecastError:
         raise
     except (PolarsError, OSError, ValueError) as error:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from recast.config import TokenizeConfig
 from recast.data.folder import load_categories, load_data, load_items
+from recast.data.rows import has_rows
 from recast.items.card import given_card, sid_card
 from recast.items.catalog import Catalog, build_catalog
 from recast.items.collisions import (
@@ -88,8 +89,12 @@ def _tokenize(config: TokenizeConfig, parts: Parts) -> Catalog:
         catalog = build_catalog(codes, sizes, item_ids=items["item_id"].to_list(), texts=texts)
         _write(config, catalog, before, {}, None)
         return catalog
+    interactions = None if has_rows(config.data) else load_data(config.data)
+    weight = config.collaborative_weight
+    remedy = f"{config.data} holds rows, no events: give 0, or items_as a file of semantic IDs"
+    require(interactions is not None or weight == 0, "collaborative_weight", weight, remedy)
     _require_space(config, texts)
-    blocks, facts = _embed(config, texts, load_data(config.data), parts)
+    blocks, facts = _embed(config, texts, interactions, parts)
     mixed = next(iter(blocks.values()))
     if len(blocks) == 2:
         mixed = mix(blocks["text"], blocks["collaborative"], config.collaborative_weight)
@@ -268,7 +273,7 @@ def _require_space(config: TokenizeConfig, texts: list[str]) -> None:
 
 
 def _embed(
-    config: TokenizeConfig, texts: list[str], interactions: Interactions, parts: Parts
+    config: TokenizeConfig, texts: list[str], interactions: Interactions | None, parts: Parts
 ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """The blocks that the weight asks for, `text`, `collaborative` or both, and what the card says
     of the first."""
@@ -277,7 +282,7 @@ def _embed(
         made = embed_texts(texts, config.encoder, parts)
         blocks["text"] = made.vectors
         facts = asdict(made.pooling) | {"longest": made.longest, "cut_texts": made.num_cut}
-    if config.collaborative_weight > 0:
+    if interactions is not None and config.collaborative_weight > 0:
         blocks["collaborative"] = collaborative_embeddings(
             interactions, config.collaborative_dim, config.seed, config.splits
         )

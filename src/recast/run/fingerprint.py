@@ -44,6 +44,7 @@ _MODEL = ("*.json", "*.safetensors", "*.txt", "*.model", *(f"catalog/{f}" for f 
 _ENCODER = tuple(f"**/*.{kind}" for kind in ("json", "safetensors", "txt", "model"))
 _READ: dict[str, tuple[str, ...]] = {
     "interactions": (),
+    "rows": tuple(f"**/*.{kind}" for kind in ("parquet", "csv", "json", "txt")),
     "items": (),
     "items_as": (),
     "encoder": _ENCODER,
@@ -229,10 +230,16 @@ def inputs_of(settings: dict[str, Any]) -> dict[str, Input]:
     if named.get("items_as") in ("codes", "item"):
         del named["items_as"]  # no file
     return {
-        key: Input(Path(os.path.abspath(named[key])), patterns)
+        key: Input(_place(key, named[key]), patterns)
         for key, patterns in _READ.items()
         if isinstance(named.get(key), str | Path) and named[key] not in PUBLISHED
     }
+
+
+def _place(key: str, value: str | Path) -> Path:
+    path = Path(os.path.abspath(value))
+    # FOLDER/NAME is one of several data sets of a folder.
+    return path.parent if key == "rows" and not path.exists() else path
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

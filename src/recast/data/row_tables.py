@@ -1,0 +1,170 @@
+"""What a reader of rows returns, and what readers share: files in, batches of rows out."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from polars.exceptions import PolarsError
+
+from recast.data.columns import named
+from recast.data.delimited import Suspect
+from recast.data.parquet import try_parquet
+from recast.data.tables import read_columns, readable
+from recast.run.reading import reason_of
+from recast.types import RecastError
+
+BATCH = 4096
+"""Rows that are in memory at once; a prompt of 512 items has 25,000 characters."""
+
+BATCH_SCHEMA = pl.Schema(
+    {
+        "user": pl.String(),
+        "split": pl.String(),
+        "task": pl.Int32(),
+        "time": pl.Int64(),
+        "prompt": pl.String(),
+        "is_chat": pl.Boolean(),
+        "history": pl.List(pl.Int32),
+        "targets": pl.List(pl.Int32),
+        "seen": pl.List(pl.Int32),
+    }
+)
+"""Of a reader's batches: as `rows.parquet`, with users as ids and splits as texts."""
+
+ITEM_SCHEMA = pl.Schema(
+    {
+        "item_id": pl.String(),
+        "text": pl.String(),
+        "domain": pl.String(),
+        "sid": pl.List(pl.Int64),
+    }
+)
+"""Of `items.parquet` beside rows; `sid` is null where there is none."""
+
+_MOST_FILES = 20_000
+"""Of a folder of data: a whole disk would be looked through for hours."""
+
+MOST_TASKS = 64
+TASK_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
+"""A task's name stands before its metrics (`TASK/...`) and in settings."""
+
+_SPLITS = {
+    "train": ("train", "training"),
+    "rl": ("rl",),
+    "valid": ("valid", "validation", "val", "dev"),
+    "test": ("test", "testing"),
+}
+"""How splits are called in files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowTables:
+    """Rows as a reader finds them. `notes` and `dropped` fill up as `batches` are read."""
+
+    batches: Callable[[], Iterator[pl.DataFrame]]
+    """Frames of `BATCH_SCHEMA`; items are numbers of rows of `items`."""
+    items: pl.DataFrame
+    splits: frozenset[str]
+    """Splits that the files say they hold."""
+    files: list[Path]
+    kind: str
+    """What was found, in words."""
+    tasks: dict[str, str] = field(default_factory=lambda: {"rows": "items"})
+    """Of every task the domain of its items."""
+    sid_names: dict[str, str] | None = None
+    """How texts write items: `pattern`, `begin` and `end`."""
+    has_seen: bool = False
+    notes: list[str] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def files_under(path: Path) -> list[Path]:
+    """Plain files of a folder and of the folders in it. Raises `RecastError` for too many."""
+    found: list[Path] = []
+    for folder, _, names in os.walk(path, onerror=_raise):
+        found += [file for name in names if (file := Path(folder) / name).is_file()]
+        if len(found) > _MOST_FILES:
+            raise RecastError(
+                f"{path} holds more than {_MOST_FILES:,} files: give the folder of the data alone"
+            )
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def split_of(name: str) -> str | None:
+    """The split that a file or a value is called by, None where it is none.
+
+    >>> split_of("Validation"), split_of("items")
+    ('valid', None)
+    """
+    plain = name.strip().lower()
+    return next((split for split, names in _SPLITS.items() if plain in names), None)
+
+
+def batches_of(file: str, columns: dict[str, str]) -> tuple[Iterator[pl.DataFrame], list[Suspect]]:
+    """The named columns of a CSV or a Parquet file, `BATCH` rows at a time; a Parquet file, which
+    `columns_of` has tried, is never in memory whole. Raises `RecastError` as `read_columns` does.
+    """
+    path = Path(file).absolute()
+    if path.suffix.lower() != ".parquet":
+        frame, suspects = read_columns(file, columns)
+        return frame.iter_slices(BATCH), suspects
+    chosen = [pl.col(column).alias(name) for name, column in columns.items()]
+    return _streamed(file, pl.scan_parquet(path, glob=False).select(chosen)), []
+
+
+def columns_of(file: str, columns: tuple[str, ...] = ()) -> list[str]:
+    """Names of a Parquet file's columns, once these of them were read to the end."""
+    with readable(file):
+        return try_parquet(Path(file).absolute(), columns, streamed=True).names
+
+
+def _streamed(file: str, scan: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    try:
+        for batch in scan.collect_batches(chunk_size=BATCH, maintain_order=True):
+            yield from batch.iter_slices(BATCH)
+    except (PolarsError, OSError) as error:
+        raise RecastError(
+            f"{file} cannot be read ({reason_of(error)}): it changed while it was read, start again"
+        ) from error
+
+
+def read_small(file: str, columns: tuple[str, ...]) -> pl.DataFrame:
+    """These columns of a Parquet file, whole."""
+    frame, _ = read_columns(file, {name: name for name in columns})
+    return frame
+
+
+def find(keys: np.ndarray, values: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Of each value the number of the first equal key, -1 where there is none; `order` is what
+    `np.argsort(keys, kind="stable")` gives.
+
+    >>> keys = np.array([7, 5, 7])
+    >>> find(keys, np.array([5, 7, 8]), np.argsort(keys, kind="stable")).tolist()
+    [1, 0, -1]
+    """
+    if not len(keys):
+        return np.full(len(values), -1)
+    place = np.searchsorted(keys, values, sorter=order).clip(max=len(keys) - 1)
+    return np.where(keys[order[place]] == values, order[place], -1)
+
+
+def make_batch(rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
+    """Rows as readers make them, one by one; a column that they leave out is null, a list empty."""
+    empty = {"history": [], "targets": [], "seen": [], "is_chat": False, "task": 0}
+    return pl.DataFrame([empty | row for row in rows], schema=BATCH_SCHEMA, orient="row")
+
+
+def where(file: object, row: int, column: str) -> str:
+    return f"{file}, row {row + 1}, column {named(column)}"
