@@ -39,7 +39,8 @@ def write_events(file: Path) -> None:
 
 def sft_config(walk: Path, output: Path, **changes: Any) -> SFTConfig:
     settings = {"model": MODEL, "window": 8, "epochs": 10, "lr": 1e-2, "threads": 1}
-    settings |= {"pass_tokens": 4096, "batch_windows": 32, "weight_decay": 0.01, "dropout": 0.1}
+    settings |= {"pass_tokens": 4096, "micro_batch_tokens": 65536}
+    settings |= {"batch_windows": 32, "weight_decay": 0.01, "dropout": 0.1}
     settings |= {"layer_dropout": 0.0, "ema": 0.0, "logprob_space": "full"} | changes
     data, catalog = str(walk / "data"), str(walk / "catalog")
     return SFTConfig(**({"data": data, "catalog": catalog} | settings), output=str(output))

@@ -20,9 +20,9 @@ from recast.policy.memory import peak_bytes
 from recast.rollout.fill import Drawn
 from recast.run.log import RunLog
 from recast.train.actor import update
-from recast.train.alarms import watch
+from recast.train.alarms import watch_tasks
 from recast.train.diverged import prompts_kept, rollouts_learned
-from recast.train.learnability import group_metrics
+from recast.train.learnability import group_metrics, metrics_by_task
 from recast.train.result import save_result
 from recast.train.setup import RLSetup, set_up_rl
 from recast.train.state import LoopState
@@ -48,17 +48,18 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
             with keeper.step():
                 metrics = judge(setup, state)
                 run.metrics(0, metrics, stage=setup.name)
-                watch(state.watched, 0, metrics, len(setup.valid_rows))
+                watch_tasks(state.watched, 0, metrics, setup.valid_counts, is_free=is_free)
         with run.stage(setup.name, total=config.steps, done=state.step) as stage:
             while state.step < config.steps and state.waited < (config.patience or math.inf):
                 found = roll_out(setup, state)
                 with keeper.step():
                     metrics = learn(setup, state, found)
-                    run.rollouts(state.step, *found.batch.drawn, found.signal, found.batch.given[0])
+                    drawn, given = found.batch.drawn, found.batch.given[0]
+                    run.rollouts(state.step, *drawn, found.signal, given, setup.tasks_of(given))
                     if state.step % config.eval_every == 0 or state.step == config.steps:
                         metrics |= judge(setup, state)
-                    alarms, lines = watch(
-                        state.watched, state.step, metrics, len(setup.valid_rows), is_free=is_free
+                    alarms, lines = watch_tasks(
+                        state.watched, state.step, metrics, setup.valid_counts, is_free=is_free
                     )
                     stage.advance(metrics | alarms, step=state.step)
                     for line in lines:
@@ -126,7 +127,9 @@ def learn(setup: RLSetup, state: LoopState, found: Found) -> Metrics:
     rows = partial(rollouts_learned, found.signal, found.batch.given[1])
     kept, blamed = prompts_kept(setup.search.folder, rows), blame("loss", method.loss)
     with kept, blamed, setup.policy.computing_in(setup.precision):
-        metrics = group_metrics(drawn, found.signal) | update(actor, found.signal)
+        metrics = group_metrics(drawn, found.signal)
+        metrics |= metrics_by_task(setup.task, drawn, found.signal)
+        metrics |= update(actor, found.signal)
     state.step += 1
     state.further += len(drawn) - 1
     state.remember(metrics.get("group/natural_frac", 0.0))

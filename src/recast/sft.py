@@ -18,12 +18,13 @@ from torch import Tensor
 from recast.config import Precision, SFTConfig
 from recast.evaluation.rank import validate
 from recast.policy.load import Policy, trained_parameters
+from recast.policy.tasks import HistoryTask
 from recast.run.log import RunLog
 from recast.train.diverged import DivergedError, prompts_kept, windows_learned
 from recast.train.keeper import Keeper
 from recast.train.rates import Rates, schedule_factor
 from recast.train.result import save_result
-from recast.train.sequences import draw_negatives, learn
+from recast.train.sequences import NO_LIMIT, draw_negatives, learn
 from recast.train.sft_setup import SFTSetup, set_up_sft
 from recast.train.state import LoopState, adamw
 from recast.types import Metrics, Sequences
@@ -42,13 +43,15 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
     state = LoopState(model=policy.model, optimizer=optimizer, keep=config.keep, ema=ema)
     with setup.run.open(state, log) as (run, keeper):
         said = f"{setup.num_windows} windows of {config.window} items"
+        if not isinstance(task, HistoryTask):
+            said = f"{setup.num_windows} rows, up to {setup.longest} tokens with their answers"
         run.say(f"{said}, torch threads: {torch.get_num_threads()}")
         if setup.text:
             run.say(setup.text)
         num_epochs = -(-setup.num_steps // setup.epoch_steps)
         with run.stage("SFT", total=num_epochs, done=state.step) as stage:
             while goes_on(setup, config, state):
-                train_epoch(setup, config, state, task.sequences(setup.rows, state.step), keeper)
+                train_epoch(setup, config, state, setup.sequences(state.step), keeper)
                 judged = replace(policy, model=state.judged())
                 valid = validate(judged, task, setup.valid_rows, config.valid_metrics)
                 with keeper.step():
@@ -88,6 +91,7 @@ def train_epoch(
                 layer_dropout=config.resolved.layer_dropout,
                 precision=config.precision,
                 pass_tokens=setup.pass_tokens,
+                micro_batch_tokens=setup.micro_batch_tokens,
                 negatives=draw_negatives(
                     setup.policy.catalog, config.negatives, config.seed, state.optimizer_steps
                 ),
@@ -106,6 +110,7 @@ def train_batch(
     layer_dropout: float,
     precision: Precision,
     pass_tokens: int,
+    micro_batch_tokens: int = NO_LIMIT,
     negatives: Int[Tensor, " C"] | None = None,
 ) -> None:
     """One optimizer step.
@@ -123,6 +128,7 @@ def train_batch(
         layer_dropout=layer_dropout,
         precision=precision,
         pass_tokens=pass_tokens,
+        micro_batch_tokens=micro_batch_tokens,
         negatives=negatives,
     )
     rates.mask_gradients()

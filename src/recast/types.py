@@ -124,7 +124,7 @@ class Sequences:
         starts = self.lengths.cumsum(0)[index] - lengths
         column = torch.arange(int(lengths.max()), device=lengths.device)
         place = starts[:, None] + column.minimum(lengths[:, None] - 1)
-        return self.tokens[place], self.loss_mask[place] & (column < lengths[:, None])
+        return self.tokens[place].long(), self.loss_mask[place] & (column < lengths[:, None])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ from recast.config.evaluation import split_metric as split_metric
 from recast.config.model import LoRAConfig as LoRAConfig
 from recast.config.model import ModelConfig as ModelConfig
 from recast.config.model import NewRows as NewRows
+from recast.config.prompt import PromptConfig as PromptConfig
 from recast.config.quickstart import QuickstartConfig as QuickstartConfig
 from recast.config.train import Keep as Keep
 from recast.config.train import KLEstimator as KLEstimator

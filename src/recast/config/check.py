@@ -16,7 +16,7 @@ from recast.errors import RecastError, require
 Shown = Literal["train", "rl"]
 """Splits that something may be fitted on; on the others it is judged."""
 
-_GROUPS = {"ModelConfig": "model.", "LoRAConfig": "lora."}
+_GROUPS = {"ModelConfig": "model.", "LoRAConfig": "lora.", "PromptConfig": "prompt."}
 """Nested settings and what their names begin with."""
 
 _PATHS = (
@@ -236,6 +236,16 @@ def check_rate(config: object, name: str) -> None:
     if rate is not None:
         require(0 < rate < math.inf, name, rate, "give a positive rate")
         require(rate <= 1, name, rate, "give 1 or less")
+
+
+def check_weights(weights: dict[str, Any]) -> None:
+    """How often each task is drawn: relative, so that only their ratios count."""
+    for name, weight in weights.items():
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        fits = is_number and 0 <= weight <= MOST_STEPS
+        require(fits, f"task_weights.{name}", weight, f"give a number from 0 to {MOST_STEPS}")
+    some = not weights or any(weights.values())
+    require(some, "task_weights", weights, "give at least one task more than 0")
 
 
 def check_threads(config: object) -> None:

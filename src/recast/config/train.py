@@ -17,10 +17,12 @@ from recast.config.check import (
     check_settings,
     check_splits,
     check_threads,
+    check_weights,
     within,
 )
 from recast.config.evaluation import VALID_METRICS, check_metrics
 from recast.config.model import LoRAConfig, ModelConfig
+from recast.config.prompt import PromptConfig
 from recast.errors import LogprobSpace, require
 
 Precision = Literal["float32", "bfloat16"]
@@ -76,6 +78,9 @@ class SFTConfig:
     which it then has seen."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Shape of the policy, or the model to start from."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    """How the prompts of `model.path` are rendered, kept with the policy; `recast rl` and `recast
+    evaluate` render the same."""
     logprob_space: LogprobSpace | None = None
     """What the loss is normalised over: the whole vocabulary (full), the level's codes (level) or
     the children that the trie has (trie). The policy is validated and ranked in it. Unset: that of
@@ -120,6 +125,11 @@ class SFTConfig:
     valid_metrics: list[str] = field(default_factory=lambda: list(VALID_METRICS))
     """What each validation logs at item level, as for `recast rl`; ndcg@10, which decides, is among
     them."""
+    task_weights: dict[str, Any] = field(default_factory=dict)
+    """How often each task of the data is read, as in `--task_weights.NAME 2`, 0: never; unset: by
+    its rows."""
+    micro_batch_tokens: int | None = None
+    """Tokens per pass, at most; unset: what fits into half of the free memory."""
     pass_tokens: int | None = None
     """Tokens that take as long as one more pass: what padding is weighed against; unset:
     measured."""
@@ -143,7 +153,8 @@ class SFTConfig:
         within(self, 1, 10_000, "epochs", "patience")
         within(self, 1, 65536, "batch_windows")
         within(self, 1, 10 * MOST_STEPS, "valid_rows")
-        within(self, 1, 2**24, "pass_tokens", "negatives")
+        within(self, 1, 2**24, "pass_tokens", "negatives", "micro_batch_tokens")
+        check_weights(self.task_weights)
         within(self, 2, MOST_WINDOW, "window")
         whole = self.negatives is None or self.logprob_space in (None, "full")
         need = "negatives stand for the whole vocabulary: give full, or leave negatives out"
@@ -244,6 +255,9 @@ class RLConfig:
     """Rollout batches, each followed by its update."""
     lr: float | None = None
     """Learning rate, constant after `warmup_steps`; unset: the method's own."""
+    task_weights: dict[str, Any] = field(default_factory=dict)
+    """How often each task of the data is drawn, as in `--task_weights.NAME 2`, 0: never; unset: by
+    its rows."""
     warmup_steps: int = 10
     """Steps over which the learning rate rises."""
     kl_coef: float | None = None
@@ -311,6 +325,7 @@ class RLConfig:
         within(self, 1, 2**24, "micro_batch_tokens", "pass_tokens", "mini_batch_rows")
         within(self, 1, 4096, "group_size", "list_length")
         within(self, 1, MOST_STEPS, "patience")
+        check_weights(self.task_weights)
         check_metrics(self.valid_metrics)
         chooses = self.patience is not None or self.keep == "best"
         fits = not chooses or "ndcg@10" in self.valid_metrics

@@ -19,24 +19,29 @@ HISTORY = (1, 4, 6, 10)
 
 
 def breakdown(ranks: Ranks, interactions: Interactions, splits: Sequence[str]) -> dict[str, Any]:
-    """HR and NDCG at 10 (at the width of shorter lists) of the rows grouped by the events that
-    their target has in `splits`, and by the events that their user has before them.
-
-    `ranks` are of rows of `interactions`, whose target is the row's own item. Groups without a row
-    have no metrics.
-    """
-    k = min(10, ranks.facts.beam_width or 10)
+    """`grouped` of rows of `interactions`, whose target is the row's own item, by the events of
+    `splits`."""
     rows = ranks.row_ids
     events = interactions.items[interactions.within(splits)].bincount(
         minlength=interactions.num_items
     )
+    return grouped(
+        ranks, splits, events[interactions.items[rows]], rows - interactions.starts[rows]
+    )
+
+
+def grouped(
+    ranks: Ranks, splits: Sequence[str], events: Int[Tensor, " N"], before: Int[Tensor, " N"]
+) -> dict[str, Any]:
+    """HR and NDCG at 10 (at the width of shorter lists) of the rows grouped by the `events` that
+    their first target has in `splits`, and by those that their user has `before` them, where any
+    are known. Groups without a row have no metrics.
+    """
+    k = min(10, ranks.facts.beam_width or 10)
     metrics = row_metrics(ranks, [k], ["item"], ["hr", "ndcg"])
     values = {name.removeprefix("item/"): metric for name, metric in metrics.items()}
-    return {
-        "events_of": list(splits),
-        "by_events": _groups(events[interactions.items[rows]], EVENTS, values),
-        "by_history": _groups(rows - interactions.starts[rows], HISTORY, values),
-    }
+    groups = {"events_of": list(splits), "by_events": _groups(events, EVENTS, values)}
+    return groups | ({"by_history": _groups(before, HISTORY, values)} if before.any() else {})
 
 
 def _groups(

@@ -13,7 +13,7 @@ from recast.config import EvaluateConfig, StratifyConfig
 from recast.config.check import names_code
 from recast.data.folder import data_hash
 from recast.evaluation.baseline import evaluate_baseline, is_baseline
-from recast.evaluation.breakdown import breakdown
+from recast.evaluation.breakdown import grouped
 from recast.evaluation.exact import affordable_rows, is_elsewhere, places_of
 from recast.evaluation.facts import (
     Facts,
@@ -29,11 +29,12 @@ from recast.evaluation.rank import (
     batches_of,
     invalid_frac,
     rank_policy,
+    rows_of_tasks,
     rows_to_rank,
     sample_rows,
 )
 from recast.evaluation.ranks import Ranks
-from recast.policy.baselines import FIT_SPLITS, popularity
+from recast.policy.baselines import FIT_SPLITS
 from recast.policy.device import find_device
 from recast.policy.load import Policy, load_policy
 from recast.policy.ranker import load_ranker
@@ -66,7 +67,7 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
 def _evaluate(config: EvaluateConfig, parts: Parts) -> Metrics:
     policy = load_policy(config.policy, config.catalog).to(config.device)
     policy.model.float()  # as in training, where near ties are told apart
-    task = load_task(config.data, policy.catalog, policy.window)
+    task = load_task(config.data, policy)
     rows = rows_to_rank(task.rows(config.split), config.data, config.split)
     decoder = Decoder()
     if config.guide and config.decoder != "beam":
@@ -74,7 +75,7 @@ def _evaluate(config: EvaluateConfig, parts: Parts) -> Metrics:
             config.guide, policy.catalog, config.output, kind="guide", data=config.data
         )
         decoder = Decoder(guide=guide, kind=config.decoder)
-    popular = popularity(task.interactions)(task.interactions, rows[:1])[0]
+    popular = task.item_counts(FIT_SPLITS).float()
 
     def rank(chosen: Int[Tensor, " N"], parts: Parts = NO_PARTS) -> Ranks:
         return rank_policy(
@@ -113,6 +114,7 @@ def _evaluate(config: EvaluateConfig, parts: Parts) -> Metrics:
     unconstrained = sample_rows(rows, config.invalid_rows)
     invalid = invalid_frac(policy, task, unconstrained, config.beam_width, parts=parts)
     seen = ranks.facts.events_seen or FIT_SPLITS
+    events = task.item_counts(seen)[task.targets(rows)[:, 0]]
     settings = asdict(config) | {
         "threads": threads,
         "invalid_frac": invalid,
@@ -120,9 +122,19 @@ def _evaluate(config: EvaluateConfig, parts: Parts) -> Metrics:
         "alpha": decoder.alpha if decoder.guide else None,
         "alpha_chosen_on": chosen_on,
         "exact": exact,
-        "breakdown": breakdown(ranks, task.interactions, seen),
+        "breakdown": grouped(ranks, seen, events, task.history_lengths(rows)),
     }
-    means = write_evaluation(ranks, config.output, settings, config.seed, config.at, config.levels)
+    if notes := task.notes(rows):
+        settings["notes"] = notes
+    means = write_evaluation(
+        ranks,
+        config.output,
+        settings,
+        config.seed,
+        config.at,
+        config.levels,
+        rows_of_tasks(task, rows),
+    )
     counts = {"rows": float(len(rows)), "users": float(len(ranks.users.unique()))}
     return means | ({} if invalid is None else {"invalid_frac": invalid}) | counts
 

@@ -150,9 +150,10 @@ def training_of(
 ) -> tuple[tuple[str, ...] | None, int | None]:
     """`events_seen` and `training_seed` of a policy, from the run folder it lies in.
 
-    Supervised training reads its `splits`, RL reads `rl`, both after what their start has read.
-    None where there is no run folder (a policy that was copied away), where the chain breaks or
-    comes back to one of the runs `after`, or, for the events, where a run read other data.
+    Supervised training reads its `splits`, RL the split that its prompts are drawn from, both after
+    what their start has read. None where there is no run folder (a policy that was copied away),
+    where the chain breaks or comes back to one of the runs `after`, or, for the events, where a run
+    read other data.
     """
     run = Path(policy).absolute().parent
     if run in after:
@@ -163,7 +164,9 @@ def training_of(
         seed = settings["seed"]
         is_sft = "policy" not in settings
         start = (settings.get("model") or {}).get("path") if is_sft else settings["policy"]
-        splits = settings.get("splits", ["train"]) if is_sft else ["rl"]  # sft: before it was one
+        splits = settings.get("splits", ["train"])  # before it was a setting
+        if not is_sft:
+            splits = [settings.get("drawn_from", "rl")]
         known = bool(splits) and all(split in SPLITS for split in splits)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None, None

@@ -179,33 +179,57 @@ def write_evaluation(
     seed: int = 0,
     at: Sequence[int] = (),
     levels: Sequence[Level] = LEVELS,
+    tasks: dict[str, Bool[Tensor, " N"]] | None = None,
 ) -> Metrics:
     """A new folder with `rows.parquet` (a line per row) and `eval.json`; returns the means.
 
     `eval.json` holds `settings`, the facts, the rows and users, and every metric of `row_metrics`
-    with its 95 % interval.
+    with its 95 % interval; the same of the rows of each of the `tasks`, whose means are returned
+    under `TASK/` besides.
     """
     values = row_metrics(ranks, at, levels)
-    table = torch.stack(list(values.values()), 1).numpy()
-    mean, low, high = user_intervals(table, ranks.users.numpy(), seed=seed)
+    parts = {
+        name: _measured(
+            {key: value[inside] for key, value in values.items()}, ranks.users[inside], seed
+        )
+        for name, inside in (tasks or {}).items()
+    }
+    whole = _measured(values, ranks.users, seed)
     content = settings | {
         "facts": asdict(ranks.facts),
-        "rows": len(ranks.row_ids),
-        "users": len(ranks.users.unique()),
+        "rows": whole["rows"],
+        "users": whole["users"],
         "resampled": "users",
         "draws": DRAWS,
         "seed": seed,
         "coverage": _coverage(ranks),
-        "metrics": {
-            name: {"value": float(mean[i]), "low": float(low[i]), "high": float(high[i])}
-            for i, name in enumerate(values)
-        },
+        "metrics": whole["metrics"],
     }
+    if parts:
+        content["tasks"] = parts
     with staged_folder(folder) as stage:
         _to_table(ranks).write_parquet(stage / "rows.parquet")
         content = seal(content, stage, "rows.parquet")
         (stage / "eval.json").write_text(json.dumps(content, indent=2) + "\n")
-    return dict(zip(values, mean.tolist(), strict=True))
+    named = {"": whole} | {f"{name}/": part for name, part in parts.items()}
+    return {
+        f"{prefix}{name}": metric["value"]
+        for prefix, part in named.items()
+        for name, metric in part["metrics"].items()
+    }
+
+
+def _measured(
+    values: dict[str, Float[Tensor, " N"]], users: Int[Tensor, " N"], seed: int
+) -> dict[str, Any]:
+    """Rows, users, and the mean of every metric with its 95 % interval."""
+    table = torch.stack(list(values.values()), 1).numpy()
+    mean, low, high = user_intervals(table, users.numpy(), seed=seed)
+    metrics = {
+        name: {"value": float(mean[i]), "low": float(low[i]), "high": float(high[i])}
+        for i, name in enumerate(values)
+    }
+    return {"rows": len(users), "users": len(users.unique()), "metrics": metrics}
 
 
 def _coverage(ranks: Ranks) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recast.config import VALID_METRICS, split_metric
@@ -234,6 +234,17 @@ def sample_rows(rows: Int[Tensor, " N"], count: int) -> Int[Tensor, " C"]:
     return rows[uniforms(0, 0, rows, "sample_rows", 1)[:, 0].argsort()[:count]].sort().values
 
 
+def require_valid(task: Task, data: str, count: int) -> Int[Tensor, " C"]:
+    """A sample of the validation rows; `RecastError` when there is none."""
+    rows = task.rows("valid")
+    if not len(rows):
+        raise RecastError(
+            f"{data} has no validation row, by which a run is watched: prepare it with some "
+            "(of rows: valid_frac)"
+        )
+    return sample_rows(rows, count)
+
+
 def validate(
     policy: Policy,
     task: Task,
@@ -241,7 +252,7 @@ def validate(
     names: Sequence[str] = VALID_METRICS,
 ) -> Metrics:
     """Metrics at item level, such as `ndcg@10`, of a policy in training, whose mode is left as it
-    was; by 32 beams, or as many as the largest k."""
+    was; by 32 beams, or as many as the largest k. Of several tasks also under `TASK/`."""
     asked = [split_metric(name) for name in names]
     training = policy.model.training
     policy.model.eval()
@@ -250,7 +261,23 @@ def validate(
     values: dict[str, Float[Tensor, " N"]] = {}
     for metric, k in asked:
         values |= row_metrics(ranks, [k], ["item"], [metric])
-    return {f"valid/{name}": float(values[f"item/{name}"].mean()) for name in names}
+    metrics = {f"valid/{name}": float(values[f"item/{name}"].mean()) for name in names}
+    for task_name, inside in rows_of_tasks(task, rows).items():
+        metrics |= {
+            f"{task_name}/valid/{name}": float(values[f"item/{name}"][inside].mean())
+            for name in names
+        }
+    return metrics
+
+
+def rows_of_tasks(task: Task, rows: Int[Tensor, " N"]) -> dict[str, Bool[Tensor, " N"]]:
+    """Which rows are of each task, by its name; of tasks that have any, and where there are
+    several."""
+    if len(task.tasks) == 1:
+        return {}
+    number = task.task_of(rows)
+    found = {name: number == place for place, name in enumerate(task.tasks)}
+    return {name: inside for name, inside in found.items() if bool(inside.any())}
 
 
 def rows_to_rank(rows: Int[Tensor, " N"], data: str, split: str) -> Int[Tensor, " N"]:

@@ -66,7 +66,7 @@ def stratify_policy(config: StratifyConfig) -> str:
 def _stratify(config: StratifyConfig, parts: Parts) -> str:
     policy = load_policy(config.policy)
     policy.model.float()
-    task = load_task(config.data, policy.catalog, policy.window)
+    task = load_task(config.data, policy)
     ranker = load_ranker(config.ranker, policy.catalog, config.output, data=config.data)
     rows = sample_rows(task.rows(config.split), config.rows)
     if len(rows) < 2:

@@ -19,12 +19,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from recast.config import ModelConfig, Precision
+from recast.config import ModelConfig, Precision, PromptConfig
 from recast.config.check import MOST_WINDOW, as_path
+from recast.config.prompt import UNSET
 from recast.items.catalog import Catalog, load_catalog
 from recast.items.new_items import in_place_of
 from recast.policy.attention import ATTENTION, DROPS_NOTHING
-from recast.policy.body import steady_positions, text_config
+from recast.policy.body import text_config
 from recast.policy.device import find_device
 from recast.policy.extend import add_sid_tokens, add_vectors, choose_new_rows, is_policy
 from recast.policy.folder import ADAPTERS, read_object
@@ -40,6 +41,7 @@ from recast.policy.packable import (
     other_attention,
     packed_gap,
 )
+from recast.policy.room import prompt_of, read_prompt, require_room
 from recast.policy.save import save_generation, save_weights
 from recast.policy.tokenizer import load_tokenizer
 from recast.policy.weights import load_model, no_bars, require_finite, require_same_shapes
@@ -57,11 +59,13 @@ class Policy:
     """A causal LM of transformers (`PreTrainedModel`), plain or with PEFT's adapters around it."""
     catalog: Catalog
     window: int
-    """Items per training window: a prompt holds the latest `window - 1` items."""
+    """Items per training window: a prompt that is not rendered holds the latest `window - 1`."""
     logprob_space: LogprobSpace = "full"
     """What supervised training normalised its loss over; its items are ranked in it."""
     tokenizer: Any = None
     """Of the backbone, with the names of the semantic IDs; None for a model that never had one."""
+    prompt: PromptConfig = UNSET
+    """How its prompts are rendered; unset: histories are BOS and items."""
 
     def computing_in(self, precision: Precision) -> AbstractContextManager[object]:
         """A context in which matrix products are made in that precision; weights stay as they are.
@@ -89,24 +93,30 @@ def create_policy(
     window: int,
     seed: int,
     vectors: Float[Tensor, "I D"] | None = None,
+    *,
+    prompt: PromptConfig = UNSET,
+    num_targets: int | None = None,
 ) -> Policy:
     """A Qwen3 with random weights, or the model of `config.path` with the SID tokens added.
 
-    In the first one the rows of semantic IDs begin as the `vectors` of the items
+    `prompt` says how it renders what it reads; unset: as the policy that it starts from, or with
+    the defaults rows of a data folder, which have up to `num_targets` targets. In the first one the
+    rows of semantic IDs begin as the `vectors` of the items
     (`recast.items.embed.load_vectors`), where these are given.
     Added tokens come behind the model's own ones (`recast.policy.extend`), so the policy's
     catalogue may differ from `catalog` in its token numbers, never in its codes. A policy of the
     same semantic IDs has them already.
 
-    Raises `RecastError` when the context of a given model is shorter than a window, or when its
-    attention cannot be replaced by the packed one.
+    Raises `RecastError` when the context of a given model is shorter than a window, when its
+    attention cannot be replaced by the packed one, or when it has no tokenizer to render with.
     """
     name, tokenizer = config.path or "the model", None
+    items = window - 1 + (num_targets or 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.path is None:
             choose_new_rows(config, catalog, None, has_vectors=vectors is not None)
-            model = _from_config(_qwen3(config, catalog, window))
+            model = _from_config(_qwen3(config, catalog, items))
             if vectors is not None:
                 add_vectors(model, catalog, vectors, config.initializer_range)
         elif is_policy(name):
@@ -128,11 +138,16 @@ def create_policy(
                     f"give {Path(name) / 'catalog'}, its own"
                 )
             choose_new_rows(config, catalog, policy.tokenizer)
-            _require_room(policy.model, policy.catalog, window, name)
-            return replace(policy, window=window)  # `load_policy` has checked the rest
+            prompt = prompt if prompt.is_set else policy.prompt
+            prompt = prompt_of(policy.tokenizer, prompt, name, is_rows=num_targets is not None)
+            require_room(policy.model, policy.catalog, items, prompt, name)
+            # `load_policy` has checked the rest.
+            return replace(policy, window=window, prompt=prompt)
         else:
             model, catalog, tokenizer = _with_sid_tokens(name, config, catalog, seed)
-    return replace(as_policy(model, catalog, window, name), tokenizer=tokenizer)
+    prompt = prompt_of(tokenizer, prompt, name, is_rows=num_targets is not None)
+    policy = as_policy(model, catalog, items, name, prompt)
+    return replace(policy, window=window, tokenizer=tokenizer)
 
 
 def save_policy(policy: Policy, folder: str | Path, *, merge: bool = True) -> None:
@@ -153,11 +168,13 @@ def save_policy(policy: Policy, folder: str | Path, *, merge: bool = True) -> No
         save_generation(policy.model, stage)
         if policy.tokenizer is not None:
             policy.tokenizer.save_pretrained(stage)
-        record = {
+        record: dict[str, Any] = {
             "window": policy.window,
             "logprob_space": policy.logprob_space,
             "catalog": _digest(policy.catalog),
         }
+        if policy.prompt.is_set:
+            record["prompt"] = policy.prompt.given
         (stage / "recast.json").write_text(json.dumps(record) + "\n")
         (stage / "catalog").mkdir()
         policy.catalog.write(stage / "catalog")
@@ -173,20 +190,22 @@ def load_policy(folder: str | Path, catalog: str | Path | None = None) -> Policy
     require_kind("policy", path)
     record, window, space = read_record(path)
     own = load_catalog(path / "catalog")
+    tokenizer, prompt = load_tokenizer(path), read_prompt(record, path)
     if os.path.isfile(path / ADAPTERS):
         model = load_adapters(load_model(Path(read_adapters(path))), path)
         require_finite(model, str(path))
     else:
         model = load_model(path)
-    policy = as_policy(model, own, window, str(path))
+    policy = as_policy(model, own, window, str(path), prompt)
     if "catalog" in record and record["catalog"] != _digest(own):  # older folders note none
         raise RecastError(
             f"{path / 'catalog'} is not the catalogue that this policy was trained with: use the "
             "folder as it was saved"
         )
+    prompt_of(tokenizer, prompt, str(path))
     if catalog is not None:
         own = in_place_of(own, load_catalog(catalog), str(path))
-    return replace(policy, catalog=own, logprob_space=space, tokenizer=load_tokenizer(path))
+    return replace(policy, catalog=own, logprob_space=space, tokenizer=tokenizer)
 
 
 def read_record(folder: Path) -> tuple[dict[str, Any], int, LogprobSpace]:
@@ -232,7 +251,7 @@ def disable_dropout(model: torch.nn.Module) -> None:
         setattr(module, DROPS_NOTHING, True)
 
 
-def _qwen3(config: ModelConfig, catalog: Catalog, window: int) -> Qwen3Config:
+def _qwen3(config: ModelConfig, catalog: Catalog, items: int) -> Qwen3Config:
     return Qwen3Config(
         vocab_size=catalog.vocab_size,
         hidden_size=config.hidden_size,
@@ -241,7 +260,7 @@ def _qwen3(config: ModelConfig, catalog: Catalog, window: int) -> Qwen3Config:
         num_key_value_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         intermediate_size=config.intermediate_size,
-        max_position_embeddings=1 + window * catalog.max_length,
+        max_position_embeddings=1 + items * catalog.max_length,
         initializer_range=config.initializer_range,
         tie_word_embeddings=config.tie_embeddings,
         bos_token_id=catalog.bos_token,
@@ -272,7 +291,13 @@ def _with_sid_tokens(
     return model, catalog, tokenizer
 
 
-def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) -> Policy:
+def as_policy(
+    model: PreTrainedModel,
+    catalog: Catalog,
+    window: int,
+    name: str,
+    prompt: PromptConfig = UNSET,
+) -> Policy:
     """A policy of any causal LM in evaluation mode; `name` is what errors call the model.
 
     Raises `RecastError` when its attention cannot be the packed one, when its vocabulary or context
@@ -286,7 +311,7 @@ def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) 
             f"{name} has {rows} tokens, its catalogue needs {catalog.vocab_size}: use the policy "
             "with the catalogue it was trained on"
         )
-    _require_room(model, catalog, window, name)
+    require_room(model, catalog, window, prompt, name)
     model.eval()
     head = model.get_output_embeddings()
     capped = getattr(text_config(model), "final_logit_softcapping", None) is not None
@@ -307,22 +332,4 @@ def as_policy(model: PreTrainedModel, catalog: Catalog, window: int, name: str) 
             f"gives other numbers than by itself{how}: scaled or capped logits, or an attention of "
             "its own; choose a plain one, such as Qwen3 or Llama"
         )
-    return Policy(model=model, catalog=catalog, window=window)
-
-
-def _require_room(model: PreTrainedModel, catalog: Catalog, window: int, name: str) -> None:
-    """Raise `RecastError` for a window that the positions of the model do not hold."""
-    longest = 1 + window * catalog.max_length
-    context = getattr(text_config(model), "max_position_embeddings", None)
-    if context is not None and context < longest:
-        raise RecastError(
-            f"{name} has a context of {context} tokens, a window of {window} items needs "
-            f"{longest}: choose a smaller window"
-        )
-    steady = steady_positions(model)
-    if steady is not None and steady < longest:
-        raise RecastError(
-            f"{name} has rotary position embeddings that look at the longest prompt of a call "
-            f"from {steady} tokens on, a window of {window} items needs {longest}: choose a window "
-            f"of at most {(steady - 1) // catalog.max_length}"
-        )
+    return Policy(model=model, catalog=catalog, window=window, prompt=prompt)

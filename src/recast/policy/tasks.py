@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from recast.data.folder import load_data, load_items
 from recast.data.history import history, seen
+from recast.data.rows import Rows, has_rows, load_rows
 from recast.data.windows import user_windows
 from recast.items.catalog import Catalog
+from recast.policy.chat import chat_task
+from recast.policy.load import Policy
 from recast.policy.prompts import make_prompts, write_items
 from recast.types import Interactions, Prompts, RecastError, Sequences
 
@@ -30,6 +34,10 @@ class Task(Protocol):
     @property
     def name(self) -> str:
         """One word."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the parts whose metrics are told apart; one of a plain task."""
 
     @property
     def catalog(self) -> Catalog:
@@ -49,8 +57,24 @@ class Task(Protocol):
     def users(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
         """Whom the statistics resample."""
 
+    def task_of(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """Of which of the `tasks` each row is."""
+
+    def targets(self, rows: Int[Tensor, " N"]) -> Int[Tensor, "N T"]:
+        """Items, padded with -1 on the right."""
+
+    def item_counts(self, splits: Sequence[str]) -> Int[Tensor, " I"]:
+        """How often each item was used in these splits."""
+
+    def history_lengths(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """Items that were used before the row; 0 where nobody knows."""
+
     def lengths(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
         """Prompt tokens, without building them."""
+
+    def notes(self, rows: Int[Tensor, " N"]) -> list[str]:
+        """What the prompts of these rows leave out against a setting or the model's limits, for the
+        screen."""
 
     def prompts(self, rows: Int[Tensor, " B"]) -> Prompts:
         """What the policy reads, and the targets."""
@@ -74,6 +98,10 @@ class HistoryTask:
     name: str = "history"
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    @property
     def split_name(self) -> str:
         return self.interactions.split_name
 
@@ -89,6 +117,24 @@ class HistoryTask:
     def users(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
         return self.interactions.users[rows]
 
+    def task_of(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        return torch.zeros_like(rows)
+
+    def targets(self, rows: Int[Tensor, " N"]) -> Int[Tensor, "N 1"]:
+        return self.interactions.items[rows][:, None]
+
+    def item_counts(self, splits: Sequence[str]) -> Int[Tensor, " I"]:
+        """Events of every item."""
+        items = self.interactions.items[self.interactions.within(splits)]
+        return items.bincount(minlength=self.interactions.num_items)
+
+    def history_lengths(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        return rows - self.interactions.starts[rows]
+
+    def notes(self, rows: Int[Tensor, " N"]) -> list[str]:
+        """None: the window is a choice."""
+        return []
+
     def lengths(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
         """BOS and the items' tokens."""
         written = self.catalog.lengths.cpu().long()
@@ -101,14 +147,14 @@ class HistoryTask:
     def prompts(self, rows: Int[Tensor, " B"]) -> Prompts:
         """One target each."""
         items = history(self.interactions, rows, self.window - 1)
-        targets = self.interactions.items[rows]
+        targets = self.targets(rows)
         return make_prompts(
             self.catalog,
             history=items[:, : int((items >= 0).sum(1).max())] if len(rows) else items,
-            targets=targets[:, None],
+            targets=targets,
             seen=seen(self.interactions, rows),
             row_ids=rows,
-            domains=self.catalog.domain_of.cpu()[targets].long(),
+            domains=self.catalog.domain_of.cpu()[targets[:, 0]].long(),
         )
 
     def sequences(self, rows: Int[Tensor, " N"], epoch: int) -> Sequences:
@@ -131,13 +177,34 @@ class HistoryTask:
         )
 
 
-def load_task(data: str | Path, catalog: Catalog, window: int) -> HistoryTask:
-    """The task of a data folder for policies that write `catalog`; what belongs to SFT is unset.
+def load_task(data: str | Path, policy: Policy) -> Task:
+    """The task of a data folder for a policy; what belongs to supervised training is unset.
 
-    Raises `RecastError` unless the folder and the catalogue hold the same items.
+    Raises `RecastError` unless the folder and the policy's catalogue hold the same items.
     """
-    check_catalog(data, catalog)
-    return HistoryTask(interactions=load_data(data), catalog=catalog, window=window)
+    check_catalog(data, policy.catalog)
+    return make_task(load_source(data), policy)
+
+
+def load_source(data: str | Path) -> Interactions | Rows:
+    """The events or the rows of a data folder."""
+    return load_rows(data) if has_rows(data) else load_data(data)
+
+
+def make_task(
+    source: Interactions | Rows, policy: Policy, *, backwards_frac: float = 0.0, seed: int = 0
+) -> Task:
+    """Rows, and events for a policy that renders its prompts, as `ChatTask`; other events as
+    `HistoryTask`."""
+    if isinstance(source, Rows) or policy.prompt.is_set:
+        return chat_task(source, policy, seed)
+    return HistoryTask(
+        interactions=source,
+        catalog=policy.catalog,
+        window=policy.window,
+        backwards_frac=backwards_frac,
+        seed=seed,
+    )
 
 
 def check_catalog(data: str | Path, catalog: Catalog) -> None:

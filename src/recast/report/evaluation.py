@@ -19,10 +19,16 @@ def describe(folder: str | Path) -> str:
 
 def _described(content: dict[str, Any]) -> str:
     lines = [f"{name}  {metric['value']}" for name, metric in content["metrics"].items()]
+    lines += content.get("notes", [])
     known = [key for key in ("invalid_frac", "rows", "users") if content[key] is not None]
     lines += [f"{key}  {content[key]}" for key in known]
+    for name, task in content.get("tasks", {}).items():
+        lines += ["", f"{name}: {task['rows']:,} rows of {task['users']:,} users"]
+        lines += [f"  {key}  {metric['value']}" for key, metric in task["metrics"].items()]
     groups = content["breakdown"]
     for key, head in _HEADS.items():
+        if key not in groups:  # rows of text have no known history
+            continue
         names = [name for name in groups[key][0] if "@" in name]
         lines += ["", f"{head:<18}{'rows':>8}" + "".join(f"{n.upper():>10}" for n in names)]
         for group in groups[key]:

@@ -232,11 +232,12 @@ class RunLog:
         rewards: Float[Tensor, "B G"],
         signal: Signal,
         given: RolloutGroups,
+        tasks: list[str] | None = None,
     ) -> None:
         """Keep a step's rollouts for `rollouts/step-NNNNNN.parquet`, named by its last step."""
         if not groups.items.numel():
             return
-        self._rollouts.append(rollout_table(step, groups, rewards, signal, given))
+        self._rollouts.append(rollout_table(step, groups, rewards, signal, given, tasks))
         if len(self._rollouts) >= ROLLOUT_STEPS:
             self._write_rollouts()
 

@@ -16,13 +16,15 @@ def rollout_table(
     rewards: Float[Tensor, "B G"],
     signal: Signal,
     given: RolloutGroups,
+    tasks: list[str] | None = None,
 ) -> pl.DataFrame:
     """One row per rollout, as it was drawn and rewarded, with the weight the signal gave its place.
 
     `rank` is the place in the group (0 = first), `logprob` the sum over the rollout's tokens,
     `advantage` the mean over them. `injected` marks a place where the groups that the signal was
     `given` hold `add_gt`'s target, `repaired` one where the signal put other tokens: its advantage
-    and `keep` belong to those. Rows that the signal added are left out.
+    and `keep` belong to those. Rows that the signal added are left out. `tasks` names that of each
+    prompt, where there are several.
     """
     num_prompts, group_size = groups.items.shape
     repaired = (signal.groups.tokens[:, :group_size] != given.tokens).any(-1)
@@ -47,5 +49,8 @@ def rollout_table(
     }
     tokens = pl.Series("tokens", flat.pop("tokens")).cast(pl.List(pl.Int32))
     table = pl.DataFrame(flat).insert_column(3, tokens)
+    if tasks is not None:
+        named = [name for name in tasks for _ in range(group_size)]
+        table.insert_column(1, pl.Series("task", named))
     step_column = pl.Series("step", [step], dtype=pl.Int32).new_from_index(0, len(table))
     return table.insert_column(0, step_column)

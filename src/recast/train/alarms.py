@@ -93,7 +93,33 @@ def watch(
         watched["raised"][name] = stands = found.severity > (_ENDS if stood else 1.0)
         if stands and not stood:
             lines.append(f"alarm {name} at step {step}: {found.text}")
-    return {f"alarm/{name}": float(stands) for name, stands in watched["raised"].items()}, lines
+    raised = {name: stands for name, stands in watched["raised"].items() if name in _ALARMS}
+    return {f"alarm/{name}": float(stands) for name, stands in raised.items()}, lines
+
+
+def watch_tasks(
+    watched: Watched, step: int, metrics: Metrics, valid_rows: dict[str, int], *, is_free: bool
+) -> tuple[Metrics, list[str]]:
+    """`watch` of the whole, whose name is empty, and of each task by what stands under `TASK/`."""
+    alarms, lines = Metrics(), list[str]()
+    for name, count in valid_rows.items():
+        prefix = f"{name}/" if name else ""
+        view = nothing_watched()
+        for kind, values in watched.items():
+            view[kind] = {  # type: ignore[literal-required]
+                key.removeprefix(prefix): value
+                for key, value in values.items()  # type: ignore[attr-defined]
+                if key.startswith(prefix)
+            }
+        own = {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
+        raised, begun = watch(view, step, own, count, is_free=is_free)
+        for kind, values in view.items():
+            watched[kind].update(  # type: ignore[literal-required]
+                {prefix + key: value for key, value in values.items()}  # type: ignore[attr-defined]
+            )
+        alarms |= {prefix + key: value for key, value in raised.items()}
+        lines += [f"{name}: {line}" if name else line for line in begun]
+    return alarms, lines
 
 
 def _invalid(watched: Watched, metrics: Metrics, valid_rows: int) -> Found | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recast.groups import is_new
+from recast.groups import is_new, select
+from recast.policy.tasks import Task
 from recast.rewards.hit import first_hit
 from recast.types import Metrics, RolloutGroups, Signal
 
@@ -46,6 +48,36 @@ def group_metrics(
         "reward/mean": float(rewards.sum()) / max(len(rewards), 1),
         "reward/zero_frac": float((rewards == 0).sum()) / max(len(rewards), 1),
     } | (known | fill | signal.metrics)
+
+
+def metrics_by_task(
+    task: Task, drawn: Sequence[tuple[RolloutGroups, Float[Tensor, "_B _G"]]], signal: Signal
+) -> Metrics:
+    """`group_metrics` of each task's rows, under `TASK/`; nothing where there is one task."""
+    if len(task.tasks) == 1:
+        return {}
+    metrics: Metrics = {}
+    given = task.task_of(signal.groups.prompts.row_ids.cpu()).to(signal.keep.device)
+    for place, name in enumerate(task.tasks):
+        own = []
+        for groups, rewards in drawn:
+            number = task.task_of(groups.prompts.row_ids.cpu()).to(rewards.device)
+            inside = (number == place).nonzero()[:, 0]
+            if len(inside):
+                own.append((select(groups, inside), rewards[inside]))
+        inside = (given == place).nonzero()[:, 0]
+        part = replace(
+            signal,
+            groups=select(signal.groups, inside),
+            advantages=signal.advantages[inside],
+            keep=signal.keep[inside],
+            nll_weight=signal.nll_weight[inside],
+            metrics={},
+        )
+        if own:
+            found = group_metrics(own, part)
+            metrics |= {f"{name}/{key}": value for key, value in found.items()}
+    return metrics
 
 
 def _target_logprobs(groups: RolloutGroups) -> Float[Tensor, " _targets"]:

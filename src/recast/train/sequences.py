@@ -27,7 +27,7 @@ MOST_SHARED = 512
 """Tokens of a row that sequences share: its attention costs their square."""
 _LEAST_SAVED = 8
 """Rows are shared where that saves at least one in so many."""
-_NO_LIMIT = 2**62
+NO_LIMIT = 2**62
 
 
 class Learned(NamedTuple):
@@ -68,6 +68,7 @@ def learn(
     layer_dropout: float = 0.0,
     precision: Precision,
     pass_tokens: int,
+    micro_batch_tokens: int = NO_LIMIT,
     negatives: Int[Tensor, " C"] | None = None,
 ) -> Learned:
     """Add the gradient of the mean negative log-likelihood of a batch, in the policy's space or, of
@@ -76,7 +77,8 @@ def learn(
     Dropout of the embeddings draws the same numbers however the batch is sent; that of the layers
     draws from torch's generator as the parts are sent: a mask for every number of every block would
     be larger than the activations of a batch without padding. `pass_tokens` is what the padding of
-    long sequences is weighed against (`recast.policy.passes`).
+    long sequences is weighed against (`recast.policy.passes`); a pass has `micro_batch_tokens` at
+    most, unless a sequence has more on its own.
     """
     place = torch.arange(tokens.shape[1], device=tokens.device)
     lengths = (loss_mask * place).amax(1)  # the last token that counts is not sent
@@ -89,7 +91,7 @@ def learn(
         nodes=_nodes(policy.catalog, tokens) if policy.logprob_space == "trie" else None,
     )
     count, total, sent = loss_mask.sum(), [], 0
-    for rows in _parts(whole, lengths, pass_tokens):
+    for rows in _parts(whole, lengths, pass_tokens, micro_batch_tokens):
         with policy.computing_in(precision), dropping(policy.model, layer_dropout):
             loss = nll_sum(policy, rows, negatives) / count
         loss.backward()
@@ -98,15 +100,17 @@ def learn(
     return Learned(torch.stack(total).sum(), sent, int(lengths.sum()))
 
 
-def _parts(whole: Rows, lengths: Int[Tensor, " B"], pass_tokens: int) -> list[Rows]:
+def _parts(
+    whole: Rows, lengths: Int[Tensor, " B"], pass_tokens: int, most: int = NO_LIMIT
+) -> list[Rows]:
     """The batch in as few tokens as its lengths allow, without those that nobody learns from."""
     width = int(lengths.max())
     if width <= MOST_SHARED:
         row, begin = first_fit(lengths.tolist(), width)
-        if _LEAST_SAVED * (len(row) - 1 - max(row)) >= len(row):
-            return [share_rows(whole, lengths, row, begin, width)]
-        return [whole]
-    parts = by_length(lengths, torch.zeros_like(lengths), _NO_LIMIT, pass_tokens)
+        is_shared = _LEAST_SAVED * (len(row) - 1 - max(row)) >= len(row)
+        if ((max(row) + 1) if is_shared else len(row)) * width <= most:
+            return [share_rows(whole, lengths, row, begin, width) if is_shared else whole]
+    parts = by_length(lengths, torch.zeros_like(lengths), most, pass_tokens)
     if len(parts) == 1:
         return [whole]
     return [_some(whole, part, int(lengths[part].max())) for part in parts]

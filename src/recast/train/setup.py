@@ -6,11 +6,12 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from recast.config import Precision, RLConfig
-from recast.evaluation.rank import sample_rows, validate
+from recast.evaluation.rank import require_valid, rows_of_tasks, validate
 from recast.groups import select
 from recast.methods.assembly import equip, in_space_of, resolve, sampler_of
 from recast.methods.parts import find_part, needs, spell
@@ -33,12 +34,13 @@ from recast.run.clock import Clock
 from recast.run.doors import enter
 from recast.train.actor import Actor
 from recast.train.keeper import RunFacts, find_checkpoint
+from recast.train.mixture import check_weights, mixed_batches
 from recast.train.reference import frozen_reference
 from recast.train.rehearsal import rehearse
 from recast.train.result import require_room
-from recast.train.search import Search, branch_tokens, prompt_batches
+from recast.train.search import Search, branch_tokens
 from recast.train.state import adamw
-from recast.types import Metrics, Prompts
+from recast.types import Metrics, Prompts, RolloutGroups
 
 _MEASURED = 4096  # tokens of a pass that is timed: more says the same
 
@@ -69,6 +71,20 @@ class RLSetup:
     run: RunFacts
     """Its settings are the config, with what it left to the method filled in."""
 
+    @property
+    def valid_counts(self) -> dict[str, int]:
+        """Validation rows: all, under an empty name, and those of each of several tasks."""
+        parts = rows_of_tasks(self.task, self.valid_rows)
+        counts = {name: int(inside.sum()) for name, inside in parts.items()}
+        return {"": len(self.valid_rows)} | counts
+
+    def tasks_of(self, groups: RolloutGroups) -> list[str] | None:
+        """The task of every prompt by name; None where there is one."""
+        if len(self.task.tasks) == 1:
+            return None
+        number = self.task.task_of(groups.prompts.row_ids.cpu())
+        return [self.task.tasks[place] for place in number.tolist()]
+
     def validate(self) -> Metrics:
         """The chosen metrics on the validation rows."""
         with self.clock.measure("time/valid_s"):
@@ -87,7 +103,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     method = resolve(config, method)
     policy = load_policy(config.policy, config.catalog).to(config.device)
     method = in_space_of(method, config, policy)
-    task = load_task(config.data, policy.catalog, policy.window)
+    task = load_task(config.data, policy)
     policy = _trainable(policy, config)
     require_room(
         config.output, policy, copies=3 + (config.keep == "best"), checkpoints=1 if resumed else 2
@@ -97,7 +113,15 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     )
     count = config.steps * (config.max_rollout_batches if method.fill_batch else 1)
     rows = task.rows("rl")
-    batches = prompt_batches(rows, config.prompts_per_step, count, config.seed)
+    check_weights(task, rows, config.task_weights)
+    batches = mixed_batches(
+        task,
+        rows,
+        config.task_weights,
+        size=config.prompts_per_step,
+        count=count,
+        seed=config.seed,
+    )
     disable_dropout(policy.model)
     prompts = task.prompts(batches[0])
     width = branch_tokens(policy, config.group_size * method.list_length, prompts.targets.shape[1])
@@ -124,6 +148,11 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     )
     threads, pass_tokens = _measure(config, policy, prompts, plan)
     actor = replace(_actor(config, method, policy, plan, pass_tokens), clock=clock)
+    valid_rows = require_valid(task, config.data, config.valid_rows)
+    drawn_from = "train" if torch.equal(rows, task.rows("train")) else "rl"
+    notes = task.notes(torch.cat([batches.flatten().unique(), valid_rows]))
+    if drawn_from == "train":
+        notes.append("the data has no rl rows: prompts are drawn from train")
     rehearse(search, actor, prompts)  # a part that cannot work says so before there is a folder
     return RLSetup(
         name=f"{method.label}, {name} rollouts" if name else method.label,
@@ -135,14 +164,15 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         clock=clock,
         batches=batches[: config.steps],
         surplus=batches[config.steps :],
-        valid_rows=sample_rows(task.rows("valid"), config.valid_rows),
+        valid_rows=valid_rows,
         valid_metrics=config.valid_metrics,
         warmup_steps=config.warmup_steps,
         precision=config.precision,
-        text="\n".join([plan.text, *rounding(policy.model)]),
+        text="\n".join([plan.text, *rounding(policy.model), *notes]),
         run=RunFacts(
             output=config.output,
-            settings=_settings(config, method, threads, plan) | {"pass_tokens": pass_tokens},
+            settings=_settings(config, method, threads, plan)
+            | {"pass_tokens": pass_tokens, "drawn_from": drawn_from},
             parts={kind: getattr(method, kind) for kind in ("reward", "signal", "loss")}
             | ({"sampler": find_part("sampler", name)} if name else {}),
             resumed=resumed,

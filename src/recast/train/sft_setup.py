@@ -13,28 +13,32 @@ from torch import Tensor
 
 from recast.config import ModelConfig, NewRows, SFTConfig
 from recast.config.train import MOST_FULL
-from recast.data.folder import load_data
-from recast.evaluation.rank import sample_rows
+from recast.data.rows import Rows
+from recast.evaluation.rank import require_valid
 from recast.items.card import splits_shown
 from recast.items.catalog import Catalog, load_catalog
 from recast.items.embed import has_vectors, load_vectors
 from recast.policy.body import dropping
+from recast.policy.chat import ChatTask, with_room
 from recast.policy.device import find_device
 from recast.policy.extend import choose_new_rows
 from recast.policy.load import Policy, create_policy
 from recast.policy.logprobs import require_levels
-from recast.policy.memory import require_memory
+from recast.policy.memory import plan_memory, require_memory
 from recast.policy.passes import MOST_PASS_TOKENS, measure_pass_tokens
 from recast.policy.save import rounding
-from recast.policy.tasks import HistoryTask, Task, check_catalog
+from recast.policy.tasks import HistoryTask, Task, check_catalog, load_source, make_task
 from recast.policy.threads import choose_threads
 from recast.policy.tokenizer import load_tokenizer
 from recast.run.doors import enter
 from recast.train.keeper import RunFacts, find_checkpoint
+from recast.train.mixture import check_weights, mixed_epoch
 from recast.train.rates import Rates, rates_of
 from recast.train.result import require_room
 from recast.train.sequences import MOST_SHARED, draw_negatives, learn
-from recast.types import LogprobSpace, RecastError, require
+from recast.types import LogprobSpace, RecastError, Sequences, require
+
+_MEASURED = 4096  # tokens of long prompts that are timed: more says the same
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +51,8 @@ class SFTSetup:
     """That it learns from."""
     num_windows: int
     """Of the first epoch."""
+    longest: int
+    """Tokens of the longest of them."""
     epoch_steps: int
     """Of the first epoch."""
     num_steps: int
@@ -56,7 +62,15 @@ class SFTSetup:
     text: str
     """Where the policy comes from, for the screen."""
     pass_tokens: int
+    micro_batch_tokens: int
     run: RunFacts
+    task_weights: dict[str, float]
+    seed: int
+
+    def sequences(self, epoch: int) -> Sequences:
+        """What an epoch reads."""
+        rows = mixed_epoch(self.task, self.rows, self.task_weights, seed=self.seed, epoch=epoch)
+        return self.task.sequences(rows, epoch)
 
 
 def set_up_sft(config: SFTConfig) -> SFTSetup:
@@ -70,16 +84,9 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     find_device(config.device)
     catalog = load_catalog(config.catalog)
     check_catalog(config.data, catalog)
-    ahead = splits_shown(config.catalog) - set(config.splits)
-    remedy = f"{config.catalog} was made from the events of train,rl: give these, or make it of "
-    require(not ahead, "splits", config.splits, f"{remedy}train alone")
-    if config.model.path is None:
-        require_memory(config.model, catalog)
-    _check_space(config.logprob_space, catalog)
+    _check_catalog_of(config, catalog)
     vectors = _vectors(config, catalog)
-    policy = create_policy(config.model, catalog, config.window, config.seed, vectors)
-    policy = policy.to(config.device)
-    policy = replace(policy, logprob_space=config.logprob_space or _space_of(policy))
+    policy, task = _made(config, catalog, vectors)
     _check_negatives(config.negatives, policy)
     policy.model.float()  # a small step is lost on weights of 8 bits
     chosen = config.resolved
@@ -90,18 +97,21 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     with dropping(policy.model, chosen.layer_dropout):
         pass  # a model whose blocks are not found says so now
     torch.manual_seed(config.seed)  # dropout is the only draw that is not counter-based
-    task = HistoryTask(
-        interactions=load_data(config.data),
-        catalog=policy.catalog,
-        window=config.window,
-        backwards_frac=config.backwards_frac,
-        seed=config.seed,
-    )
-    rows = torch.cat([task.rows(split) for split in config.splits])
-    sequences = task.sequences(rows, 0)
+    rows = torch.cat([task.rows(split) for split in config.splits]).unique()
+    check_weights(task, rows, config.task_weights)
+    drawn = mixed_epoch(task, rows, config.task_weights, seed=config.seed, epoch=0)
+    sequences = task.sequences(drawn, 0)
     if not len(sequences):
         raise RecastError(f"{config.data} has no user with 2 training events: give more data")
-    few = torch.arange(min(config.batch_windows, len(sequences)), device=policy.catalog.device)
+    longest = int(sequences.lengths.max())
+    most = min(config.batch_windows, len(sequences))
+    learned = int(sequences.loss_mask.sum()) * most // len(sequences)
+    plan = plan_memory(policy, longest, config.micro_batch_tokens, reads=learned)
+    if plan.checkpointing:
+        policy.model.activation_checkpointing_enable()
+    if isinstance(task, ChatTask):
+        most = max(1, min(most, _MEASURED // longest))
+    few = torch.arange(most, device=policy.catalog.device)
 
     def work(rows: int = len(few)) -> int:
         learned = learn(
@@ -110,6 +120,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
             dropout=0.0,
             precision=config.precision,
             pass_tokens=MOST_PASS_TOKENS,
+            micro_batch_tokens=plan.micro_batch_tokens,
             negatives=draw_negatives(policy.catalog, config.negatives, config.seed, 0),
         )
         policy.model.zero_grad(set_to_none=True)
@@ -117,12 +128,15 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
 
     threads = choose_threads(work, config.threads, config.device)
     pass_tokens = config.pass_tokens or MOST_PASS_TOKENS
-    if config.pass_tokens is None and int(sequences.lengths.max()) - 1 > MOST_SHARED:
+    if config.pass_tokens is None and longest - 1 > MOST_SHARED:
         pass_tokens = measure_pass_tokens(work, len(few), config.device)
     new_rows = _new_rows(config.model, catalog, has_vectors=vectors is not None)
     settings = asdict(replace(config, model=replace(config.model, new_rows=new_rows)))
     settings |= chosen._asdict() | {"logprob_space": policy.logprob_space}
     epoch_steps = math.ceil(len(sequences) / config.batch_windows)
+    settings |= {"prompt": asdict(policy.prompt), "micro_batch_tokens": plan.micro_batch_tokens}
+    valid_rows = require_valid(task, config.data, config.valid_rows)
+    said = [_said(policy, config.model.path, new_rows), *task.notes(torch.cat([rows, valid_rows]))]
     return SFTSetup(
         policy=policy,
         task=task,
@@ -131,14 +145,18 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
         epoch_steps=epoch_steps,
         num_steps=min(config.epochs * epoch_steps, config.max_steps or sys.maxsize),
         rates=rates,
-        valid_rows=sample_rows(task.rows("valid"), config.valid_rows),
-        text=_said(policy, config.model.path, new_rows),
+        longest=longest,
+        valid_rows=valid_rows,
+        text="\n".join(filter(None, said)),
         pass_tokens=pass_tokens,
+        micro_batch_tokens=plan.micro_batch_tokens,
         run=RunFacts(
             output=config.output,
             settings=settings | {"threads": threads, "pass_tokens": pass_tokens},
             resumed=resumed,
         ),
+        task_weights=config.task_weights,
+        seed=config.seed,
     )
 
 
@@ -149,6 +167,50 @@ def _check_space(asked: LogprobSpace | None, catalog: Catalog) -> None:
     has_root = len(catalog.domains) == 1 or asked != "trie"
     remedy = f"the catalogue has the domains {list(catalog.domains)}, give full or level"
     require(has_root, "logprob_space", asked, remedy)
+
+
+def _check_catalog_of(config: SFTConfig, catalog: Catalog) -> None:
+    """Raise `RecastError` for a catalogue that these settings cannot use."""
+    ahead = splits_shown(config.catalog) - set(config.splits)
+    remedy = f"{config.catalog} was made from the events of train,rl: give these, or make it of "
+    require(not ahead, "splits", config.splits, f"{remedy}train alone")
+    if config.model.path is None:
+        require_memory(config.model, catalog)
+    _check_space(config.logprob_space, catalog)
+
+
+def _made(
+    config: SFTConfig, catalog: Catalog, vectors: Float[Tensor, "I D"] | None
+) -> tuple[Policy, Task]:
+    """The policy to train and what it reads."""
+    source = load_source(config.data)
+    num_targets = int(source.targets.lengths.max()) if isinstance(source, Rows) else None
+    policy = create_policy(
+        config.model,
+        catalog,
+        config.window,
+        config.seed,
+        vectors,
+        prompt=config.prompt,
+        num_targets=num_targets,
+    )
+    policy = with_room(policy.to(config.device), num_targets or 1)
+    task = make_task(source, policy, backwards_frac=config.backwards_frac, seed=config.seed)
+    _check_windows(config, task)
+    space = _space_of(policy) if isinstance(task, HistoryTask) else "full"
+    return replace(policy, logprob_space=config.logprob_space or space), task
+
+
+def _check_windows(config: SFTConfig, task: Task) -> None:
+    """Raise `RecastError` for settings of windows where rows are read as they are."""
+    if isinstance(task, HistoryTask):
+        return
+    need = "prompts are read with their answers over the whole vocabulary, leave it out"
+    fits = config.logprob_space in (None, "full")
+    require(fits, "logprob_space", config.logprob_space, need)
+    require(config.negatives is None, "negatives", config.negatives, need)
+    need = "it belongs to windows of events, and these are rendered prompts or rows, leave it out"
+    require(not config.backwards_frac, "backwards_frac", config.backwards_frac, need)
 
 
 def _space_of(policy: Policy) -> LogprobSpace:

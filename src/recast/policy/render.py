@@ -1,0 +1,297 @@
+"""Rows as text and tokens: messages, texts and histories in, what the policy reads out.
+
+Messages go through the chat template of the policy's own tokenizer. Behind the prompt stand the
+`prefix` of the settings and the name that begins an item; the answer is the item's codes, the name
+that ends it, any further items, and the token by which the model ends its turn.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from jinja2 import TemplateError
+from torch import Tensor
+
+from recast.config import PromptConfig
+from recast.config.prompt import TEMPLATE
+from recast.items.catalog import Catalog
+from recast.run.reading import LOADING, reason_of
+from recast.types import RecastError, in_short, require
+
+Message = dict[str, str]
+_MARK = "recast"  # what an assistant says where only its surroundings are of interest
+_SEPARATED = r"[^\w<]{0,8}"
+"""Between two items of a run: commas, semicolons, spaces, line breaks."""
+
+
+class Draft(NamedTuple):
+    """A prompt as text, and how to make it shorter."""
+
+    num_items: int
+    """Items of its history; all but one may go."""
+    text: Callable[[int], str]
+    """The prompt without so many of its oldest items."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renderer:
+    """The tokenizer of a policy and how its prompts are rendered.
+
+    Raises `RecastError` when the tokenizer does not read the names of the semantic IDs as the
+    catalogue's tokens.
+    """
+
+    tokenizer: Any
+    catalog: Catalog
+    prompt: PromptConfig
+    spelled: list[str] = field(init=False, repr=False)
+    """Of every item its name in text."""
+
+    def __post_init__(self) -> None:
+        every = torch.arange(self.catalog.num_items, device=self.catalog.device)
+        object.__setattr__(self, "spelled", self.catalog.spell(every))
+        names = self.catalog.names.of(self.catalog.codebook_sizes)
+        first = self.catalog.first_token
+        read = self.tokenizer("".join(names), add_special_tokens=False)["input_ids"]
+        for place, name in enumerate(names):
+            if read[place : place + 1] != [first + place]:
+                raise RecastError(
+                    f"the tokenizer of the policy does not read {name} as token {first + place}, "
+                    "which the model writes: use the folder as it was saved"
+                )
+
+    @property
+    def has_template(self) -> bool:
+        return getattr(self.tokenizer, "chat_template", None) is not None
+
+    def history(self, items: Sequence[int], row: int) -> Draft:
+        """The user message of a history, oldest first, in the chat template if there is one."""
+        template = self.prompt.template or TEMPLATE
+        words = [word for word in map(self._item, items) if word]
+
+        def text(drop: int) -> str:
+            said = template.replace("{history}", ", ".join(words[drop:]))
+            return self._rendered([{"role": "user", "content": said}], row)
+
+        return Draft(len(words), text)
+
+    def messages(self, content: str, row: int) -> Draft:
+        """Messages as JSON, a list of objects with `role` and `content`."""
+        if not self.has_template:
+            raise RecastError(
+                f"row {row} holds messages, and the tokenizer of the policy has no chat template: "
+                "start from a model with one, or give texts as prompts"
+            )
+        messages: list[Message] = json.loads(content)
+        at, starts = max(
+            ((i, self._run(message["content"])) for i, message in enumerate(messages)),
+            key=lambda found: len(found[1]),
+        )
+
+        def text(drop: int) -> str:
+            said = messages[at]["content"]
+            shorter = said if not drop else said[: starts[0]] + said[starts[drop] :]
+            return self._rendered(
+                [{**m, "content": shorter} if i == at else m for i, m in enumerate(messages)], row
+            )
+
+        return Draft(len(starts), text)
+
+    def plain(self, content: str, row: int) -> Draft:
+        """A text that is read as it is."""
+        for name in ("system", "suffix"):
+            remedy = f"row {row} is rendered already, leave it out"
+            require(getattr(self.prompt, name) is None, f"prompt.{name}", self.prompt.given, remedy)
+        starts = self._run(content)
+
+        def text(drop: int) -> str:
+            return content if not drop else content[: starts[0]] + content[starts[drop] :]
+
+        return Draft(len(starts), text)
+
+    def tokens(
+        self, drafts: Sequence[Draft], rows: Sequence[int], limit: int | None
+    ) -> tuple[list[list[int]], list[int]]:
+        """Tokens of prompts of at most `limit` tokens, and how many of its oldest items each lost.
+
+        Raises `RecastError` for a prompt that is too long with a single item, for one without a
+        token, and where text and tokens name other items.
+        """
+        read = self._read([draft.text(0) for draft in drafts], rows)
+        dropped = [0] * len(drafts)
+        for place, (draft, row) in enumerate(zip(drafts, rows, strict=True)):
+            if limit is None or len(read[place]) <= limit:
+                continue
+
+            def fits(drop: int, draft: Draft = draft, row: int = row) -> bool:
+                return len(self._read([draft.text(drop)], [row])[0]) <= limit
+
+            drops = range(1, draft.num_items)
+            found = bisect_left(drops, True, key=fits)
+            if found == len(drops):
+                shortest = self._read([draft.text(max(draft.num_items - 1, 0))], [row])[0]
+                raise RecastError(
+                    f"row {row} has a prompt of {len(read[place])} tokens, at most {limit} fit, "
+                    f"and with one of the {draft.num_items} items that it lists alone it still has "
+                    f"{len(shortest)}: raise prompt.max_tokens, choose a model of a longer "
+                    "context, or leave the row out"
+                )
+            dropped[place] = drops[found]
+            read[place] = self._read([draft.text(drops[found])], [row])[0]
+        return read, dropped
+
+    @cached_property
+    def end_of_turn(self) -> list[int]:
+        """The token by which the chat template ends what an assistant says; without a template the
+        end of text; nothing where there is neither."""
+        end = self.tokenizer.eos_token_id
+        if self.has_template:
+            said = [{"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}]
+            behind = self._in_template(said, "a conversation", ends=True).rpartition(_MARK)[2]
+            ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"]
+            known = self.tokenizer.added_tokens_decoder
+            end = next((token for token in ids if token in known), end)
+        return [] if end is None else [int(end)]
+
+    def _item(self, item: int) -> str:
+        kind, title = self.prompt.history or "sids", self.catalog.texts[item].strip()
+        if kind == "sids" or (kind == "both" and not title):
+            return self.spelled[item]
+        return title if kind == "titles" else f"{title} {self.spelled[item]}".strip()
+
+    def _rendered(self, messages: list[Message], row: int) -> str:
+        system, suffix = self.prompt.system, self.prompt.suffix
+        if system is not None:
+            rest = messages[messages[0]["role"] == "system" :]
+            messages = [{"role": "system", "content": system}, *rest]
+        if suffix is not None:
+            users = [i for i, message in enumerate(messages) if message["role"] == "user"]
+            remedy = f"row {row} has no user message that could end in it, leave it out"
+            require(bool(users), "prompt.suffix", suffix, remedy)
+            said = messages[users[-1]]["content"] + suffix
+            messages = [*messages]
+            messages[users[-1]] = messages[users[-1]] | {"content": said}
+        if not self.has_template:  # roles have no form of their own there
+            return "\n".join(message["content"] for message in messages)
+        text = self._in_template(messages, f"row {row}")
+        remedy = "the chat template of the policy's tokenizer drops it, leave it out"
+        require(system is None or system.strip() in text, "prompt.system", system, remedy)
+        kept = iter(self._name.findall(text))
+        for message in messages:
+            for name in self._name.findall(message["content"]):
+                # What an assistant said before, its thoughts above all, may be left out.
+                if message["role"] != "assistant" and name not in kept:
+                    raise RecastError(
+                        f"row {row}: the chat template of the policy's tokenizer loses {name} of "
+                        f"its {message['role']} message {in_short(message['content'])}: give the "
+                        "model the template that it was published with"
+                    )
+        return text
+
+    def _in_template(self, messages: list[Message], what: str, *, ends: bool = False) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=not ends
+            )
+        except (TemplateError, RecursionError, *LOADING) as error:
+            raise RecastError(
+                f"{what} does not go through the chat template of the policy's tokenizer "
+                f"({reason_of(error)}): give messages that it takes, or mend the template"
+            ) from error
+        return str(text)
+
+    def _read(self, texts: list[str], rows: Sequence[int]) -> list[list[int]]:
+        """Tokens of the prompts, up to where an item begins."""
+        behind = (self.prompt.prefix or "") + self.catalog.names.begin
+        texts = [text if behind and text.endswith(behind) else text + behind for text in texts]
+        read: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        first, last = self.catalog.first_token, self.catalog.vocab_size
+        for place, (text, ids) in enumerate(zip(texts, read, strict=True)):
+            if not self.has_template and self._bos is not None and ids[:1] != [self._bos]:
+                ids.insert(0, self._bos)
+            row = rows[place]
+            require(bool(ids), f"prompt of row {row}", "empty", "give it a text")
+            names = self._name.findall(text)
+            if sum(first <= token < last for token in ids) != len(names):
+                known = set(self.catalog.names.of(self.catalog.codebook_sizes))
+                name = next((name for name in names if name not in known), names[0])
+                raise RecastError(
+                    f"row {row}: the tokenizer of the policy does not read {name} as one token: "
+                    "give the semantic IDs that the catalogue was made with"
+                )
+            other = None if names else _ANY_NAME.search(text)
+            if other is not None:
+                raise RecastError(
+                    f"row {row} holds {other[0]}, and the catalogue's semantic IDs are called "
+                    f"{self.catalog.names.name(0, 0)}: make it with the names of these prompts"
+                )
+        return read
+
+    @cached_property
+    def _bos(self) -> int | None:
+        """What the tokenizer itself puts in front of a text."""
+        bos = self.tokenizer.bos_token_id
+        return bos if bos is not None and self.tokenizer(_MARK)["input_ids"][:1] == [bos] else None
+
+    @cached_property
+    def _name(self) -> re.Pattern[str]:
+        """A name of the catalogue, whatever its code."""
+        levels = range(len(self.catalog.codebook_sizes))
+        around = [re.escape(x) for x in (self.catalog.names.begin, self.catalog.names.end) if x]
+        return re.compile("|".join([*(self._level(level) for level in levels), *around]))
+
+    def _level(self, level: int) -> str:
+        before, _, behind = self.catalog.names.pattern.partition("{code}")
+        before = before.replace("{level}", string.ascii_lowercase[level])
+        return rf"{re.escape(before)}[0-9]+{re.escape(behind)}"
+
+    @cached_property
+    def _items(self) -> re.Pattern[str]:
+        """One item as text, with what stands around it or without."""
+        levels = "".join(self._level(i) for i in range(len(self.catalog.codebook_sizes)))
+        begin, end = (
+            f"(?:{re.escape(x)})?" if x else ""
+            for x in (self.catalog.names.begin, self.catalog.names.end)
+        )
+        return re.compile(begin + levels + end)
+
+    def _run(self, text: str) -> list[int]:
+        """Where the items of the longest run of them begin."""
+        runs: list[list[int]] = [[]]
+        last = -1
+        for found in self._items.finditer(text):
+            if last < 0 or not re.fullmatch(_SEPARATED, text[last : found.start()]):
+                runs.append([])
+            runs[-1].append(found.start())
+            last = found.end()
+        return max(runs, key=len)
+
+
+def answer_of(catalog: Catalog, items: Int[Tensor, " T"], end_of_turn: list[int]) -> list[int]:
+    """What the model is to write behind a prompt: the codes of the items in turn, each with what
+    ends it, further ones with what begins them, then the end of its turn.
+
+    >>> from recast.items.catalog import build_catalog
+    >>> from recast.items.names import SidNames
+    >>> names = SidNames(begin="(", end=")")
+    >>> catalog = build_catalog([[1, 0], [0, 2]], (4, 8), names=names)
+    >>> answer_of(catalog, torch.tensor([1, 0]), [0])
+    [2, 8, 15, 14, 3, 6, 15, 0]
+    """
+    begin, end = list(catalog.begin_tokens), list(catalog.end_tokens)
+    written = catalog.tokens_of(items).tolist()
+    found = [begin * (place > 0) + codes + end for place, codes in enumerate(written)]
+    return [token for item in found for token in item] + end_of_turn
+
+
+_ANY_NAME = re.compile(r"<(?:[a-z]+_)?[a-h]_[0-9]+>")
+"""How the field names semantic IDs (MiniOneRec, OpenOneRec)."""
