@@ -16,6 +16,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -92,6 +93,8 @@ def tiny_config(name: str, vocab_size: int) -> PretrainedConfig:
     }
     if name == "qwen3":
         return Qwen3Config(**common, head_dim=8, tie_word_embeddings=True)
+    if name == "qwen2":
+        return Qwen2Config(**common, tie_word_embeddings=True)
     if name == "llama":
         return LlamaConfig(**common, tie_word_embeddings=False)
     if name == "mistral":

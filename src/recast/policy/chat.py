@@ -17,7 +17,7 @@ from recast.draws import uniforms
 from recast.items.catalog import Catalog
 from recast.policy.load import Policy
 from recast.policy.prompts import make_prompts
-from recast.policy.render import Draft, Renderer, answer_of
+from recast.policy.render import Draft, Renderer, answers_of
 from recast.policy.room import context_of, prompt_of, require_answer
 from recast.types import Interactions, Prompts, RecastError, Sequences
 
@@ -109,7 +109,8 @@ class ChatTask:
         lengths = torch.tensor([len(tokens) for tokens in read], dtype=torch.long)
         width = int(lengths.max()) if len(rows) else 1
         tokens = torch.full((len(rows), width), self.catalog.pad_token)
-        tokens[torch.arange(width) < lengths[:, None]] = torch.from_numpy(_flat(read))
+        inside = torch.arange(width) < lengths[:, None]
+        tokens[inside] = torch.from_numpy(_flat(read)).long()
         targets = self.targets(rows)
         if isinstance(self.source, Rows):
             domains = self.source.task_domains[self.source.tasks[rows]]
@@ -133,12 +134,11 @@ class ChatTask:
         number = torch.arange(len(rows))
         rows = rows[uniforms(self.seed, epoch, number, "shuffle", 1)[:, 0].argsort()]
         end = [] if self.renderer is None else self.renderer.end_of_turn
-        targets, read = self.targets(rows), self._tokens(rows)
-        answers = [
-            np.array(answer_of(self.catalog, items[items >= 0], end), dtype=np.int32)
-            for items in targets.to(self.catalog.device)
+        answers = answers_of(self.catalog, self.targets(rows), end)
+        pairs = [
+            (prompt, np.array(answer, dtype=np.int32))
+            for prompt, answer in zip(self._tokens(rows), answers, strict=True)
         ]
-        pairs = list(zip(read, answers, strict=True))
         counts = [np.arange(len(p) + len(a)) >= len(p) for p, a in pairs]
         device = self.catalog.device
         tokens = _flat([part for pair in pairs for part in pair])
@@ -230,8 +230,8 @@ def with_room(policy: Policy, num_targets: int) -> Policy:
     context for the longest answer that supervised training reads."""
     if not policy.prompt.is_set:
         return policy
-    none = torch.zeros(num_targets, dtype=torch.long, device=policy.catalog.device)
-    answer, context = len(answer_of(policy.catalog, none, [0])), context_of(policy.model)
+    items = torch.zeros(1, num_targets, dtype=torch.long)
+    answer, context = len(answers_of(policy.catalog, items, [0])[0]), context_of(policy.model)
     require_answer(context, policy.prompt, answer)
     most = policy.prompt.max_tokens or (None if context is None else context - answer)
     return replace(policy, prompt=replace(policy.prompt, max_tokens=most))
@@ -244,4 +244,4 @@ def _written(catalog: Catalog, items: list[int]) -> list[int]:
 
 
 def _flat(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+    return np.concatenate([np.zeros(0, dtype=np.int32), *parts])

@@ -61,7 +61,7 @@ class Renderer:
         object.__setattr__(self, "spelled", self.catalog.spell(every))
         names = self.catalog.names.of(self.catalog.codebook_sizes)
         first = self.catalog.first_token
-        read = self.tokenizer("".join(names), add_special_tokens=False)["input_ids"]
+        read = self.tokenizer("".join(names), add_special_tokens=False, verbose=False)["input_ids"]
         for place, name in enumerate(names):
             if read[place : place + 1] != [first + place]:
                 raise RecastError(
@@ -213,7 +213,9 @@ class Renderer:
         """Tokens of the prompts, up to where an item begins."""
         behind = (self.prompt.prefix or "") + self.catalog.names.begin
         texts = [text if behind and text.endswith(behind) else text + behind for text in texts]
-        read: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        read: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
         first, last = self.catalog.first_token, self.catalog.vocab_size
         for place, (text, ids) in enumerate(zip(texts, read, strict=True)):
             if not self.has_template and self._bos is not None and ids[:1] != [self._bos]:
@@ -228,7 +230,8 @@ class Renderer:
                     f"row {row}: the tokenizer of the policy does not read {name} as one token: "
                     "give the semantic IDs that the catalogue was made with"
                 )
-            other = None if names else _ANY_NAME.search(text)
+            around = {self.catalog.names.begin, self.catalog.names.end}
+            other = None if {*names} - around else _ANY_NAME.search(text)
             if other is not None:
                 raise RecastError(
                     f"row {row} holds {other[0]}, and the catalogue's semantic IDs are called "
@@ -276,21 +279,27 @@ class Renderer:
         return max(runs, key=len)
 
 
-def answer_of(catalog: Catalog, items: Int[Tensor, " T"], end_of_turn: list[int]) -> list[int]:
-    """What the model is to write behind a prompt: the codes of the items in turn, each with what
-    ends it, further ones with what begins them, then the end of its turn.
+def answers_of(
+    catalog: Catalog, targets: Int[Tensor, "N T"], end_of_turn: list[int]
+) -> list[list[int]]:
+    """What the model is to write behind each prompt: the codes of the items in turn, each with what
+    ends it, further ones with what begins them, then the end of its turn. -1 is no item.
 
     >>> from recast.items.catalog import build_catalog
     >>> from recast.items.names import SidNames
     >>> names = SidNames(begin="(", end=")")
     >>> catalog = build_catalog([[1, 0], [0, 2]], (4, 8), names=names)
-    >>> answer_of(catalog, torch.tensor([1, 0]), [0])
-    [2, 8, 15, 14, 3, 6, 15, 0]
+    >>> answers_of(catalog, torch.tensor([[1, 0], [0, -1]]), [0])
+    [[2, 8, 15, 14, 3, 6, 15, 0], [3, 6, 15, 0]]
     """
     begin, end = list(catalog.begin_tokens), list(catalog.end_tokens)
-    written = catalog.tokens_of(items).tolist()
-    found = [begin * (place > 0) + codes + end for place, codes in enumerate(written)]
-    return [token for item in found for token in item] + end_of_turn
+    written = catalog.tokens_of(targets.to(catalog.device)).tolist()
+    answers = []
+    for items, row in zip(targets.tolist(), written, strict=True):
+        codes = [codes for item, codes in zip(items, row, strict=True) if item >= 0]
+        parts = [begin * (place > 0) + some + end for place, some in enumerate(codes)]
+        answers.append([token for part in [*parts, end_of_turn] for token in part])
+    return answers
 
 
 _ANY_NAME = re.compile(r"<(?:[a-z]+_)?[a-h]_[0-9]+>")

@@ -37,10 +37,14 @@ _POLICY = (
     "baseline.json",
     "config.json",
     "adapter_config.json",
+    *("tokenizer.json", "tokenizer_config.json", "*.jinja"),  # by which prompts are rendered
     "*.safetensors",
     *(f"catalog/{f}" for f in _CATALOG),
 )
-_MODEL = ("*.json", "*.safetensors", "*.txt", "*.model", *(f"catalog/{f}" for f in _CATALOG))
+_MODEL = (
+    *("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"),
+    *(f"catalog/{f}" for f in _CATALOG),
+)
 _ENCODER = tuple(f"**/*.{kind}" for kind in ("json", "safetensors", "txt", "model"))
 _READ: dict[str, tuple[str, ...]] = {
     "interactions": (),
