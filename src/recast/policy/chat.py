@@ -131,6 +131,7 @@ class ChatTask:
     def sequences(self, rows: Int[Tensor, " N"], epoch: int) -> Sequences:
         """The prompts with their answers, in a new order every epoch; what follows the prompt
         counts."""
+        self._tokens(rows)  # an error then names the first row in the order of the file
         number = torch.arange(len(rows))
         rows = rows[uniforms(self.seed, epoch, number, "shuffle", 1)[:, 0].argsort()]
         end = [] if self.renderer is None else self.renderer.end_of_turn

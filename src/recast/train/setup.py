@@ -149,9 +149,10 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     threads, pass_tokens = _measure(config, policy, prompts, plan)
     actor = replace(_actor(config, method, policy, plan, pass_tokens), clock=clock)
     valid_rows = require_valid(task, config.data, config.valid_rows)
-    drawn_from = "train" if torch.equal(rows, task.rows("train")) else "rl"
     notes = task.notes(torch.cat([batches.flatten().unique(), valid_rows]))
-    if drawn_from == "train":
+    drawn_from = {}
+    if torch.equal(rows, task.rows("train")):
+        drawn_from["drawn_from"] = "train"
         notes.append("the data has no rl rows: prompts are drawn from train")
     rehearse(search, actor, prompts)  # a part that cannot work says so before there is a folder
     return RLSetup(
@@ -172,7 +173,8 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         run=RunFacts(
             output=config.output,
             settings=_settings(config, method, threads, plan)
-            | {"pass_tokens": pass_tokens, "drawn_from": drawn_from},
+            | {"pass_tokens": pass_tokens}
+            | drawn_from,
             parts={kind: getattr(method, kind) for kind in ("reward", "signal", "loss")}
             | ({"sampler": find_part("sampler", name)} if name else {}),
             resumed=resumed,
