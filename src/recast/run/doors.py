@@ -52,7 +52,8 @@ def enter(config: Any, config_type: type, *, goes_on: bool = False) -> None:
             continue
         if name == "texts" and not Path(value).exists():
             raise RecastError(f"{value}: no such file: check the path")
-        folder = Path(value) if name in _KINDS or name == "rows" else None
+        is_rows = name == "rows" and isinstance(value, str)  # elsewhere a number of them
+        folder = Path(value) if name in _KINDS or is_rows else None
         if name in RANKERS:
             require_ranker(name, value)
             folder = ranker_folder(value)
