@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from recast.train.alarms import WINDOW, Watched, nothing_watched, watch
+from recast.train.alarms import WINDOW, Watched, nothing_watched, watch, watch_tasks
 from recast.types import Metrics
 
 ROWS = 10_000
@@ -137,3 +137,16 @@ def test_a_run_that_goes_on_raises_the_same_alarms() -> None:
         assert on_disk == watched
         again, _ = run(*steps[cut:], watched=copy.deepcopy(on_disk), step=cut)
         assert first + again == whole
+
+
+def test_every_task_has_alarms_of_its_own() -> None:
+    """`buy` never hits, the whole does in every second group."""
+    watched, lines = nothing_watched(), []
+    metrics = {"group/all_zero_frac": 0.5, "buy/group/all_zero_frac": 1.0}
+    for step in range(1, WINDOW + 2):
+        flags, begun = watch_tasks(watched, step, metrics, {"": 20, "buy": 10}, is_free=False)
+        lines += begun
+    assert flags == {"alarm/all_zero": 0.0, "buy/alarm/all_zero": 1.0}
+    assert [line.partition(":")[0] for line in lines] == ["buy"]
+    assert lines[0].startswith(f"buy: alarm all_zero at step {WINDOW}: group/all_zero_frac 1.000")
+    assert json.loads(json.dumps(watched)) == watched

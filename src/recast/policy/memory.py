@@ -40,13 +40,20 @@ class MemoryPlan:
 
 
 def plan_memory(
-    policy: Policy, longest: int, wanted: int | None, *, reference: bool = False, reads: int = 0
+    policy: Policy,
+    longest: int,
+    wanted: int | None,
+    *,
+    reference: bool = False,
+    reads: int = 0,
+    has_lora: bool = True,
 ) -> MemoryPlan:
     """As many tokens per pass as fit into half of the free memory, 65,536 at most, or `wanted`.
 
     `longest` is the largest number of tokens that one prompt has with its branches; where they do
     not fit, activations are checkpointed. The model's gradients and AdamW's two moments come first,
-    the copy of a `reference`, and the logits of the `reads` positions that a step reads.
+    the copy of a `reference`, and the logits of the `reads` positions that a step reads. `has_lora`
+    says whether adapters are a way out.
 
     Raises `RecastError` where the first of these alone, whatever the batch, take more memory than
     there is. What a pass takes is an estimate from above and only said.
@@ -57,7 +64,7 @@ def plan_memory(
     vocabulary = policy.model.get_input_embeddings().weight.shape[0]
     # Logits, their exponentials and the gradients of both.
     logits = 4 * 4 * min(MOST_LOGITS, vocabulary * reads)
-    _refuse_more_than_all(policy, weights + more, trained < weights, reference)
+    _refuse_more_than_all(policy, weights + more, has_lora and trained == weights, reference)
     found = free_bytes(policy.catalog.device)
     free = _ASSUMED if found is None else found
     known = f"{size(free)} " + ("assumed, what is free is not known" if found is None else "free")
@@ -85,12 +92,12 @@ def plan_memory(
     return MemoryPlan(micro_batch_tokens=tokens, checkpointing=checkpointing, text="; ".join(parts))
 
 
-def _refuse_more_than_all(policy: Policy, needed: int, has_lora: bool, reference: bool) -> None:
+def _refuse_more_than_all(policy: Policy, needed: int, to_lora: bool, reference: bool) -> None:
     device = policy.catalog.device
     is_gpu = device.type == "cuda"
     there = torch.cuda.mem_get_info(device)[1] if is_gpu else (memory_gib() or inf) * 2**30
     if needed > there:
-        ways = [] if has_lora else ["set lora.rank"]
+        ways = ["set lora.rank"] if to_lora else []
         ways += ["set kl_coef to 0, which needs no reference"] if reference else []
         raise RecastError(
             f"the policy takes {size(needed)} in training for weights, gradients, AdamW's moments "

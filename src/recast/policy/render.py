@@ -12,7 +12,7 @@ import re
 import string
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -53,12 +53,8 @@ class Renderer:
     tokenizer: Any
     catalog: Catalog
     prompt: PromptConfig
-    spelled: list[str] = field(init=False, repr=False)
-    """Of every item its name in text."""
 
     def __post_init__(self) -> None:
-        every = torch.arange(self.catalog.num_items, device=self.catalog.device)
-        object.__setattr__(self, "spelled", self.catalog.spell(every))
         names = self.catalog.names.of(self.catalog.codebook_sizes)
         first = self.catalog.first_token
         read = self.tokenizer("".join(names), add_special_tokens=False, verbose=False)["input_ids"]
@@ -68,6 +64,11 @@ class Renderer:
                     f"the tokenizer of the policy does not read {name} as token {first + place}, "
                     "which the model writes: use the folder as it was saved"
                 )
+
+    @cached_property
+    def spelled(self) -> list[str]:
+        """Of every item its name in text."""
+        return self.catalog.spell(torch.arange(self.catalog.num_items, device=self.catalog.device))
 
     @property
     def has_template(self) -> bool:

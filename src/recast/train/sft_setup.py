@@ -106,7 +106,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     longest = int(sequences.lengths.max())
     most = min(config.batch_windows, len(sequences))
     learned = int(sequences.loss_mask.sum()) * most // len(sequences)
-    plan = plan_memory(policy, longest, config.micro_batch_tokens, reads=learned)
+    plan = plan_memory(policy, longest, config.micro_batch_tokens, reads=learned, has_lora=False)
     if plan.checkpointing:
         policy.model.activation_checkpointing_enable()
     if isinstance(task, ChatTask):
