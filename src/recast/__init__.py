@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from recast.config.evaluation import EvaluateConfig as EvaluateConfig
     from recast.config.evaluation import GroundConfig as GroundConfig
     from recast.config.evaluation import StratifyConfig as StratifyConfig
+    from recast.config.export import ExportConfig as ExportConfig
     from recast.config.model import LoRAConfig as LoRAConfig
     from recast.config.model import ModelConfig as ModelConfig
     from recast.config.quickstart import QuickstartConfig as QuickstartConfig
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from recast.evaluation.grounding import ground_texts as ground_texts
     from recast.evaluation.stratify import stratify_policy as stratify_policy
     from recast.experiment import run_cells as run_cells
+    from recast.export import export_data as export_data
     from recast.items.catalog import load_catalog as load_catalog
     from recast.items.tokenize import tokenize as tokenize
     from recast.methods.table import METHODS as METHODS
@@ -55,6 +57,7 @@ _HOMES = {
     "BaselinesConfig": "recast.config.baselines",
     "Cell": "recast.cell",
     "EvaluateConfig": "recast.config.evaluation",
+    "ExportConfig": "recast.config.export",
     "LoRAConfig": "recast.config.model",
     "ModelConfig": "recast.config.model",
     "PrepareConfig": "recast.config.data",
@@ -66,6 +69,7 @@ _HOMES = {
     "TokenizeConfig": "recast.config.data",
     "load_data": "recast.data.folder",
     "prepare": "recast.data.prepare",
+    "export_data": "recast.export",
     "fit_baselines": "recast.baselines",
     "evaluate_policy": "recast.evaluation.evaluate",
     "run_cells": "recast.experiment",

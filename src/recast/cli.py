@@ -98,6 +98,11 @@ VERBS = {
         "recast.evaluation.grounding:ground_texts",
         "rank real items by the free text that an LLM wrote for each row",
     ),
+    "export": Verb(
+        "ExportConfig",
+        "recast.export:export_data",
+        "a data folder in, the files of another tool out",
+    ),
     "stratify": Verb(
         "StratifyConfig",
         "recast.evaluation.stratify:stratify_policy",

@@ -245,3 +245,40 @@ def test_a_folder_that_nothing_fits_says_what_is_there_and_what_is_known(tmp_pat
     with pytest.raises(RecastError, match="are both valid: remove one of them"):
         prepared(tmp_path, folder)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_as_json_lines_and_fields_of_structs(tmp_path: Path) -> None:
+    lines = [
+        {"uid": 7, "prompt": CHAT, "targets": [3, "b"], "time": 5},
+        {"uid": 8, "prompt": CHAT, "targets": ["3"], "time": 6},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    rows = prepared(tmp_path, file, user="uid", valid_frac=0)
+    assert ids(tmp_path, rows.targets.take(torch.arange(2))) == [["3", "b"], ["3"]]
+    assert rows.times is not None
+    assert rows.times.tolist() == [5, 6]
+    assert json.loads(rows.prompts[0]) == CHAT
+
+    def refused(content: str | list[Any], error: str, **more: Any) -> None:
+        text = content if isinstance(content, str) else "\n".join(map(json.dumps, content))
+        file.write_text(text)
+        with pytest.raises(RecastError, match=error):
+            prepare(PrepareConfig(output=str(tmp_path / "no"), rows=str(file), **more))
+        assert not (tmp_path / "no").exists()
+
+    refused(
+        [lines[0] | {"targets": {"a": 1}}],
+        r"line 1, 'targets' is \{'a': 1\}: give a te",
+        user="uid",
+    )
+    refused([*lines, lines[0] | {"uid": None}], "row 3, column 'uid' has no id", user="uid")
+    refused(lines, "has no column 'user': set user to one it has, the nearest is 'uid'")
+    refused(json.dumps(lines[0]) + "\n{", r"line 2 is no object", user="uid")
+
+    info = [{"id": "u1", "t": ["a"]}, {"id": "u2", "t": ["b"]}]
+    table = write(tmp_path / "rows.parquet", prompt=[CHAT] * 2, extra=info)
+    rows = prepared(tmp_path / "p", table, user="extra.id", targets="extra.t", valid_frac=0)
+    assert ids(tmp_path / "p", rows.targets.take(torch.arange(2))) == [["a"], ["b"]]
+    with pytest.raises(RecastError, match=r"has no column 'extra.x': .*nearest is 'extra\.t'"):
+        prepared(tmp_path / "q", table, user="extra.id", targets="extra.x")

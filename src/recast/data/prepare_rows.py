@@ -28,8 +28,8 @@ VALID_FRAC = 0.05
 """Of the train rows' users, where nobody has published validation rows."""
 
 _KNOWN = (
-    "a file for each split (train, valid, test; .parquet or .csv), MiniOneRec or ReRe (info/*.txt, "
-    "*.index.json and CSVs), OpenOneRec or RecIF-Bench (*_pid2sid.parquet and rows)"
+    "a file for each split (train, valid, test; .parquet, .csv or .jsonl), MiniOneRec or ReRe "
+    "(info/*.txt, *.index.json and CSVs), OpenOneRec or RecIF-Bench (*_pid2sid.parquet and rows)"
 )
 _COLUMNS = (
     *("user", "item", "time", "items", "items_id", "text", "category"),
@@ -111,7 +111,7 @@ def read_rows(config: PrepareConfig) -> RowTables:
     files: dict[str | None, str] = {}
     for file in sorted(path.iterdir()):
         split = split_of(file.stem)
-        if split is None or file.suffix.lower() not in (".csv", ".parquet"):
+        if split is None or file.suffix.lower() not in (".csv", ".parquet", ".jsonl"):
             continue
         if split in files:
             raise RecastError(f"{files[split]} and {file} are both {split}: remove one of them")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from polars.exceptions import PolarsError
 
 from recast.data.columns import named
 from recast.data.delimited import Suspect
+from recast.data.lines import first_line, read_lines
 from recast.data.parquet import try_parquet
 from recast.data.tables import read_columns, readable
 from recast.run.reading import reason_of
@@ -113,21 +116,69 @@ def split_of(name: str) -> str | None:
 
 
 def batches_of(file: str, columns: dict[str, str]) -> tuple[Iterator[pl.DataFrame], list[Suspect]]:
-    """The named columns of a CSV or a Parquet file, `BATCH` rows at a time; a Parquet file, which
-    `columns_of` has tried, is never in memory whole. Raises `RecastError` as `read_columns` does.
+    """The named columns of a CSV, a Parquet file or JSON lines, `BATCH` rows at a time; of these
+    two, which `columns_of` has tried, nothing is in memory whole. Raises `RecastError` as
+    `read_columns` and `read_lines` do.
     """
     path = Path(file).absolute()
+    if path.suffix.lower() == ".jsonl":
+        return _of_lines(Path(file), columns), []
     if path.suffix.lower() != ".parquet":
         frame, suspects = read_columns(file, columns)
         return frame.iter_slices(BATCH), suspects
-    chosen = [pl.col(column).alias(name) for name, column in columns.items()]
-    return _streamed(file, pl.scan_parquet(path, glob=False).select(chosen)), []
+    scan = pl.scan_parquet(path, glob=False)
+    names = scan.collect_schema().names()
+    chosen = []
+    for name, column in columns.items():
+        root, _, field_name = column.partition(".")
+        is_field = column not in names
+        chosen.append(
+            (pl.col(root).struct.field(field_name) if is_field else pl.col(column)).alias(name)
+        )
+    return _streamed(file, scan.select(chosen)), []
 
 
 def columns_of(file: str, columns: tuple[str, ...] = ()) -> list[str]:
-    """Names of a Parquet file's columns, once these of them were read to the end."""
+    """Names of a Parquet file's columns, once these of them were read to the end, and of the fields
+    of its structs (`extra_info.index`); or the keys of the first of JSON lines."""
+    if file.lower().endswith(".jsonl"):
+        return list(first_line(Path(file)).fields)
+    path = Path(file).absolute()
     with readable(file):
-        return try_parquet(Path(file).absolute(), columns, streamed=True).names
+        roots = tuple(column.partition(".")[0] for column in columns)
+        names = try_parquet(path, (*columns, *roots), streamed=True).names
+        for column, kind in pl.read_parquet_schema(path).items():
+            if isinstance(kind, pl.Struct):
+                names += [f"{column}.{field.name}" for field in kind.fields]
+    return names
+
+
+def _of_lines(file: Path, columns: dict[str, str]) -> Iterator[pl.DataFrame]:
+    """Texts and lists of texts; messages as JSON."""
+    lines = read_lines(file)
+    while batch := list(islice(lines, BATCH)):
+        cells = {
+            name: [_cell(line.fields.get(column), line.number, column, file) for line in batch]
+            for name, column in columns.items()
+        }
+        are_lists = {n for n, values in cells.items() if any(isinstance(v, list) for v in values)}
+        kinds = {n: pl.List(pl.String) if n in are_lists else pl.String() for n in cells}
+        for name in are_lists:
+            cells[name] = [[v] if isinstance(v, str) else v for v in cells[name]]
+        yield pl.DataFrame(cells, schema=kinds)
+
+
+def _cell(value: Any, number: int, column: str, file: Path) -> str | list[str] | None:
+    if isinstance(value, list) and all(isinstance(part, dict) for part in value) and value:
+        return json.dumps(value)
+    if isinstance(value, list) and all(type(part) in (int, str) for part in value):
+        return [str(part) for part in value]
+    if value is None or type(value) in (int, float, str):
+        return value if value is None else str(value)
+    raise RecastError(
+        f"{file}, line {number:,}, {named(column)} is {named(value)}: give a text, a number, a "
+        "list of them, or messages"
+    )
 
 
 def _streamed(file: str, scan: pl.LazyFrame) -> Iterator[pl.DataFrame]:

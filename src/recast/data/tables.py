@@ -23,6 +23,9 @@ from recast.data.times import parse_times, range_notes, zone_notes
 from recast.run.reading import reason_of
 from recast.types import RecastError
 
+NO_ITEMS = pl.DataFrame(schema={"item_id": pl.String, "text": pl.String})
+"""The items of a data set without a file of them: those of its events."""
+
 
 class Tables(NamedTuple):
     """What a reader returns: events and items (none without an items file), the files they were
@@ -52,8 +55,7 @@ def read_tables(config: PrepareConfig) -> Tables:
     notes += [*trimmed_notes(raw["user"], "user"), *trimmed_notes(raw["item"], "item")]
     notes += [*mixed_notes(events["user"], "user"), *mixed_notes(event_items, "item")]
     if config.items is None:
-        empty = pl.DataFrame(schema={"item_id": pl.String, "text": pl.String})
-        return Tables(events, empty, [Path(file)], notes)
+        return Tables(events, NO_ITEMS, [Path(file)], notes)
     items, more = read_items(config, config.items, event_items)
     check_overlap(event_items, items["item_id"], file, config.items)
     return Tables(events, items, [Path(file), Path(config.items)], notes + more)
@@ -161,6 +163,19 @@ def check_items(items: pl.DataFrame, file: str, column: str) -> pl.DataFrame:
     return items
 
 
+def drop_unseen(
+    items: pl.DataFrame, events: pl.DataFrame, files: list[Path]
+) -> tuple[pl.DataFrame, list[str]]:
+    """The items that have an event, of a data set whose texts are of a whole shop, and a note of
+    those that have none; `files` are of events and of items. Raises as `check_overlap`."""
+    ids = events["item"].unique()
+    check_overlap(ids, items["item_id"], *map(str, files))
+    seen = items.filter(pl.col("item_id").is_in(ids.implode()))
+    num_unseen = len(items) - len(seen)
+    note = f"items of {files[1].name} without an event, left out: {num_unseen:,}"
+    return seen, [note] if num_unseen else []
+
+
 def read_columns(file: str, columns: dict[str, str]) -> tuple[pl.DataFrame, list[Suspect]]:
     """The named columns of a file, streamed, and lines of a CSV that look swallowed; `columns` maps
     our names to the file's.
@@ -179,11 +194,11 @@ def read_columns(file: str, columns: dict[str, str]) -> tuple[pl.DataFrame, list
 
 
 @contextmanager
-def readable(file: str) -> Iterator[None]:
+def readable(file: str, suffixes: tuple[str, ...] = (".csv", ".parquet")) -> Iterator[None]:
     """Around code that reads a user's file; raises `RecastError` when it is no CSV and no Parquet
     file, or cannot be read."""
     path, suffix = Path(file).absolute(), Path(file).suffix.lower()
-    kinds = "give a .csv or .parquet file"
+    kinds = f"give a {', '.join(suffixes[:-1])} or {suffixes[-1]} file"
     try:
         if path.is_dir():
             raise RecastError(f"{file} is a folder: {kinds}")
@@ -191,7 +206,7 @@ def readable(file: str) -> Iterator[None]:
             raise RecastError(f"{file}: no such file: check the path")
         if not path.is_file():
             raise RecastError(f"{file} is a pipe or a device, no file: {kinds}")
-        if suffix not in (".csv", ".parquet"):
+        if suffix not in suffixes:
             raise RecastError(f"{file} ends in {suffix!r}: {kinds}")
         yield
     except RecastError:

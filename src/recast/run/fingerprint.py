@@ -47,8 +47,8 @@ _MODEL = (
 )
 _ENCODER = tuple(f"**/*.{kind}" for kind in ("json", "safetensors", "txt", "model"))
 _READ: dict[str, tuple[str, ...]] = {
-    "interactions": (),
-    "rows": tuple(f"**/*.{kind}" for kind in ("parquet", "csv", "json", "txt")),
+    "interactions": ("*",),
+    "rows": tuple(f"**/*.{kind}" for kind in ("parquet", "csv", "json", "jsonl", "txt")),
     "items": (),
     "items_as": (),
     "encoder": _ENCODER,

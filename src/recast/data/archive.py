@@ -1,0 +1,60 @@
+"""A zip of a data set: what is read of it out of it, into a folder that goes again."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+
+from recast.run.reading import UNPACKING, reason_of
+from recast.types import RecastError
+
+_WHOLE = ("ratings.dat", "movies.dat", "ratings.csv", "movies.csv")
+_ENDINGS = (".inter", ".item")
+_LARGEST = 2**33
+"""Bytes of a member; the ratings of MovieLens 32M have 2**30."""
+
+
+def names_in_zip(file: str) -> list[str]:
+    """Members of a zip that a format of whole folders reads; none of what is no zip, which the
+    reader of MovieLens-100K refuses."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return [name for name in archive.namelist() if _is_read(name)]
+    except (*UNPACKING, OSError, ValueError):
+        return []
+
+
+def _is_read(name: str) -> bool:
+    base = PurePosixPath(name).name
+    return (base in _WHOLE or base.endswith(_ENDINGS)) and not base.startswith(".")
+
+
+@contextmanager
+def unpacked(file: str) -> Iterator[Path]:
+    """A temporary folder with those members of a zip, and its name for `file` in errors.
+
+    Raises `RecastError` for a damaged or an encrypted archive and for one that unpacks to too much.
+    """
+    with TemporaryDirectory(prefix="recast-") as folder:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                for name in names_in_zip(file):
+                    target = Path(folder) / PurePosixPath(name).name
+                    if target.exists():
+                        raise ValueError(f"it holds {target.name} twice")
+                    with archive.open(name) as stream, target.open("wb") as copy:
+                        while piece := stream.read(2**20):
+                            if copy.tell() + len(piece) > _LARGEST:
+                                raise ValueError(f"{name} unpacks to more than {_LARGEST:,} bytes")
+                            copy.write(piece)
+        except (*UNPACKING, ValueError) as error:
+            raise RecastError(
+                f"{file} cannot be unpacked ({reason_of(error)}): fetch it again"
+            ) from error
+        try:
+            yield Path(folder)
+        except RecastError as error:
+            raise RecastError(str(error).replace(folder, file)) from error
