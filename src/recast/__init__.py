@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from recast.config.evaluation import GroundConfig as GroundConfig
     from recast.config.evaluation import StratifyConfig as StratifyConfig
     from recast.config.export import ExportConfig as ExportConfig
+    from recast.config.inspect import InspectConfig as InspectConfig
     from recast.config.model import LoRAConfig as LoRAConfig
     from recast.config.model import ModelConfig as ModelConfig
     from recast.config.quickstart import QuickstartConfig as QuickstartConfig
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from recast.methods.table import METHODS as METHODS
     from recast.methods.table import Method as Method
     from recast.policy.load import load_policy as load_policy
+    from recast.report.inspection import inspect_policy as inspect_policy
     from recast.rl import train_rl as train_rl
     from recast.sft import train_sft as train_sft
     from recast.types import Prompts as Prompts
@@ -58,6 +60,7 @@ _HOMES = {
     "Cell": "recast.cell",
     "EvaluateConfig": "recast.config.evaluation",
     "ExportConfig": "recast.config.export",
+    "InspectConfig": "recast.config.inspect",
     "LoRAConfig": "recast.config.model",
     "ModelConfig": "recast.config.model",
     "PrepareConfig": "recast.config.data",
@@ -72,6 +75,7 @@ _HOMES = {
     "export_data": "recast.export",
     "fit_baselines": "recast.baselines",
     "evaluate_policy": "recast.evaluation.evaluate",
+    "inspect_policy": "recast.report.inspection",
     "run_cells": "recast.experiment",
     "ground_texts": "recast.evaluation.grounding",
     "stratify_policy": "recast.evaluation.stratify",

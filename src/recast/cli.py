@@ -87,6 +87,12 @@ VERBS = {
         "post-train a policy with one method",
         check="recast.methods.table:check_method",
     ),
+    "inspect": Verb(
+        "InspectConfig",
+        "recast.report.inspection:inspect_policy",
+        "look at a prompt, its target, its reward, its rollouts and a step before `rl`",
+        check="recast.methods.table:check_method",
+    ),
     "evaluate": Verb(
         "EvaluateConfig",
         "recast.evaluation.evaluate:evaluate_policy",
@@ -169,7 +175,8 @@ def run(args: list[str]) -> None:
     if isinstance(result, dict):
         result = "\n".join(f"{key}  {value}" for key, value in result.items())
     print(result)
-    print(f"recast {name}: done in {time.monotonic() - began:.0f} s, written to {config.output}")
+    where = f", written to {config.output}" if hasattr(config, "output") else ""
+    print(f"recast {name}: done in {time.monotonic() - began:.0f} s{where}")
 
 
 def _resolve(path: str) -> Callable[..., Any]:
@@ -197,7 +204,7 @@ def configure(name: str, args: list[str]) -> Any:
             fail(f"recast {name} takes no settings: leave out {' '.join(sorted(unknown))}")
         return None
     asks = bool({"-h", "--help"} & set(args))  # the table of methods takes two seconds to import
-    epilog = methods_help() if asks and name == "rl" else ""
+    epilog = methods_help() if asks and name in ("rl", "inspect") else ""
     return arguments.parse(name, getattr(configs, verb.config), verb.summary, epilog, args)
 
 

@@ -24,7 +24,7 @@ from recast.train.alarms import watch_tasks
 from recast.train.diverged import prompts_kept, rollouts_learned
 from recast.train.learnability import group_metrics, metrics_by_task
 from recast.train.result import save_result
-from recast.train.setup import RLSetup, set_up_rl
+from recast.train.setup import RLSetup, StepSetup, set_up_rl
 from recast.train.state import LoopState
 from recast.types import Metrics, Signal
 
@@ -102,7 +102,7 @@ class Found:
     """CPU seconds of the process when it began."""
 
 
-def roll_out(setup: RLSetup, state: LoopState) -> Found:
+def roll_out(setup: StepSetup, state: LoopState) -> Found:
     """Rollout, reward, signal; the state stays where it is."""
     began = time.process_time()
     method, search = setup.method, setup.search
@@ -118,7 +118,7 @@ def roll_out(setup: RLSetup, state: LoopState) -> Found:
     return Found(batch=batch, everything=everything, signal=signal, began=began)
 
 
-def learn(setup: RLSetup, state: LoopState, found: Found) -> Metrics:
+def learn(setup: StepSetup, state: LoopState, found: Found) -> Metrics:
     """The update; the state moves one step on."""
     method, actor = setup.method, setup.actor
     drawn = [one.drawn for one in found.everything]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from recast.config.check import (
-    MOST_ROLLOUTS,
     MOST_ROWS,
     MOST_STEPS,
     MOST_WINDOW,
@@ -21,12 +19,10 @@ from recast.config.check import (
     within,
 )
 from recast.config.evaluation import VALID_METRICS, check_metrics
-from recast.config.model import LoRAConfig, ModelConfig
+from recast.config.model import ModelConfig
 from recast.config.prompt import PromptConfig
+from recast.config.step import Precision, StepConfig
 from recast.errors import LogprobSpace, require
-
-Precision = Literal["float32", "bfloat16"]
-"""Of the matrix products; weights, sums and the optimizer are in float32."""
 
 Schedule = Literal["cosine", "linear", "constant"]
 """Of the learning rate of supervised training, after its warm-up."""
@@ -188,104 +184,20 @@ class SFTConfig:
         return kind._replace(**{k: value for k, value in given.items() if value is not None})
 
 
-KLRollouts = Literal["kept", "weighted"]
-"""Which rollouts the KL is taken over: all that are kept, or those with an advantage."""
-
-KLEstimator = Literal["k1", "k2", "k3", "abs"]
-"""What the KL is estimated by, as verl names it."""
-
-LossAgg = Literal["token-mean", "seq-mean-token-mean"]
-"""Of losses per token and of the KL, as verl names it: a mean over all tokens that count, or over
-those of each rollout first, so that long and short items weigh the same."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class RLConfig:
+class RLConfig(StepConfig):
     """`recast rl`: post-train a policy with one method."""
 
-    data: str
-    """Folder made by `recast prepare`."""
-    policy: str
-    """Folder of the policy to start from (it carries its catalogue)."""
     output: str
     """Folder to create."""
-    catalog: str | None = None
-    """The policy's catalogue with new items, made by `recast tokenize --extend`, in its place."""
     resume: bool = False
     """Go on in `output` with the newest whole checkpoint of the same run."""
     checkpoint_s: float = 60.0
     """Seconds between two checkpoints, at least; longer where they would cost 2 % of the run."""
-    method: str = "recast"
-    """Name of a method, see `recast methods`."""
-    sampler: str | None = None
-    """How to roll out, a name or module:function; unset: the method's own."""
-    reward: str | None = None
-    """A reward in place of the method's own, a name or module:function."""
-    signal: str | None = None
-    """A signal in place of the method's own, a name or module:function."""
-    loss: str | None = None
-    """A loss in place of the method's own, a name or module:function."""
-    sampler_args: dict[str, Any] = field(default_factory=dict)
-    """Parameters of the sampler, as in `--sampler_args.oversample 2`."""
-    reward_args: dict[str, Any] = field(default_factory=dict)
-    """Parameters of the reward, as in `--reward_args.form paper`."""
-    signal_args: dict[str, Any] = field(default_factory=dict)
-    """Parameters of the signal, as in `--signal_args.w 2`."""
-    loss_args: dict[str, Any] = field(default_factory=dict)
-    """Parameters of the loss, as in `--loss_args.clip_high 0.3`."""
-    ranker: str | None = None
-    """For methods that need one: item_knn (fitted on train alone), item_knn:FOLDER or another of
-    `recast baselines`, a policy of one-level semantic IDs, or module:function."""
-    embeddings: str | None = None
-    """For rewards that need them: the folder of `recast tokenize` with its text embeddings."""
-    nll_coef: float | None = None
-    """Likelihood anchor: weight of the target's likelihood, added for every prompt; unset: the
-    method's own."""
-    add_gt: bool | None = None
-    """Overwrite the last rollout of every group by the target; unset: the method's own."""
-    group_size: int = 16
-    """Rollouts per prompt; lists per prompt for methods that roll out lists."""
-    list_length: int | None = None
-    """Items per list, for methods that roll out lists; unset: the method's own."""
-    prompts_per_step: int = 32
-    """Prompts per step."""
-    max_rollout_batches: int = 10
-    """Rollout batches per step, at most, of methods that fill the batch with mixed groups."""
     steps: int = 150
     """Rollout batches, each followed by its update."""
-    lr: float | None = None
-    """Learning rate, constant after `warmup_steps`; unset: the method's own."""
-    task_weights: dict[str, Any] = field(default_factory=dict)
-    """How often each task of the data is drawn, as in `--task_weights.NAME 2`, 0: never; unset: by
-    its rows."""
     warmup_steps: int = 10
     """Steps over which the learning rate rises."""
-    kl_coef: float | None = None
-    """Weight of KL(policy || reference); unset: the method's own."""
-    kl_rollouts: KLRollouts = "kept"
-    """Rollouts the KL is taken over: all that are kept (kept), or only those with an advantage, so
-    that the others need not be sent through the models (weighted)."""
-    kl_estimator: KLEstimator = "k3"
-    """What the KL is estimated by, per token."""
-    loss_agg: LossAgg | None = None
-    """Mean of losses per token and of the KL over all tokens (token-mean), or over those of each
-    rollout first (seq-mean-token-mean); unset: the method's own."""
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
-    mini_batch_rows: int | None = None
-    """Kept rollouts per optimizer step: one pass over disjoint parts of the batch; unset: all."""
-    updates_per_rollout: int = 1
-    """How often the whole batch is learned from; 1 without mini-batches makes the ratio exactly
-    1."""
-    logprob_space: LogprobSpace | None = None
-    """Log-probabilities over the whole vocabulary (full), the level's codes (level) or the allowed
-    children (trie); unset: the one that the method needs, or that the policy was trained in."""
-    micro_batch_tokens: int | None = None
-    """Distinct tokens per pass through a model, at most; unset: what fits into half of the free
-    memory."""
-    pass_tokens: int | None = None
-    """Tokens that take as long as one more pass: what padding is weighed against; unset:
-    measured."""
     eval_every: int = 50
     """Steps between validations."""
     patience: int | None = None
@@ -300,50 +212,17 @@ class RLConfig:
     valid_metrics: list[str] = field(default_factory=lambda: list(VALID_METRICS))
     """What each validation logs at item level: hr, pass, first_pass, recall or ndcg at a k, as in
     `--valid_metrics hr@1 hr@10 ndcg@10`; a k above 32 lists as many beams."""
-    seed: int = 0
-    """Seed of the prompts' order and of the rollouts."""
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
-    """Train adapters in place of all weights, as in `--lora.rank 8`."""
-    device: str = "cpu"
-    """Where the policy computes, as torch names it: cpu, cuda, cuda:1."""
-    precision: Precision = "float32"
-    """Of the matrix products; bfloat16 is faster where the hardware has it."""
-    threads: int | None = None
-    """Torch threads; unset: measured."""
 
     def __post_init__(self) -> None:
-        check_settings(self)
-        check_seed(self.seed)
-        check_threads(self)
-        check_rate(self, "lr")
+        super().__post_init__()
         within(self, 0, MOST_STEPS, "warmup_steps", "checkpoint_s")
-        within(self, 0, 1000, "kl_coef", "nll_coef")
-        within(self, 1, MOST_STEPS, "steps", "eval_every")
+        within(self, 1, MOST_STEPS, "steps", "eval_every", "patience")
         within(self, 1, 10 * MOST_STEPS, "valid_rows")
-        within(self, 1, 65536, "prompts_per_step")
-        within(self, 1, 1000, "updates_per_rollout", "max_rollout_batches")
-        within(self, 1, 2**24, "micro_batch_tokens", "pass_tokens", "mini_batch_rows")
-        within(self, 1, 4096, "group_size", "list_length")
-        within(self, 1, MOST_STEPS, "patience")
-        check_weights(self.task_weights)
         check_metrics(self.valid_metrics)
         chooses = self.patience is not None or self.keep == "best"
         fits = not chooses or "ndcg@10" in self.valid_metrics
         need = "add ndcg@10, by which patience stops and keep best chooses"
         require(fits, "valid_metrics", self.valid_metrics, need)
-        self._check_products()
-        norm = self.max_grad_norm
-        require(norm > 0, "max_grad_norm", norm, "give a positive norm, .inf for none")
-        fits = norm <= MOST_STEPS or norm == math.inf
-        require(fits, "max_grad_norm", norm, f"give {MOST_STEPS} or less, .inf for none")
-
-    def _check_products(self) -> None:
-        """Sizes that are sensible alone may not be so together."""
-        prompts = self.prompts_per_step
-        rollouts = prompts * self.group_size * (self.list_length or 1)
-        most = max(MOST_ROLLOUTS // (prompts * (self.list_length or 1)), 1)
-        remedy = f"with prompts_per_step {prompts} give {most} or less"
-        require(rollouts <= MOST_ROLLOUTS, "group_size", self.group_size, remedy)
-        most = MOST_ROWS // prompts
-        remedy = f"with prompts_per_step {prompts} give {most} or less"
+        most = MOST_ROWS // self.prompts_per_step
+        remedy = f"with prompts_per_step {self.prompts_per_step} give {most} or less"
         require(self.steps <= most, "steps", self.steps, remedy)

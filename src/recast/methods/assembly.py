@@ -15,7 +15,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from recast.config import RLConfig
+from recast.config import StepConfig
 from recast.config.user_code import undisturbed
 from recast.groups import reorder, select
 from recast.items.embed import load_embeddings
@@ -47,13 +47,13 @@ STEP_RESOURCES = ("natural_frac",)
 """What the loop knows anew at every step."""
 
 
-def resolve(config: RLConfig, method: Method | None = None) -> Method:
+def resolve(config: StepConfig, method: Method | None = None) -> Method:
     """The method, by default the one that the config names, with what the config overrides, its
     parameters checked.
 
     Raises `RecastError` naming the setting and the remedy.
     """
-    named = config.method == RLConfig.method or method is None
+    named = config.method == StepConfig.method or method is None
     require(named, "method", config.method, "a method was given as a value too: leave one out")
     is_method = method is None or isinstance(method, Method)
     remedy = "give a recast.Method, or a name as RLConfig(method=...)"
@@ -69,7 +69,7 @@ def resolve(config: RLConfig, method: Method | None = None) -> Method:
     return method
 
 
-def _with_sampler(method: Method, config: RLConfig, name: str) -> Method:
+def _with_sampler(method: Method, config: StepConfig, name: str) -> Method:
     """The method with the one sampler that it will use."""
     if config.sampler and not method.samplers:
         raise RecastError(
@@ -87,13 +87,13 @@ def _with_sampler(method: Method, config: RLConfig, name: str) -> Method:
     return replace(method, samplers=(sampler,))
 
 
-def _with_settings(method: Method, config: RLConfig) -> Method:
+def _with_settings(method: Method, config: StepConfig) -> Method:
     names = ("lr", "kl_coef", "loss_agg", "nll_coef", "add_gt", "list_length")
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     return replace(method, **given)
 
 
-def _with_parts(method: Method, config: RLConfig, name: str) -> Method:
+def _with_parts(method: Method, config: StepConfig, name: str) -> Method:
     """The method with the parts that the config swaps in, and all parameters."""
     changes: dict[str, Any] = {}
     for kind in _SWAPS:
@@ -119,7 +119,7 @@ def _with_parts(method: Method, config: RLConfig, name: str) -> Method:
     return replace(method, space=space, **changes)
 
 
-def _refuse_misfits(method: Method, config: RLConfig, name: str) -> None:
+def _refuse_misfits(method: Method, config: StepConfig, name: str) -> None:
     """Parts and settings that cannot go together."""
     gives_rewards = traits_of(method.signal).has_rewards or is_users(method.signal)
     if traits_of(method.loss).has_rewards and not gives_rewards:
@@ -139,7 +139,7 @@ def _refuse_misfits(method: Method, config: RLConfig, name: str) -> None:
     need = f"method {name!r} takes no KL here, leave it out or raise kl_coef"
     for setting in ("kl_rollouts", "kl_estimator"):
         value = getattr(config, setting)
-        is_read = value == getattr(RLConfig, setting) or method.kl_coef > 0
+        is_read = value == getattr(StepConfig, setting) or method.kl_coef > 0
         require(is_read, setting, value, need)
     rows, most = config.mini_batch_rows, config.prompts_per_step * config.group_size
     most *= method.list_length
@@ -149,7 +149,7 @@ def _refuse_misfits(method: Method, config: RLConfig, name: str) -> None:
     require(rows is None or rows <= most, "mini_batch_rows", rows, need)
 
 
-def in_space_of(method: Method, config: RLConfig, policy: Policy) -> Method:
+def in_space_of(method: Method, config: StepConfig, policy: Policy) -> Method:
     """The method in the policy's own space, where neither the config nor its formula names one.
 
     Raises `RecastError` for a space wider than the policy was trained over: there its
@@ -166,7 +166,7 @@ def in_space_of(method: Method, config: RLConfig, policy: Policy) -> Method:
     return method
 
 
-def _refuse_free(method: Method, config: RLConfig, whose: str) -> None:
+def _refuse_free(method: Method, config: StepConfig, whose: str) -> None:
     free = config.sampler_args.get("constrained") is False and method.space == "trie"
     need = f"{whose} is over the allowed children, which free beams leave; leave it out"
     require(not free, "sampler_args.constrained", False, need)
@@ -178,7 +178,7 @@ def sampler_of(method: Method, name: str, args: Mapping[str, Any]) -> Part:
     return supply(part, {"list_length": method.list_length})
 
 
-def _probe(method: Method, config: RLConfig, name: str) -> Any:
+def _probe(method: Method, config: StepConfig, name: str) -> Any:
     """Refuse a resource that nobody supplies, then run the parts once on made-up groups; what the
     loss gave."""
     parts = (method.reward, method.signal, method.loss)
@@ -204,7 +204,7 @@ def _probe(method: Method, config: RLConfig, name: str) -> Any:
 
 
 def _refuse_misfit_units(
-    method: Method, config: RLConfig, values: Any, *, changes_agg: bool
+    method: Method, config: StepConfig, values: Any, *, changes_agg: bool
 ) -> None:
     """Settings that a loss per rollout or per group does not go with."""
     unit = values.ndim if isinstance(values, Tensor) else 0
@@ -216,7 +216,7 @@ def _refuse_misfit_units(
     require(is_read or not changes_agg, "loss_agg", config.loss_agg, need)
 
 
-def _refuse_idle(method: Method, config: RLConfig, parts: tuple[Part, ...], name: str) -> None:
+def _refuse_idle(method: Method, config: StepConfig, parts: tuple[Part, ...], name: str) -> None:
     """A setting that nothing would read is a mistake."""
     sampler = find_part("sampler", method.sampler) if method.sampler else method.signal
     if method.list_length > 1 and "list_length" not in resources(sampler):

@@ -79,7 +79,7 @@ def ask_sampler(
     fault = sampler_fault(groups, prompts, num_rollouts, *_sizes(policy))
     if fault is None and is_users(sampler):
         fault = meaning_fault(groups, policy.catalog, draw)
-    _raise("sampler", sampler, fault, (prompts, groups), folder, shown)
+    raise_fault("sampler", sampler, fault, (prompts, groups), folder, shown)
     if before is not None and _state(policy) != before:
         raise RecastError(
             f"{owner('sampler', sampler)} changed the policy (its weights, what of them is "
@@ -93,7 +93,7 @@ def ask_reward(reward: Part, groups: RolloutGroups, folder: str) -> Tensor:
     """The rewards `[B, G]`; raises `RecastError` for what it may not do."""
     with blame("reward", reward, (groups,), folder):
         rewards = _ask("reward", reward, (groups,))
-    _raise("reward", reward, reward_fault(rewards, groups), (groups,), folder)
+    raise_fault("reward", reward, reward_fault(rewards, groups), (groups,), folder)
     return _as_ours(rewards)
 
 
@@ -104,7 +104,7 @@ def ask_signal(
     with blame("signal", signal, (groups, rewards), folder):
         result = _ask("signal", signal, (groups, rewards))
     fault = signal_fault(result, groups, *(_sizes(policy) if policy else ()))
-    _raise("signal", signal, fault, (groups,), folder, {"rewards": rewards})
+    raise_fault("signal", signal, fault, (groups,), folder, {"rewards": rewards})
     found: Signal = result
     return replace(
         found, advantages=_as_ours(found.advantages), nll_weight=_as_ours(found.nll_weight)
@@ -129,7 +129,7 @@ def ask_loss(
     diverged = fault and fault.row is not None and not bool(_finite(named["logprobs"]))
     if fault is None and not values.requires_grad:
         fault = Fault("a tensor without a gradient: compute it from `logprobs`")
-    _raise("loss", loss, None if diverged else fault, (prompts,), folder, named)
+    raise_fault("loss", loss, None if diverged else fault, (prompts,), folder, named)
     found: Tensor = values
     return found
 
@@ -168,7 +168,7 @@ def _guilty(part: Part, inputs: tuple[Any, ...], kind: type[BaseException]) -> i
     return 0
 
 
-def _raise(
+def raise_fault(
     kind: str,
     part: Part,
     fault: Fault | None,
@@ -176,6 +176,8 @@ def _raise(
     folder: str,
     more: dict[str, Any] | None = None,
 ) -> None:
+    """Raise `RecastError` for a fault in what a part gave; the group that shows it is in
+    `folder`."""
     if fault is None:
         return
     where = run_blame.show(_content(groups, fault.row or 0, more or {}), folder)

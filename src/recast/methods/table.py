@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recast import losses, rewards, signals
-from recast.config import LossAgg, RLConfig
+from recast.config import LossAgg, StepConfig
 from recast.config.plugin import load_function
 from recast.methods.names import nearest, require_ours
 from recast.types import LogprobSpace, Loss, RecastError, Signal, require
@@ -331,7 +331,7 @@ def require_group(method: Method, group_size: int, name: str) -> None:
     require(group_size >= method.min_group_size, "group_size", group_size, need)
 
 
-def check_method(config: RLConfig) -> None:
+def check_method(config: StepConfig) -> None:
     """Raise `RecastError` for a method or a part that is not there, and for too small a group.
 
     It needs no transformers, whose import takes longer than a refusal may.

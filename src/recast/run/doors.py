@@ -39,12 +39,13 @@ PUBLISHED = ("movielens-100k", "minilm")
 
 def enter(config: Any, config_type: type, *, goes_on: bool = False) -> None:
     """Raise `RecastError` unless the inputs of a verb are there, each of its kind, and its output
-    is free and lies in none of them. One that `goes_on`, or resumes, may hold something."""
+    is free and lies in none of them. One that `goes_on`, or resumes, may hold something; a verb
+    that only looks has none."""
     take(config, config_type)
     refuse_ranks()
-    output = Path(config.output)
+    output = Path(config.output) if hasattr(config, "output") else None
     goes_on = goes_on or getattr(config, "resume", False)
-    if not (goes_on and output.is_dir()):
+    if output and not (goes_on and output.is_dir()):
         refuse_existing(output)
     settings = vars(config) | {"model.path": getattr(getattr(config, "model", None), "path", None)}
     for name, value in settings.items():
@@ -63,7 +64,7 @@ def enter(config: Any, config_type: type, *, goes_on: bool = False) -> None:
             is_baseline = is_ranked and (Path(value) / "baseline.json").is_file()
             kind = "policy" if is_policy else "baseline" if is_baseline else name
             require_kind(kind, value)
-        if folder is not None and output.resolve().is_relative_to(folder.resolve()):
+        if folder and output and output.resolve().is_relative_to(folder.resolve()):
             raise RecastError(
                 f"output is {config.output!r}, inside {name} {value!r}, which stays as it is: "
                 "choose another output"

@@ -47,13 +47,14 @@ def mixed_batches(
     size: int,
     count: int,
     seed: int,
+    split: str = "rl",
 ) -> Int[Tensor, "batches B"]:
     """`prompt_batches`, every batch with the same number of rows of each task, by its weight.
 
     Raises `RecastError` for a task that gets no row of a batch, or more than it has.
     """
     if not weights:
-        return prompt_batches(rows, size, count, seed)
+        return prompt_batches(rows, size, count, seed, split)
     number = task.task_of(rows)
     parts = []
     for place, (name, share) in enumerate(
@@ -69,7 +70,7 @@ def mixed_batches(
                 f"task_weights.{name} is {weights[name]}, {share} of {size} prompts_per_step, and "
                 f"the task has {len(own)} rows: lower either"
             )
-        parts.append(prompt_batches(own, share, count, seed))
+        parts.append(prompt_batches(own, share, count, seed, split))
     return torch.cat(parts, dim=1)
 
 

@@ -24,16 +24,16 @@ from recast.types import Draw, Prompts, RecastError, RolloutGroups
 
 
 def prompt_batches(
-    rows: Int[Tensor, " N"], size: int, count: int, seed: int
+    rows: Int[Tensor, " N"], size: int, count: int, seed: int, split: str = "rl"
 ) -> Int[Tensor, "batches B"]:
-    """`count` batches of `size` row ids, seeded; a row comes again only in a later pass.
+    """`count` batches of `size` row ids of a split, seeded; a row comes again only in a later pass.
 
     A pass leaves out the rows that do not fill a batch, other ones each time. Raises `RecastError`
     for fewer rows than fill one batch.
     """
     if len(rows) < size:
         raise RecastError(
-            f"prompts_per_step is {size}: the data has {len(rows)} rows in the rl slice; "
+            f"prompts_per_step is {size}: the data has {len(rows)} rows in the {split} slice; "
             "give fewer, or prepare more events for it"
         )
     per_pass = len(rows) // size

@@ -1,16 +1,17 @@
-"""What a run stands on: a config in; data, policy, parts, plan and threads out, nothing trained."""
+"""What a run or a single step stands on: a config in; data, policy, parts, plan and threads out,
+nothing trained."""
 
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from recast.config import Precision, RLConfig
+from recast.config import Precision, RLConfig, StepConfig
 from recast.evaluation.rank import require_valid, rows_of_tasks, validate
 from recast.groups import select
 from recast.methods.assembly import equip, in_space_of, resolve, sampler_of
@@ -35,6 +36,7 @@ from recast.run.doors import enter
 from recast.train.actor import Actor
 from recast.train.keeper import RunFacts, find_checkpoint
 from recast.train.mixture import check_weights, mixed_batches
+from recast.train.premises import check_lengths, check_prompts, check_target_is_best, check_tokens
 from recast.train.reference import frozen_reference
 from recast.train.rehearsal import rehearse
 from recast.train.result import require_room
@@ -46,11 +48,9 @@ _MEASURED = 4096  # tokens of a pass that is timed: more says the same
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RLSetup:
-    """What `train_rl` stands on."""
+class StepSetup:
+    """What a step stands on."""
 
-    name: str
-    """Of the run's stage on screen."""
     method: Method
     policy: Policy
     task: Task
@@ -62,12 +62,21 @@ class RLSetup:
     """Row ids of every step."""
     surplus: Int[Tensor, "batches B"]
     """Row ids that a method fills its batches from."""
-    valid_rows: Int[Tensor, " N"]
-    valid_metrics: list[str]
     warmup_steps: int
     precision: Precision
+    threads: int
     text: str
     """Its memory and what becomes of its weights, for the screen."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RLSetup(StepSetup):
+    """What `train_rl` stands on."""
+
+    name: str
+    """Of the run's stage on screen."""
+    valid_rows: Int[Tensor, " N"]
+    valid_metrics: list[str]
     run: RunFacts
     """Its settings are the config, with what it left to the method filled in."""
 
@@ -99,35 +108,98 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     enter(config, RLConfig)
     resumed = find_checkpoint(config.output, config.resume)
     config = replace(config, **(resumed.measured(config) if resumed else {}))
+    method, policy, task = load_step(config, method)
+    require_room(
+        config.output, policy, copies=3 + (config.keep == "best"), checkpoints=1 if resumed else 2
+    )
+    count = config.steps * (config.max_rollout_batches if method.fill_batch else 1)
+    batches = draw_batches(config, task, count)
+    valid_rows = require_valid(task, config.data, config.valid_rows)
+    step = set_up_step(
+        config,
+        method,
+        policy,
+        task,
+        batches,
+        steps=config.steps,
+        warmup_steps=config.warmup_steps,
+        folder=config.output,
+    )
+    method, name = step.method, step.method.sampler
+    notes, drawn_from = task.notes(torch.cat([batches.flatten().unique(), valid_rows])), {}
+    if torch.equal(task.rows("rl"), task.rows("train")):
+        drawn_from["drawn_from"] = "train"
+        notes.append("the data has no rl rows: prompts are drawn from train")
+    step = replace(step, text="\n".join([step.text, *notes]))
+    return RLSetup(
+        **{field.name: getattr(step, field.name) for field in fields(step)},
+        name=f"{method.label}, {name} rollouts" if name else method.label,
+        valid_rows=valid_rows,
+        valid_metrics=config.valid_metrics,
+        run=RunFacts(
+            output=config.output,
+            settings=_settings(config, step) | drawn_from,
+            parts={kind: getattr(method, kind) for kind in ("reward", "signal", "loss")}
+            | ({"sampler": find_part("sampler", name)} if name else {}),
+            resumed=resumed,
+        ),
+    )
+
+
+def load_step(config: StepConfig, method: Method | None = None) -> tuple[Method, Policy, Task]:
+    """The method in the policy's space, the policy as it is trained and the task."""
     find_device(config.device)
     method = resolve(config, method)
     policy = load_policy(config.policy, config.catalog).to(config.device)
     method = in_space_of(method, config, policy)
     task = load_task(config.data, policy)
     policy = _trainable(policy, config)
-    require_room(
-        config.output, policy, copies=3 + (config.keep == "best"), checkpoints=1 if resumed else 2
-    )
-    method = equip(
-        method, policy, config.ranker, config.embeddings, config.output, data=config.data
-    )
-    count = config.steps * (config.max_rollout_batches if method.fill_batch else 1)
-    rows = task.rows("rl")
+    disable_dropout(policy.model)
+    return method, policy, task
+
+
+def draw_batches(
+    config: StepConfig, task: Task, count: int, split: str = "rl"
+) -> Int[Tensor, "batches B"]:
+    """Row ids of so many steps, of each task the share that its weight says."""
+    rows = task.rows(split)
     check_weights(task, rows, config.task_weights)
-    batches = mixed_batches(
+    return mixed_batches(
         task,
         rows,
         config.task_weights,
         size=config.prompts_per_step,
         count=count,
         seed=config.seed,
+        split=split,
     )
-    disable_dropout(policy.model)
+
+
+def set_up_step(
+    config: StepConfig,
+    method: Method,
+    policy: Policy,
+    task: Task,
+    batches: Int[Tensor, "batches B"],
+    *,
+    steps: int = 1,
+    warmup_steps: int = 0,
+    folder: str = "",
+) -> StepSetup:
+    """Bind, plan, measure and check; what a part fails on goes into `folder`.
+
+    Raises `RecastError` for whatever does not fit together.
+    """
+    method = equip(method, policy, config.ranker, config.embeddings, folder, data=config.data)
+    lengths = task.lengths(batches.flatten())
+    check_lengths(policy, batches.flatten(), lengths)
     prompts = task.prompts(batches[0])
+    check_tokens(policy)
+    check_prompts(policy, prompts)
     width = branch_tokens(policy, config.group_size * method.list_length, prompts.targets.shape[1])
     plan = plan_memory(
         policy,
-        int(task.lengths(batches.flatten()).max()) + width,
+        int(lengths.max()) + width,
         config.micro_batch_tokens,
         reference=_compares(method) and not has_adapters(policy.model),
         reads=config.prompts_per_step * width,
@@ -143,46 +215,39 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         max_batches=config.max_rollout_batches,
         micro_batch_tokens=plan.micro_batch_tokens,
         pass_tokens=MOST_PASS_TOKENS,
-        folder=config.output,
+        folder=folder,
         clock=clock,
     )
     threads, pass_tokens = _measure(config, policy, prompts, plan)
-    actor = replace(_actor(config, method, policy, plan, pass_tokens), clock=clock)
-    valid_rows = require_valid(task, config.data, config.valid_rows)
-    notes = task.notes(torch.cat([batches.flatten().unique(), valid_rows]))
-    drawn_from = {}
-    if torch.equal(rows, task.rows("train")):
-        drawn_from["drawn_from"] = "train"
-        notes.append("the data has no rl rows: prompts are drawn from train")
+    actor = replace(_actor(config, method, policy, plan, pass_tokens, folder), clock=clock)
     rehearse(search, actor, prompts)  # a part that cannot work says so before there is a folder
-    return RLSetup(
-        name=f"{method.label}, {name} rollouts" if name else method.label,
+    if name and config.target_is_best:
+        check_target_is_best(
+            method.reward,
+            policy.catalog,
+            prompts,
+            search.num_rollouts,
+            list_length=method.list_length,
+            seed=config.seed,
+            folder=folder,
+        )
+    return StepSetup(
         method=method,
         policy=policy,
         task=task,
         search=replace(search, pass_tokens=pass_tokens),
         actor=actor,
         clock=clock,
-        batches=batches[: config.steps],
-        surplus=batches[config.steps :],
-        valid_rows=valid_rows,
-        valid_metrics=config.valid_metrics,
-        warmup_steps=config.warmup_steps,
+        batches=batches[:steps],
+        surplus=batches[steps:],
+        warmup_steps=warmup_steps,
         precision=config.precision,
-        text="\n".join([plan.text, *rounding(policy.model), *notes]),
-        run=RunFacts(
-            output=config.output,
-            settings=_settings(config, method, threads, plan)
-            | {"pass_tokens": pass_tokens}
-            | drawn_from,
-            parts={kind: getattr(method, kind) for kind in ("reward", "signal", "loss")}
-            | ({"sampler": find_part("sampler", name)} if name else {}),
-            resumed=resumed,
-        ),
+        threads=threads,
+        text="\n".join([plan.text, *rounding(policy.model)]),
     )
 
 
-def _trainable(policy: Policy, config: RLConfig) -> Policy:
+def _trainable(policy: Policy, config: StepConfig) -> Policy:
     """The policy with what is trained in float32: a small step is lost on weights of 8 bits."""
     if config.lora.rank is None:
         policy.model.float()
@@ -197,7 +262,7 @@ def _compares(method: Method) -> bool:
 
 
 def _measure(
-    config: RLConfig, policy: Policy, prompts: Prompts, plan: MemoryPlan
+    config: StepConfig, policy: Policy, prompts: Prompts, plan: MemoryPlan
 ) -> tuple[int, int]:
     """Threads, and the tokens that take as long as one more pass: by passes of the update over a
     few prompts and their targets, which every method makes."""
@@ -217,7 +282,12 @@ def _measure(
 
 
 def _actor(
-    config: RLConfig, method: Method, policy: Policy, plan: MemoryPlan, pass_tokens: int
+    config: StepConfig,
+    method: Method,
+    policy: Policy,
+    plan: MemoryPlan,
+    pass_tokens: int,
+    folder: str,
 ) -> Actor:
     reference = None
     if _compares(method):
@@ -242,13 +312,15 @@ def _actor(
         updates_per_rollout=config.updates_per_rollout,
         mini_batch_rows=config.mini_batch_rows,
         pass_tokens=pass_tokens,
-        folder=config.output,
+        folder=folder,
     )
 
 
-def _settings(config: RLConfig, method: Method, threads: int, plan: MemoryPlan) -> dict[str, Any]:
-    used = asdict(config) | {"threads": threads, "logprob_space": method.space}
-    used["micro_batch_tokens"] = plan.micro_batch_tokens
+def _settings(config: RLConfig, step: StepSetup) -> dict[str, Any]:
+    method = step.method
+    used = asdict(config) | {"threads": step.threads, "logprob_space": method.space}
+    used["micro_batch_tokens"] = step.search.micro_batch_tokens
+    used["pass_tokens"] = step.search.pass_tokens
     for kind in ("reward", "signal", "loss"):
         used[kind], used[f"{kind}_args"] = spell(getattr(method, kind))
     names = ("sampler", "lr", "kl_coef", "loss_agg", "nll_coef", "add_gt", "list_length")

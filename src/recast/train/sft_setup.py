@@ -33,6 +33,7 @@ from recast.policy.tokenizer import load_tokenizer
 from recast.run.doors import enter
 from recast.train.keeper import RunFacts, find_checkpoint
 from recast.train.mixture import check_weights, mixed_epoch
+from recast.train.premises import check_training
 from recast.train.rates import Rates, rates_of
 from recast.train.result import require_room
 from recast.train.sequences import MOST_SHARED, draw_negatives, learn
@@ -103,6 +104,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     sequences = task.sequences(drawn, 0)
     if not len(sequences):
         raise RecastError(f"{config.data} has no user with 2 training events: give more data")
+    check_training(policy, task, rows, sequences)
     longest = int(sequences.lengths.max())
     most = min(config.batch_windows, len(sequences))
     learned = int(sequences.loss_mask.sum()) * most // len(sequences)
