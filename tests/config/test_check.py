@@ -41,7 +41,7 @@ import polars as pl
 wrong = [None, b"x", 3, True, [], {}, object(), pl.DataFrame({"a": [1]}), torch.tensor(1)]
 wrong += ["", "a\\0b", "x" * 300, chr(0xDCFF), lambda x: x]
 functions = [getattr(recast, name) for name in recast.__all__ if name[0].islower()]
-assert len(functions) == 13, functions
+assert len(functions) == 14, functions
 calls = [(f, (value,)) for f in functions if f is not recast.run_cells for value in wrong]
 calls += [(recast.run_cells, (value, [])) for value in wrong]
 calls += [(recast.run_cells, ("cells", value)) for value in wrong[:4] + wrong[6:]]
