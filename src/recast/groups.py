@@ -33,10 +33,14 @@ def select(batch: _Typed, index: Int[Tensor, " N"]) -> _Typed:
 
 
 def join(parts: Sequence[RolloutGroups], prompts: Prompts) -> RolloutGroups:
-    """The groups of `prompts`, which these parts hold in turn."""
+    """The groups of `prompts`, which these parts hold in turn; each part's targets are padded as
+    its own rows need, the joint ones as all of them."""
     joined: dict[str, Any] = {}
+    num_targets = prompts.targets.shape[1]
     for field in fields(RolloutGroups):
         values = [getattr(part, field.name) for part in parts]
+        if field.name == "target_logprobs":
+            values = [F.pad(x, (0, 0, 0, num_targets - x.shape[1])) for x in values]
         joined[field.name] = torch.cat(values) if isinstance(values[0], Tensor) else values[0]
     return RolloutGroups(**joined | {"prompts": prompts})
 

@@ -28,6 +28,7 @@ from recast.evaluation.stratify import (
 from recast.items.catalog import build_catalog
 from recast.policy.load import create_policy, save_policy
 from recast.rollout.beam import beam_search
+from recast.testing import make_groups
 from recast.types import Prompts, RecastError
 
 NUM_ITEMS = 30
@@ -73,6 +74,24 @@ def test_equals_share_the_mean_of_their_ranks() -> None:
     rivals[0, 0, 4] = False
     targets = torch.tensor([[0.5], [1.0], [1.0]])
     assert mean_rank(scores, targets, rivals).tolist() == [3.0, 1.0, 3.5]
+
+
+def test_of_several_targets_the_best_ranked_counts_and_padding_does_not() -> None:
+    """.5 stands behind .9, .2 behind three of the four; the second prompt has one target."""
+    scores = torch.tensor([[0.9, 0.4, 0.3, 0.1]]).expand(2, -1)
+    targets = torch.tensor([[0.2, 0.5], [0.2, -torch.inf]])
+    rivals = torch.ones(2, 2, 4, dtype=torch.bool)
+    assert mean_rank(scores, targets, rivals).tolist() == [2.0, 4.0]
+    groups = make_groups(
+        [[[2], [3], [4]]] * 2,
+        [[[7], [4]], [[7]]],
+        logprobs=[[-1, -2, -3]] * 2,
+        target_logprobs=[[-9, -3], [-9]],
+    )
+    settings = {"tau": 0.5, "rho": 0.25, "num_negatives": 1}
+    found = measure(groups, lambda prompts, items: items.float(), **settings)
+    assert found["policy_rank"].tolist() == [3.0, 4.0]
+    assert bool((found["chance_ranker_rank"] <= 4).all())
 
 
 def _measure(config: StratifyConfig, table: Tensor) -> tuple[dict[str, Tensor], Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recast.groups import is_mixed
 from recast.rollout.fill import Drawn, Rewarded, fill_batch
+from recast.testing import make_groups
 from recast.types import Prompts, RolloutGroups
 
 SIZE = 3
@@ -102,3 +103,23 @@ def test_with_a_target_put_in_the_signals_groups_decide_and_the_drawn_ones_go_al
     assert batch.drawn.groups.injected is None
     assert batch.given.groups.prompts is batch.drawn.groups.prompts
     assert batch.given.groups.prompts.row_ids.tolist() == [5, 6]
+
+
+def test_batches_whose_rows_have_other_numbers_of_targets_go_together() -> None:
+    """Row r has r targets, log-probability -1 a token each; row 3 leaves, its third target too."""
+
+    def groups_of(rows: Tensor) -> RolloutGroups:
+        targets = [[[7, place] for place in range(int(row))] for row in rows]
+        groups = make_groups([[[9, 1], [9, 2]]] * len(rows), targets)
+        return replace(groups, prompts=replace(groups.prompts, row_ids=rows))
+
+    def draw(rows: Tensor) -> Drawn:
+        both = Rewarded(groups_of(rows), (rows[:, None] < 3) * torch.tensor([[1.0, 0.0]]))
+        return Drawn(both, both)
+
+    batches = iter([torch.tensor([1, 3]), torch.tensor([2, 2])])
+    batch, _ = fill_batch(draw, batches, lambda rows: groups_of(rows).prompts, 2)
+    groups = batch.given.groups
+    assert groups.prompts.row_ids.tolist() == [1, 2]
+    assert groups.target_logprobs.tolist() == [[[-1, -1], [0, 0]], [[-1, -1], [-1, -1]]]
+    assert torch.equal(groups.prompts.target_mask, groups.target_logprobs < 0)

@@ -17,6 +17,7 @@ from recast.groups import is_first
 from recast.rewards.hit import set_ratio
 from recast.rewards.scores import sid_set_ratio, structural_score
 from recast.signals.recast import boundary_only, boundary_pair, recast, repair_only, worst_row
+from recast.testing import make_groups
 from recast.types import RecastError, RolloutGroups, Signal
 
 TARGET = [[[1, 2, 3]]]
@@ -117,6 +118,17 @@ def test_ties_take_the_first_row() -> None:
     rollouts = [[[7, 7, 7], [4, 5, 6], [8, 8, 8], [1, 2, 3], [9, 9, 9]]]
     signal = _recast(tiny.make_groups(rollouts, [[[1, 2, 3], [4, 5, 6]]]))
     assert _kept(signal) == {0: -1.0, 1: 1.0}
+
+
+def test_the_anchor_is_any_of_the_targets_alike_and_never_padding() -> None:
+    targets = [[[1, 2, 3], [4, 5, 6]], [[4, 5, 6]]] * 1000
+    groups = make_groups([[[7, 7, 7], [8, 8, 8]]] * 2000, targets)
+    anchors = recast(groups, set_ratio(groups)).groups.tokens[:, 1]
+    first = (anchors == torch.tensor([1, 2, 3])).all(1)
+    assert bool((first | (anchors == torch.tensor([4, 5, 6])).all(1)).all())
+    assert not first[1::2].any()
+    deviation = (1000 * 0.5 * 0.5) ** 0.5
+    assert abs(int(first[::2].sum()) - 500) < 4 * deviation
 
 
 def test_duplicates_are_passed_over() -> None:

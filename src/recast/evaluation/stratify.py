@@ -11,7 +11,8 @@ effect is positive whatever the ranker. Random scores, put through the same test
 item, show how much of it that is.
 
 Differs from the paper: the cells of its tables could not be recovered, nor how it defines a rank
-among ties; here equals share the mean of their ranks.
+among ties; here equals share the mean of their ranks, and of several logged items each side's best
+ranked one counts.
 """
 
 from __future__ import annotations
@@ -112,12 +113,15 @@ def measure(
     """Per row: the ranks, the effect, f and g, and the same of random scores."""
     rivals = candidates(groups).rivals
     policy_rank = mean_rank(*policy_scores(groups), rivals)
-    noise = groups.uniforms("chance", groups.items.shape[1] + 1)
+    group_size, targets = groups.items.shape[1], groups.prompts.target_items
+    noise = groups.uniforms("chance", group_size + targets.shape[1])
+    rollouts, wanted = noise.tensor_split([group_size], dim=1)
+    wanted = wanted.masked_fill(targets < 0, -torch.inf)
     nothing = noise.new_full((len(noise), 1), -torch.inf)
     measured: dict[str, Tensor] = {"policy_rank": policy_rank}
     for prefix, scores in (
         ("", score(groups, in_batch_negatives(groups, num_negatives), ranker)),
-        ("chance_", Scores(noise[:, :-1], noise[:, -1:], nothing)),
+        ("chance_", Scores(rollouts, wanted, nothing)),
     ):
         uncertain, discriminates = diagnose(groups, scores, tau=tau, rho=rho)
         ranker_rank = mean_rank(scores.rollouts, scores.targets, rivals)
@@ -131,15 +135,17 @@ def measure(
 
 
 def mean_rank(
-    scores: Float[Tensor, "B G"], targets: Float[Tensor, "B 1"], rivals: Bool[Tensor, "B 1 G"]
+    scores: Float[Tensor, "B G"], targets: Float[Tensor, "B T"], rivals: Bool[Tensor, "B T G"]
 ) -> Float[Tensor, " B"]:
-    """Rank of the target, from 1; equals share the mean of the ranks that they take together.
+    """Rank of the best ranked target, from 1; equals share the mean of the ranks that they take
+    together.
 
     >>> mean_rank(torch.tensor([[3.0, 2.0, 2.0]]), torch.tensor([[2.0]]), torch.ones(1, 1, 3) > 0)
     tensor([3.], dtype=torch.float64)
     """
-    ahead = (scores > targets).double() + (scores == targets).double() / 2
-    return 1 + (ahead * rivals[:, 0]).sum(1)
+    scores, wanted = scores[:, None], targets[..., None]
+    ahead = (scores > wanted).double() + (scores == wanted).double() / 2
+    return 1 + (ahead * rivals).sum(2).amin(1)
 
 
 def summarise(columns: dict[str, Tensor], users: Int[Tensor, " N"], seed: int) -> dict[str, Any]:
