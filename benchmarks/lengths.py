@@ -39,7 +39,7 @@ from recast.signals.grpo import grpo
 from recast.train.actor import update
 from recast.train.search import Search
 from recast.train.state import LoopState
-from recast.types import Interactions, Sequences
+from recast.types import Interactions, Prompts, Sequences
 
 
 def policy_of(catalog: Catalog, hidden: int, layers: int, window: int) -> Policy:
@@ -127,16 +127,16 @@ def sft_row(smoke: bool) -> Row:
 class MixedStep:
     """A step of RL over prompts from the shortest to the longest, and its floor."""
 
-    def __init__(self, policy: Policy, counts: list[int], width: int) -> None:
+    def __init__(self, policy: Policy, prompts: Prompts, width: int) -> None:
         catalog, self.width = policy.catalog, width
-        draw = torch.Generator().manual_seed(0)
-        history = torch.full((len(counts), max(counts)), -1)
-        for row, count in enumerate(counts):
-            history[row, :count] = torch.randint(catalog.num_items, (count,), generator=draw)
-        prompts = make_prompts(catalog, history=history, targets=torch.zeros(len(counts), 1).long())
         groups = beam_search(policy, prompts, width)
-        target = groups.items[:, width // 2, None]
-        self.prompts = make_prompts(catalog, history=history, targets=target)
+        hit = groups.items[:, width // 2, None]  # so that no group is dropped
+        self.prompts = make_prompts(
+            catalog,
+            text=(prompts.tokens, prompts.lengths),
+            targets=torch.cat([hit, prompts.target_items], dim=1),
+            row_ids=prompts.row_ids,
+        )
         self.lengths = self.prompts.lengths.tolist()
         reference = replace(policy, model=copy.deepcopy(policy.model).requires_grad_(False))
         self.policy, self.reference = policy, reference
@@ -146,7 +146,7 @@ class MixedStep:
             branch_logprobs(policy, some, some.targets, "full").sum().backward()
             return rows * int(some.lengths.max())
 
-        self.pass_tokens = measure_pass_tokens(work, len(counts), "cpu")
+        self.pass_tokens = measure_pass_tokens(work, len(prompts), "cpu")
         self.search = Search(
             policy=policy,
             task=None,  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ class MixedStep:
         )
         self.actor = actor_of(policy, reference, pass_tokens=self.pass_tokens)
         self.padding = 0.0
-        rows = range(len(counts))
+        rows = range(len(prompts))
         self.floors: list[tuple[Tensor, int]] = [
             floor_tokens(catalog, self.lengths[row], groups.tokens[row : row + 1]) for row in rows
         ]
@@ -191,12 +191,23 @@ def step_row(smoke: bool) -> Row:
     span = (most - least) / (num_prompts - 1)
     counts = [math.floor(least + span * place) for place in range(num_prompts)]
     counts = [counts[(3 * place) % num_prompts] for place in range(num_prompts)]
-    step = MixedStep(policy_of(catalog, hidden, layers, most + 1), counts, width)
+    history = torch.full((num_prompts, max(counts)), -1)
+    draw = torch.Generator().manual_seed(0)
+    for row, count in enumerate(counts):
+        history[row, :count] = torch.randint(catalog.num_items, (count,), generator=draw)
+    nothing = torch.empty(num_prompts, 0, dtype=torch.long)
+    prompts = make_prompts(catalog, history=history, targets=nothing)
+    step = MixedStep(policy_of(catalog, hidden, layers, most + 1), prompts, width)
+    return against_floor("step_mixed_prompts", step, f"{hidden} x {layers}", repeats)
+
+
+def against_floor(name: str, step: MixedStep, shape: str, repeats: int, kind: str = "") -> Row:
+    """Time against the passes that no step can do without."""
     ours_s, floor_s = paired(step.ours, step.floor, repeats)
     return Row(
-        name="step_mixed_prompts",
-        what=f"whole step (rollout, reference, update), P {num_prompts}, G {width}, prompts of "
-        f"{min(step.lengths)} to {max(step.lengths)} tokens, {hidden} x {layers}",
+        name=name,
+        what=f"whole step (rollout, reference, update), P {len(step.lengths)}, G {step.width}, "
+        f"{kind}prompts of {min(step.lengths)} to {max(step.lengths)} tokens, {shape}",
         against="the floor: two forwards and one forward + backward over the distinct tokens, "
         "prompt by prompt; optimizer step on both sides",
         value=ours_s / floor_s,
