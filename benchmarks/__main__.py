@@ -27,6 +27,7 @@ MODULES = (
     "update",
     "step",
     "lengths",
+    "rendered",
     "evaluation",
     "trl",
     "trie",

@@ -12,6 +12,7 @@ import pytest
 import small_chat
 from small_walk import NUM_ITEMS, write_events
 
+from benchmarks import recif, tiny_chat
 from recast import cli
 
 GUIDES = Path(__file__).parents[1] / "docs" / "guides"
@@ -28,10 +29,13 @@ SMALLER = {
 
 def run_commands(guide: str, more: dict[str, str]) -> int:
     """Run what a guide tells to, each command with more settings by its verb; how many."""
-    commands = re.findall(r"^    recast (.*)$", guide.replace("\\\n", " "), re.MULTILINE)
+    pattern = r"^    (?:recast|python -m) (.*)$"
+    commands = re.findall(pattern, guide.replace("\\\n", " "), re.MULTILINE)
+    ours = {"benchmarks.recif": recif.main, "benchmarks.tiny_chat": tiny_chat.main}
     for command in commands:
         verb, *args = shlex.split(command)
-        cli.main([verb, *args, *more.get(verb, "").split()])
+        args += more.get(verb, "").split()
+        ours[verb](args) if verb in ours else cli.main([verb, *args])
     return len(commands)
 
 
@@ -89,3 +93,39 @@ def test_the_way_of_your_own_rows(
     assert told["metrics"]["item/recall@1"]["value"] <= 0.5
     assert "8 of 8 prompts have more than 60 tokens" in told["notes"][0]
     assert told["facts"]["events_seen"] == ["train"]
+
+
+SMALLEST = {
+    "benchmarks.recif": "--users=30 --videos=36 --ads=9 --products=9 --tastes=2 --keywords=2 "
+    "--labels=3 --history=8 --targets=3",
+    "benchmarks.tiny_chat": "--hidden=32 --layers=1",
+    "sft": "--epochs=1 --threads=1 --pass_tokens=4096",
+    "rl": "--steps=1 --prompts_per_step=8 --threads=1 --pass_tokens=4096",
+    "evaluate": "--threads=1 --exact_rows=0 --invalid_rows=4",
+}
+
+
+def test_recif_bench_from_its_files_to_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    guide = (GUIDES / "recif-bench.md").read_text()
+    assert run_commands(guide, SMALLEST) == 10
+    told = json.loads(Path("recif/data/data.json").read_text())
+    assert told["tasks"]["product"] == "product"
+    assert told["tasks"]["ad"] == "video_ad"
+    step = json.loads(Path("recif/recast/metrics.jsonl").read_text().splitlines()[-1])
+    assert step["group/repaired_frac"] == step["group/all_zero_frac"]
+    assert not any(key.endswith("/group/repaired_frac") for key in step)
+    capsys.readouterr()
+    code = re.search(r"```python\n(.*?)```", guide, re.DOTALL)
+    assert code is not None
+    exec(compile(code[1], "recif-bench", "exec"), {})
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[0] == "| task | rows | method | pass@1 | pass@32 | recall@32 |"
+    assert len(lines) == 2 + 5 * 3
+    reachable = json.loads(Path("recif/files/reachable.json").read_text())
+    for place, task in enumerate(told["tasks"]):
+        cells = lines[2 + 3 * place].split("|")
+        assert cells[1].strip() == task
+        assert int(cells[2]) == reachable[task]["rows"]

@@ -76,6 +76,7 @@ def metrics_by_task(
         )
         if own:
             found = group_metrics(own, part)
+            found.pop("group/repaired_frac", None)  # the signal says it of the whole batch alone
             metrics |= {f"{name}/{key}": value for key, value in found.items()}
     return metrics
 
