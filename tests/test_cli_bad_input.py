@@ -76,6 +76,7 @@ def test_settings_of_rl(walk: Path, tmp_path: Path, fail: Fail, more: str, line:
         ("--batch_windows=0", "batch_windows is 0: give 1 or more"),
         ("--patience=0", "patience is 0: give 1 or more"),
         ("--backwards_frac=2", "backwards_frac is 2.0: give a share from 0 to 1"),
+        ("--crop_frac=-.5", "crop_frac is -0.5: give a share from 0 to 1"),
     ],
 )
 def test_settings_of_sft(walk: Path, tmp_path: Path, fail: Fail, more: str, line: str) -> None:

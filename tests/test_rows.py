@@ -138,6 +138,7 @@ def test_rl_and_evaluation_tell_the_tasks_apart(
         (["--prompt.history=text"], r"--prompt.history is 'text': give .*sids or titles or both"),
         (["--logprob_space=trie"], r"logprob_space is 'trie': prompts are read with their answers"),
         (["--backwards_frac=0.5"], r"backwards_frac is 0.5: it belongs to windows of events"),
+        (["--crop_frac=0.5"], r"crop_frac is 0.5: it belongs to windows of events"),
         (["--task_weights.buy=1"], r"task_weights is 'buy': the data has no such task, only chat"),
         (["--task_weights.chat=x"], r"task_weights.chat is 'x': give a number from 0 to 1000000"),
         (["--task_weights.chat=0"], r"task_weights is {'chat': 0}: give at least one task more"),

@@ -55,6 +55,7 @@ def windows_of(events: Interactions, config: SFTConfig, epoch: int) -> Tensor:
         seed=config.seed,
         epoch=epoch,
         backwards_frac=config.backwards_frac,
+        crop_frac=config.crop_frac,
     )
 
 
@@ -111,6 +112,22 @@ def test_a_part_is_read_backwards() -> None:
     windows = windows_of(events, config(window=4, backwards_frac=0.3), 0)
     backwards = (windows[:, 1] < windows[:, 0]).double().mean().item()
     assert backwards == pytest.approx(0.3, abs=0.06)  # 4 standard errors of about 900 windows
+
+
+def test_a_crop_begins_at_any_item_but_the_last() -> None:
+    """Users of 4 and of 2 events, windows of 5: of the 4 events the last 4, 3 or 2 are left."""
+    events = events_of([4, 2] * 900)
+    whole = rows_of(windows_of(events, config(window=5), 0))
+    cropped = rows_of(windows_of(events, config(window=5, crop_frac=1.0), 0))
+    assert all(crop in (row, row[1:], row[2:]) for row, crop in zip(whole, cropped, strict=True))
+    lengths = torch.tensor([len(crop) for crop in cropped[::2]])
+    assert lengths.bincount().tolist()[2:] == pytest.approx([300] * 3, abs=60)
+    # Those that are not chosen stay whole; what is read backwards is what was left.
+    few = rows_of(windows_of(events, config(window=5, crop_frac=0.3), 0))
+    changed = sum(row != crop for row, crop in zip(whole, few, strict=True))
+    assert changed == pytest.approx(900 * 0.3 * 2 / 3, abs=50)
+    back = windows_of(events, config(window=5, crop_frac=1.0, backwards_frac=1.0), 0)
+    assert rows_of(back) == sorted(crop[::-1] for crop in cropped)
 
 
 def test_seed_and_epoch_decide() -> None:

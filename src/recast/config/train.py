@@ -104,6 +104,9 @@ class SFTConfig:
     semantic IDs (SASRec)."""
     backwards_frac: float = 0.0
     """Share of the training windows read backwards: where co-occurrence says more than order."""
+    crop_frac: float = 0.0
+    """Share of the training windows that begin at a random item of theirs, so that the policy also
+    learns from the latest items alone."""
     dropout: float | None = None
     """On the token embeddings, in SFT only; unset: 0.3, with model.path 0.1."""
     layer_dropout: float | None = None
@@ -159,8 +162,9 @@ class SFTConfig:
         need = "add ndcg@10, which stops the training and chooses the epoch"
         require("ndcg@10" in self.valid_metrics, "valid_metrics", self.valid_metrics, need)
         check_splits(self)
-        share = self.backwards_frac
-        require(0 <= share <= 1, "backwards_frac", share, "give a share from 0 to 1")
+        for name in ("backwards_frac", "crop_frac"):
+            share = getattr(self, name)
+            require(0 <= share <= 1, name, share, "give a share from 0 to 1")
         for name, what in (("ema", "decay"), ("dropout", "rate"), ("layer_dropout", "rate")):
             share = getattr(self, name)
             fits = share is None or 0 <= share < 1

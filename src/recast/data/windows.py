@@ -18,13 +18,15 @@ def user_windows(
     seed: int,
     epoch: int,
     backwards_frac: float = 0.0,
+    crop_frac: float = 0.0,
 ) -> Int[Tensor, "N W"]:
     """Every user's events among `rows`, behind the user's first, cut into windows of `width` items,
     shuffled; -1 pads on the right.
 
     Each epoch cuts at new offsets, except users who fit one window, and reorders the events that
     share user and time: their order is unknown, so any of them is as true as another. A part of
-    the windows is read backwards. Windows of a single item are dropped.
+    the windows is cropped: it begins at a random item, the last one excepted. A part is read
+    backwards. Windows of a single item are dropped.
     """
     # A row has a history, so a user's first event is none; but it is read.
     chosen = torch.cat([rows, interactions.starts[rows]]).unique()
@@ -45,6 +47,11 @@ def user_windows(
     windows[row, column] = items
     windows = windows[windows[:, 1] >= 0]
     number = torch.arange(len(windows))
+    is_cropped = uniforms(seed, epoch, number, "crop", 1) < crop_frac
+    spare = (windows >= 0).sum(1, keepdim=True) - 1  # two items stay
+    cut = (uniforms(seed, epoch, number, "cut", 1) * spare).long() * is_cropped
+    kept = torch.arange(width) + cut
+    windows = windows.gather(1, kept % width).masked_fill(kept >= width, -1)
     backwards = uniforms(seed, epoch, number, "backwards", 1) < backwards_frac
     mirrored = ((windows >= 0).sum(1, keepdim=True) - 1 - torch.arange(width)) % width
     windows = torch.where(backwards, windows.gather(1, mirrored), windows)

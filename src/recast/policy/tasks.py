@@ -93,6 +93,8 @@ class HistoryTask:
     window: int
     backwards_frac: float = 0.0
     """Share of the windows of supervised training that are read backwards."""
+    crop_frac: float = 0.0
+    """Share of them that begin at a random item of theirs."""
     seed: int = 0
     """Of these windows."""
     name: str = "history"
@@ -166,6 +168,7 @@ class HistoryTask:
             seed=self.seed,
             epoch=epoch,
             backwards_frac=self.backwards_frac,
+            crop_frac=self.crop_frac,
         )
         tokens, lengths = write_items(self.catalog, windows.to(self.catalog.device))
         column = torch.arange(tokens.shape[1], device=tokens.device)
@@ -192,7 +195,12 @@ def load_source(data: str | Path) -> Interactions | Rows:
 
 
 def make_task(
-    source: Interactions | Rows, policy: Policy, *, backwards_frac: float = 0.0, seed: int = 0
+    source: Interactions | Rows,
+    policy: Policy,
+    *,
+    backwards_frac: float = 0.0,
+    crop_frac: float = 0.0,
+    seed: int = 0,
 ) -> Task:
     """Rows, and events for a policy that renders its prompts, as `ChatTask`; other events as
     `HistoryTask`."""
@@ -203,6 +211,7 @@ def make_task(
         catalog=policy.catalog,
         window=policy.window,
         backwards_frac=backwards_frac,
+        crop_frac=crop_frac,
         seed=seed,
     )
 

@@ -197,7 +197,13 @@ def _made(
         num_targets=num_targets,
     )
     policy = with_room(policy.to(config.device), num_targets or 1)
-    task = make_task(source, policy, backwards_frac=config.backwards_frac, seed=config.seed)
+    task = make_task(
+        source,
+        policy,
+        backwards_frac=config.backwards_frac,
+        crop_frac=config.crop_frac,
+        seed=config.seed,
+    )
     _check_windows(config, task)
     space = _space_of(policy) if isinstance(task, HistoryTask) else "full"
     return replace(policy, logprob_space=config.logprob_space or space), task
@@ -212,7 +218,8 @@ def _check_windows(config: SFTConfig, task: Task) -> None:
     require(fits, "logprob_space", config.logprob_space, need)
     require(config.negatives is None, "negatives", config.negatives, need)
     need = "it belongs to windows of events, and these are rendered prompts or rows, leave it out"
-    require(not config.backwards_frac, "backwards_frac", config.backwards_frac, need)
+    for name in ("backwards_frac", "crop_frac"):
+        require(not getattr(config, name), name, getattr(config, name), need)
 
 
 def _space_of(policy: Policy) -> LogprobSpace:
