@@ -278,7 +278,6 @@ def test_a_guide_for_other_items_is_refused(run: EvaluateConfig, tmp_path: Path)
     output = str(tmp_path / "eval")
     for guide, message in (
         (str(tmp_path / "sasrec"), "ranks 29 items, the policy writes 30: train the ranker on"),
-        (run.policy, "has 2 levels, a ranker has one token per item: make one with `recast"),
         ("nowhere", "is 'nowhere': there is no such folder"),
     ):
         with pytest.raises(RecastError, match=message):

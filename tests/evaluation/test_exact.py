@@ -47,7 +47,7 @@ GUIDES = {
 def test_it_is_what_beams_as_wide_as_the_catalogue_are_ranked_by(
     catalog: Catalog, space: LogprobSpace, guide: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recast.evaluation.exact._TOKENS", 21)
+    monkeypatch.setattr("recast.policy.logprobs._TOKENS", 21)
     policy = tiny.tiny_policy("qwen3", catalog)
     prompts = tiny.make_prompts(catalog, [[0, 1, 5], [2]], [[4], [7]], [[0, 1, 5], [2]])
     scores = exact_scores(policy, prompts, GUIDES[guide], space)

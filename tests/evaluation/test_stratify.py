@@ -220,7 +220,6 @@ def test_what_does_not_fit_is_refused(config: StratifyConfig, tmp_path: Path) ->
                 StratifyConfig(**(vars(config) | {"output": str(tmp_path / "x")} | changes))
             )
 
-    refused("has 2 levels, a ranker has one token per item", ranker=config.policy)
     refused("ranker is 'nowhere'", ranker="nowhere")
     refused("rows is 1: give 2 or more", rows=1)
     refused("prompts_per_step is 1: give 2 or more", prompts_per_step=1)

@@ -1,4 +1,4 @@
-"""Rankers: a one-level policy against a naive forward, a user's function, and what is refused."""
+"""Rankers: policies against a naive forward, a user's function, and what is refused."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from recast.policy.load import Policy, save_policy
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.ranker import latest, load_ranker, policy_ranker
 from recast.rollout.beam import beam_search
+from recast.rollout.decoder import Decoder
 from recast.rollout.sample import sample
 from recast.signals.recast import recast
 from recast.train.actor import Actor, update
-from recast.types import Draw, Prompts, RecastError
+from recast.types import Draw, LogprobSpace, Prompts, RecastError
 
 NUM_ITEMS = 12
 HISTORIES = [[1, 2, 3, 4, 5, 6, 7], [7], [], [8, 9]]
@@ -71,6 +72,51 @@ def test_scores_are_the_log_probabilities_of_a_naive_forward(window: int) -> Non
     assert scores[0, 1] == scores[0, 2]
 
 
+@pytest.mark.parametrize("space", ["full", "level", "trie"])
+def test_a_policy_of_several_levels_scores_whole_semantic_ids(
+    space: LogprobSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One unpadded forward per prompt and item; 5 or so items at a time, in another order."""
+    monkeypatch.setattr("recast.policy.logprobs._TOKENS", 5)
+    policy = tiny.tiny_policy("qwen3", three_levels(), torch.float64)
+    policy = replace(policy, window=5, logprob_space=space)
+    sizes, codes = (2, 3, 2), policy.catalog.codes.tolist()
+    first = [2, 4, 7]  # behind pad and BOS, level by level
+    expected = torch.zeros(ITEMS.shape)
+    for row, history in enumerate(HISTORIES):
+        read = [1] + [f + c for i in history[-4:] for f, c in zip(first, codes[i], strict=True)]
+        for column, item in enumerate(ITEMS[row].tolist()):
+            written = [f + c for f, c in zip(first, codes[item], strict=True)]
+            with torch.no_grad():
+                logits = naive.next_logits(tiny.twin(policy.model), read + written[:-1], 3)
+            for level, token in enumerate(written):
+                # Every node has all its children: 2, 3 and 2 of them.
+                over = slice(first[level], first[level] + sizes[level])
+                over = slice(None) if space == "full" else over
+                expected[row, column] += logits[level, token] - logits[level, over].logsumexp(0)
+    with torch.no_grad():
+        scores = policy_ranker(policy)(prompts(), ITEMS)
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_two_codings_are_averaged() -> None:
+    """Whichever of two policies is the guide of the other, the mixture is the same; and it is the
+    mean of their probabilities."""
+    other = build_catalog(torch.tensor([[i % 4, i // 4] for i in range(NUM_ITEMS)]), (4, 3))
+    policies = [tiny.tiny_policy("qwen3", catalog) for catalog in (three_levels(), other)]
+    policies = [replace(policy, logprob_space="trie") for policy in policies]
+    everything = torch.arange(NUM_ITEMS).expand(len(HISTORIES), -1)
+    found = []
+    for policy, guide in (policies, policies[::-1]):
+        own = tiny.make_prompts(policy.catalog, HISTORIES, [[10], [11], [0], [1]])
+        decoder = Decoder(guide=policy_ranker(guide), alpha=0.5, kind="mixture")
+        found.append(beam_search(policy, own, NUM_ITEMS, Draw(logprob_space="trie"), decoder).items)
+    with torch.no_grad():
+        mean = sum(policy_ranker(policy)(prompts(), everything).exp() for policy in policies)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], mean.argsort(dim=1, descending=True))
+
+
 def test_a_folder_is_loaded_without_gradient_or_dropout(tmp_path: Path) -> None:
     policy = ranker_policy()
     save_policy(policy, tmp_path / "ranker")
@@ -97,11 +143,10 @@ def test_other_policies_are_refused(tmp_path: Path) -> None:
         with pytest.raises(RecastError, match=line):
             load_ranker(str(folder), three_levels())
 
-    refused(three_levels(), "has 3 levels, a ranker has one token per item: make one with")
     fewer = build_catalog(torch.arange(9)[:, None], (9,))
     refused(fewer, "ranks 9 items, the policy writes 12: train the ranker on the same data")
     shared = build_catalog(torch.arange(NUM_ITEMS)[:, None] // 2, (6,))
-    refused(shared, "has several items on one token")
+    refused(shared, "has 12 items on 6 semantic IDs and cannot tell them apart: make one with")
     ids = [f"film {i}" for i in range(NUM_ITEMS)]
     renamed = build_catalog(torch.arange(NUM_ITEMS)[:, None], (NUM_ITEMS,), item_ids=ids)
     refused(renamed, "item 0 is 'film 0', in the policy's catalogue '0'")

@@ -74,8 +74,8 @@ class EvaluateConfig:
     """By the policy alone, or with a guide that reads no text: by D3's sum of log-probabilities, or
     by the mixture of both distributions."""
     guide: str | None = None
-    """For d3 and mixture: item_knn, item_knn:FOLDER or another of `recast baselines`, a policy of
-    one-level semantic IDs, or module:function."""
+    """For d3 and mixture: item_knn, item_knn:FOLDER or another of `recast baselines`, a policy
+    (such as one of other codes), or module:function."""
     alpha: float | None = None
     """For d3 and mixture: weight of the policy, the guide gets the rest; unset: the best of 0, 0.1
     ... 1 by NDCG@10 on up to 2,000 validation rows."""
@@ -135,8 +135,7 @@ class StratifyConfig:
     policy: str
     """Folder of the policy (it carries its catalogue)."""
     ranker: str
-    """item_knn, item_knn:FOLDER or another of `recast baselines`, a policy of one-level semantic
-    IDs, or module:function."""
+    """item_knn, item_knn:FOLDER or another of `recast baselines`, a policy, or module:function."""
     output: str
     """Folder to create."""
     split: Literal["valid", "test"] = "valid"

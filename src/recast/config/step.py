@@ -63,7 +63,8 @@ class StepConfig:
     """Parameters of the loss, as in `--loss_args.clip_high 0.3`."""
     ranker: str | None = None
     """For methods that need one: item_knn (fitted on train alone), item_knn:FOLDER or another of
-    `recast baselines`, a policy of one-level semantic IDs, or module:function."""
+    `recast baselines`, a policy (one of one-level semantic IDs is the fastest), or
+    module:function."""
     embeddings: str | None = None
     """For rewards that need them: the folder of `recast tokenize` with its text embeddings."""
     target_is_best: bool = True

@@ -2,7 +2,7 @@
 
 A beam search may drop the beginning of a target that would have come out on top. Here nothing is
 dropped: the distinct prefixes of the catalogue go through the model as the branches of one packed
-forward, a chunk of them at a time, and items are ranked as the search ranks its beams.
+forward, a part of them at a time, and items are ranked as the search ranks its beams.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from torch import Tensor
 from recast.evaluation.places import distinct, pad_to
 from recast.items.catalog import Catalog
 from recast.policy.load import Policy
-from recast.policy.logprobs import branch_logprobs
+from recast.policy.logprobs import item_logprobs
 from recast.policy.tasks import Task
 from recast.rollout.decoder import Decoder
 from recast.run.parts import NO_PARTS, Parts
 from recast.types import LogprobSpace, Prompts
 
-_TOKENS = 1536  # of the branches of a row, at a time
 _ROWS = 8
 _ROUNDING = 1e-5
 """Scores that are closer are equal: the search adds them up in another order."""
@@ -34,19 +33,13 @@ def exact_scores(
 ) -> Float[Tensor, "B _leaves"]:
     """What a beam search as wide as the catalogue would rank every leaf of the trie by; -inf for
     those that are no candidates."""
-    catalog, trie = policy.catalog, policy.catalog.trie
+    trie = policy.catalog.trie
     leaf = torch.arange(trie.num_leaves + 1, device=prompts.tokens.device)
     first, end = (trie.first_leaf(0, prompts.domains + i)[:, None] for i in (0, 1))
     is_open = (first <= leaf) & (leaf < end)
     is_open = is_open.scatter(1, trie.excluded(prompts.seen), False)[:, :-1]
     items = trie.items[trie.children[-1][:-1].long()].long()
-    place = torch.arange(catalog.max_length, device=items.device)
-    scores, size = [], max(1, _TOKENS // catalog.max_length)
-    for chunk, candidates in zip(items.split(size), is_open.split(size, 1), strict=True):
-        branches = catalog.tokens_of(chunk).expand(len(prompts), -1, -1)
-        mask = (place < catalog.lengths[chunk][:, None]) & candidates[..., None]
-        scores.append(branch_logprobs(policy, prompts, branches, space, mask).sum(-1))
-    total = torch.cat(scores, dim=1)
+    total = item_logprobs(policy, prompts, items.expand(len(prompts), -1), space, is_open)
     masses = decoder.masses(prompts, trie)
     if masses is not None:
         total = decoder.mix(total, masses[-1])

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from recast.groups import select
 from recast.items.catalog import Catalog
 from recast.policy.head import (
     candidate_logits,
@@ -28,6 +29,9 @@ from recast.types import LogprobSpace, Prompts, RecastError, require
 _FEW = 16
 """Reading a row of the output layer for one hidden state costs as much as a product with so many
 columns that all hidden states share (width 128, one thread)."""
+
+_ROWS = 8
+_TOKENS = 1536  # of the branches of a row, at a time
 
 
 def token_scores(
@@ -84,6 +88,44 @@ def branch_logprobs(
     reading = read_branches(policy.catalog, prompts, branches, mask, space)
     packed = pack(prompts.tokens, prompts.lengths, branches, reading.asked)
     return reading.logprobs(policy, packed, packed_forward(policy.model, packed))
+
+
+def item_logprobs(
+    policy: Policy,
+    prompts: Prompts,
+    items: Int[Tensor, "B N"],
+    space: LogprobSpace,
+    mask: Bool[Tensor, "B N"] | None = None,
+) -> Float[Tensor, "B N"]:
+    """Log-probability of everything that each item writes, of those in `mask`; else 0.
+
+    As many items, or the whole catalogue, as you like: a part of them at a time. Raises what
+    `branch_logprobs` raises.
+    """
+    catalog = policy.catalog
+    place = torch.arange(catalog.max_length, device=items.device)
+    if mask is None:
+        mask = torch.ones_like(items, dtype=torch.bool)
+    rows, size = torch.arange(len(items), device=items.device), _items_at_once(catalog)
+    found = []
+    for some in rows.split(_ROWS):
+        few, scores = select(prompts, some), []
+        for part, is_asked in zip(
+            items[some].split(size, 1), mask[some].split(size, 1), strict=True
+        ):
+            asked = (place < catalog.lengths[part][..., None]) & is_asked[..., None]
+            tokens = catalog.tokens_of(part)
+            scores.append(branch_logprobs(policy, few, tokens, space, asked).sum(-1))
+        found.append(torch.cat(scores, dim=1))
+    return torch.cat(found)
+
+
+def _items_at_once(catalog: Catalog) -> int:
+    """Neighbours in the trie share their beginnings, which alone are sent: more items of shorter
+    beginnings. A last token that is only read costs about an eighth of one that is sent."""
+    trie = catalog.trie
+    sent = sum(map(len, trie.codes[:-1])) if trie.ends is None else int(catalog.lengths.sum())
+    return max(1, _TOKENS * trie.num_leaves // (sent + trie.num_leaves // 8))
 
 
 class BranchScores(NamedTuple):

@@ -1,9 +1,9 @@
-"""A ranker by name: a policy of one-level semantic IDs, a baseline, or a user's function, as a
-`Ranker`.
+"""A ranker by name: a policy, a baseline, or a user's function, as a `Ranker`.
 
-A one-level policy, where an item is one token, is a SASRec: its next-token log-probabilities score
-the items. Made by the code that makes every policy: `recast tokenize --num_levels 1`, then
-`recast sft`, or both by `recast baselines`.
+A policy of one-level semantic IDs, where an item is one token, is a SASRec: its next-token
+log-probabilities score the items. It is the cheap one: one forward per prompt. Made by the code
+that makes every policy: `recast tokenize --num_levels 1`, then `recast sft`, or both by `recast
+baselines`. Of several levels all items that are asked for go through the model.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from recast.policy.baseline_folder import FACTS, load_baseline, require_of
 from recast.policy.baselines import FIT_SPLITS, Baseline, fit_item_knn, fit_popularity
 from recast.policy.head import vocabulary_scores
 from recast.policy.load import Policy, load_policy
+from recast.policy.logprobs import item_logprobs
 from recast.policy.packed import pack, packed_forward
-from recast.policy.prompts import write_items
+from recast.policy.prompts import make_prompts, write_items
 from recast.policy.tasks import check_catalog
 from recast.run.blame import blame, show
 from recast.run.doors import ranker_folder, require_ranker
@@ -101,16 +102,30 @@ def _load_baseline(
 
 
 def policy_ranker(policy: Policy) -> Ranker:
-    """Log-probability of each item as the next token after the latest `window - 1` items."""
+    """Log-probability of each item as the next one after the latest `window - 1` items: of its
+    token or, with several levels, of its whole semantic ID in the policy's own space."""
 
-    def ranker(prompts: Prompts, items: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
+    def tokens(prompts: Prompts, items: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
         history = latest(prompts.history, policy.window - 1)
         packed = pack(*write_items(policy.catalog, history), items.new_empty(len(items), 0, 1))
         root = packed_forward(policy.model, packed)[:, 0]
         wanted = policy.catalog.tokens_of(items)[..., 0]
         return vocabulary_scores(policy.model, root, wanted).float()
 
-    return ranker
+    def semantic_ids(prompts: Prompts, items: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
+        catalog, domains = policy.catalog, prompts.domains
+        history = latest(prompts.history, policy.window - 1)
+        # Nothing is seen: whoever asks knows which of the items are candidates.
+        own = make_prompts(catalog, targets=items[:, :0], history=history, domains=domains)
+        # In the order of the trie, where neighbours share what is sent.
+        order = catalog.trie.leaves[items].argsort(dim=1)
+        items = items.gather(1, order)
+        is_held = catalog.trie.holds(domains).gather(1, items)
+        scores = item_logprobs(policy, own, items, policy.logprob_space, is_held)
+        scores = scores.float().masked_fill(~is_held, -torch.inf)
+        return scores.gather(1, order.argsort(dim=1))
+
+    return tokens if policy.catalog.num_levels == 1 else semantic_ids
 
 
 def latest(history: Int[Tensor, "B H"], width: int) -> Int[Tensor, "B W"]:
@@ -130,9 +145,17 @@ def _load(folder: Path, name: str, catalog: Catalog, data: str | Path | None) ->
     policy = load_policy(folder).to(str(catalog.device))
     policy.model.float()
     own = policy.catalog
-    if own.num_levels != 1 or own.trie.num_leaves < own.num_items:
-        what = "several items on one token" if own.num_levels == 1 else f"{own.num_levels} levels"
-        raise RecastError(f"{name} has {what}, a ranker has one token per item: {_REMEDY}")
+    if policy.prompt.is_set:
+        raise RecastError(
+            f"{name} renders its prompts, a ranker reads the items of a history alone: give one "
+            "that was trained on events without prompt settings"
+        )
+    if own.trie.has_collisions:
+        written, distinct = len(own.trie.items), own.trie.num_leaves
+        raise RecastError(
+            f"{name} has {written} items on {distinct} semantic IDs and cannot tell them apart: "
+            f"{_REMEDY}"
+        )
     if own.num_items != catalog.num_items:
         raise RecastError(
             f"{name} ranks {own.num_items} items, the policy writes {catalog.num_items}: "

@@ -95,8 +95,8 @@ def require_ranker(name: str, spec: str) -> None:
     if baseline and given is None:
         return
     if not (given and Path(given).is_dir()):
-        what = "a folder of `recast baselines`" if baseline else "the folder of a policy of "
-        what += "" if baseline else "one-level semantic IDs, a baseline or module:function"
+        what = "a folder of `recast baselines`" if baseline else "the folder of a policy, "
+        what += "" if baseline else "of a baseline or module:function"
         code = f"; a module of yours that is called {baseline} needs another name"
         raise RecastError(
             f"{name} is {spec!r}: there is no such folder; give {what}{code if baseline else ''}"
