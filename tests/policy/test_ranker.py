@@ -15,6 +15,7 @@ from recast.items.catalog import Catalog, build_catalog
 from recast.losses import ppo_clip
 from recast.policy.load import Policy, save_policy
 from recast.policy.logprobs import branch_logprobs
+from recast.policy.prompts import make_prompts
 from recast.policy.ranker import latest, load_ranker, policy_ranker
 from recast.rollout.beam import beam_search
 from recast.rollout.decoder import Decoder
@@ -115,6 +116,25 @@ def test_two_codings_are_averaged() -> None:
         mean = sum(policy_ranker(policy)(prompts(), everything).exp() for policy in policies)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], mean.argsort(dim=1, descending=True))
+
+
+def test_items_of_another_domain_and_without_a_semantic_id_are_none() -> None:
+    """Items 0 to 2 and 3 to 5 write the same; item 2 writes nothing."""
+    codes = torch.tensor([[0, 0], [1, 0], [-1, -1], [0, 0], [1, 0], [1, 1]])
+    of, names = [0] * 3 + [1] * 3, ("video", "product")
+    catalog = build_catalog(codes, (2, 2), domain_of=of, domains=names)
+    policy = replace(tiny.tiny_policy("qwen3", catalog), logprob_space="trie")
+    asked = make_prompts(
+        catalog,
+        targets=torch.tensor([[0], [3]]),
+        history=torch.tensor([[1], [4]]),
+        domains=torch.tensor([0, 1]),
+    )
+    with torch.no_grad():
+        scores = policy_ranker(policy)(asked, torch.arange(6).expand(2, -1))
+    held = [[True, True, False] + [False] * 3, [False] * 3 + [True] * 3]
+    assert (scores > -torch.inf).tolist() == held
+    torch.testing.assert_close(scores.exp().sum(1), torch.ones(2))
 
 
 def test_a_folder_is_loaded_without_gradient_or_dropout(tmp_path: Path) -> None:

@@ -110,7 +110,8 @@ def policy_ranker(policy: Policy) -> Ranker:
         packed = pack(*write_items(policy.catalog, history), items.new_empty(len(items), 0, 1))
         root = packed_forward(policy.model, packed)[:, 0]
         wanted = policy.catalog.tokens_of(items)[..., 0]
-        return vocabulary_scores(policy.model, root, wanted).float()
+        scores = vocabulary_scores(policy.model, root, wanted).float()
+        return scores.masked_fill(policy.catalog.lengths[items] == 0, -torch.inf)
 
     def semantic_ids(prompts: Prompts, items: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
         catalog, domains = policy.catalog, prompts.domains
