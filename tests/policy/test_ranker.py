@@ -7,6 +7,7 @@ from pathlib import Path
 
 import naive
 import pytest
+import small_chat
 import tiny
 import torch
 from torch import Tensor
@@ -170,6 +171,9 @@ def test_other_policies_are_refused(tmp_path: Path) -> None:
     ids = [f"film {i}" for i in range(NUM_ITEMS)]
     renamed = build_catalog(torch.arange(NUM_ITEMS)[:, None], (NUM_ITEMS,), item_ids=ids)
     refused(renamed, "item 0 is 'film 0', in the policy's catalogue '0'")
+    save_policy(small_chat.chat_policy(), tmp_path / "chat")
+    with pytest.raises(RecastError, match="renders its prompts, a ranker reads the items of a his"):
+        load_ranker(str(tmp_path / "chat"), three_levels())
     with pytest.raises(RecastError, match=r"ranker is 'nowhere': there is no such folder; give"):
         load_ranker("nowhere", three_levels())
     (tmp_path / "empty").mkdir()
