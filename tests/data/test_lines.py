@@ -42,7 +42,10 @@ def test_odd_escapes_of_literals_are_what_they_are(tmp_path: Path) -> None:
         (" \n", "is empty: give one object a line"),
         ("", "is empty: give one object a line"),
         (b"\xff{}", r"line 1 is no object \('utf-8' codec"),
-        (gzip.compress(b'{"a": 1}\n' * 9_999, mtime=0)[:60], "is damaged behind line .*: fetch it again"),
+        (
+            gzip.compress(b'{"a": 1}\n' * 9_999, mtime=0)[:60],
+            "is damaged behind line .*: fetch it again",
+        ),
         (b"\x1f\x8b\x08no gzip at all, no", "is damaged behind line 0"),
     ],
 )
