@@ -125,6 +125,13 @@ def test_rl_and_evaluation_tell_the_tasks_apart(
     assert whole == pytest.approx((recall[0] + 4 * recall[1]) / 5)
 
 
+def test_a_ranker_of_events_is_refused(walk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--method=adagrpo", "--ranker=item_knn"]
+    line, code = failure(capsys, *rl_args(walk, "events"), *more)
+    assert code == 2
+    assert line.startswith(f"ranker item_knn is fitted on events, and {walk / 'data'} holds rows: ")
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

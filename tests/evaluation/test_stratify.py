@@ -74,6 +74,33 @@ def test_equals_share_the_mean_of_their_ranks() -> None:
     rivals[0, 0, 4] = False
     targets = torch.tensor([[0.5], [1.0], [1.0]])
     assert mean_rank(scores, targets, rivals).tolist() == [3.0, 1.0, 3.5]
+    several = torch.tensor([[0.1, 0.9], [1.0, -torch.inf], [0.5, 1.0]])  # the best one counts
+    both = torch.ones(3, 2, 5, dtype=torch.bool)
+    assert mean_rank(scores, several, both).tolist() == [1.5, 1.0, 3.5]
+
+
+def test_rows_of_several_targets_count_the_best_one() -> None:
+    """The ranker likes the last target alone, the others stand in place of the padding or not."""
+    catalog = tiny.random_catalog(60, (4, 4, 5))
+    policy = tiny.tiny_policy("qwen3", catalog)
+    targets = [[i + 20, i + 2] if i % 2 else [i + 2] for i in range(8)]
+    prompts = tiny.make_prompts(catalog, [[i] for i in range(8)], targets)
+    groups = beam_search(policy, prompts, 6)
+
+    def ranker(prompts: Prompts, items: Tensor) -> Tensor:
+        return (items == prompts.row_ids[:, None] + 2).float()
+
+    measured = measure(groups, ranker, tau=0.5, rho=0.2, num_negatives=1)
+    assert measured["ranker_rank"].tolist() == [1.0] * 8
+    for row, wanted in enumerate(targets):
+        own = groups.target_logprobs[row].sum(-1).tolist()[: len(wanted)]
+        beams = groups.rollout_logprobs[row].sum(-1).tolist()
+        scored = list(zip(beams, groups.items[row].tolist(), strict=True))
+        ranks = [
+            1 + sum(x > y and item != target for x, item in scored)
+            for y, target in zip(own, wanted, strict=True)
+        ]
+        assert measured["policy_rank"][row] == min(ranks)
 
 
 def test_of_several_targets_the_best_ranked_counts_and_padding_does_not() -> None:

@@ -212,6 +212,25 @@ def test_a_template_that_drops_the_system_message_is_told() -> None:
     policy.tokenizer.chat_template = template
     with pytest.raises(RecastError, match=r"^prompt.system is 'Be brief.': the chat template"):
         task_of(one(messages("Hi"), is_chat=True), policy).prompts(torch.tensor([0]))
+    own = one(messages("Hi", system="Be brief."), is_chat=True)
+    with pytest.raises(RecastError, match=r"^row 0: the chat .* its system message 'Be brief.': w"):
+        task_of(own, replace(policy, prompt=PromptConfig())).prompts(torch.tensor([0]))
+
+
+def test_a_template_may_read_a_mode_out_of_the_system_message() -> None:
+    policy = small_chat.chat_policy(prompt=PromptConfig(system="Be brief. /no_think"))
+    policy.tokenizer.chat_template = "{{ messages[0].content.replace('/no_think', '') }}Q:"
+    text = rendered(task_of(one(messages("Hi"), is_chat=True), policy), policy)
+    assert text == f"Be brief. Q:{BEGIN}"
+
+
+def test_where_a_prefix_ends() -> None:
+    policy = small_chat.chat_policy(prompt=PromptConfig(prefix=f"<think></think>{BEGIN}"))
+    text = rendered(task_of(one(messages("Hi"), is_chat=True), policy), policy)
+    assert text.endswith(f"{ASKS}<think></think>{BEGIN}")
+    policy = replace(policy, prompt=PromptConfig(prefix="In <s_b_1>"))
+    with pytest.raises(RecastError, match=r"^prompt.prefix is 'In <s_b_1>': the item begins beh"):
+        task_of(one("x"), policy)
 
 
 def test_names_that_are_no_tokens_are_refused() -> None:

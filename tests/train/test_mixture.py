@@ -83,3 +83,5 @@ def test_weights_that_name_no_task_or_too_few(task: Task) -> None:
             check_weights(task, rows, weights)
     with pytest.raises(RecastError, match=r"^task_weights.c is 1: the task has no row to train on"):
         check_weights(task, rows[:16], {"a": 1, "b": 1, "c": 1})
+    with pytest.raises(RecastError, match=r"^task_weights.c is 0.01: that is less than one of the"):
+        mixed_epoch(task, rows, {"a": 1, "b": 1, "c": 0.01}, seed=3, epoch=0)

@@ -22,6 +22,7 @@ from recast.config.check import names_code, split_baseline
 from recast.config.plugin import load_function
 from recast.config.user_code import is_dense, place_of, require_call, short
 from recast.data.folder import data_hash, load_data
+from recast.data.rows import has_rows
 from recast.groups import select
 from recast.items.catalog import Catalog
 from recast.policy.baseline_folder import FACTS, load_baseline, require_of
@@ -83,6 +84,11 @@ def _fit(
     if data is None:
         raise RecastError(f"{name} is fitted on events: give data, the data folder")
     check_catalog(data, catalog)
+    if has_rows(data):
+        raise RecastError(
+            f"{name} is fitted on events, and {data} holds rows: give module:function, or the "
+            "folder of what was made of events with the same items"
+        )
     fit = fit_popularity if spec == "popularity" else fit_item_knn
     return fit(load_data(data), splits=splits)
 

@@ -64,11 +64,22 @@ class Renderer:
                     f"the tokenizer of the policy does not read {name} as token {first + place}, "
                     "which the model writes: use the folder as it was saved"
                 )
+        for level in range(len(self.catalog.codebook_sizes) - 1):
+            found = re.search(rf"{self._level(level)}\Z", self.prompt.prefix or "")
+            code = found and found[0]
+            remedy = f"the item begins behind it, leave {code} off its end"
+            require(code is None, "prompt.prefix", self.prompt.prefix, remedy)
 
     @cached_property
     def spelled(self) -> list[str]:
         """Of every item its name in text."""
         return self.catalog.spell(torch.arange(self.catalog.num_items, device=self.catalog.device))
+
+    @cached_property
+    def _behind(self) -> str:
+        """What stands behind every prompt; a prefix may end in the name that begins an item."""
+        begin = self.catalog.names.begin
+        return (self.prompt.prefix or "").removesuffix(begin) + begin
 
     @property
     def has_template(self) -> bool:
@@ -108,10 +119,12 @@ class Renderer:
         return Draft(len(starts), text)
 
     def plain(self, content: str, row: int) -> Draft:
-        """A text that is read as it is."""
+        """A text that is read as it is; it may end in what stands behind every prompt."""
+        content = content.removesuffix(self._behind)
         for name in ("system", "suffix"):
             remedy = f"row {row} is rendered already, leave it out"
-            require(getattr(self.prompt, name) is None, f"prompt.{name}", self.prompt.given, remedy)
+            value = getattr(self.prompt, name)
+            require(value is None, f"prompt.{name}", value, remedy)
         starts = self._run(content)
 
         def text(drop: int) -> str:
@@ -184,10 +197,15 @@ class Renderer:
         if not self.has_template:  # roles have no form of their own there
             return "\n".join(message["content"] for message in messages)
         text = self._in_template(messages, f"row {row}")
-        remedy = "the chat template of the policy's tokenizer drops it, leave it out"
-        require(system is None or system.strip() in text, "prompt.system", system, remedy)
         kept = iter(self._name.findall(text))
         for message in messages:
+            if message["role"] == "system" and not _is_kept(message["content"], text):
+                drops = "the chat template of the policy's tokenizer drops"
+                require(system is None, "prompt.system", system, f"{drops} it, leave it out")
+                raise RecastError(
+                    f"row {row}: {drops} its system message {in_short(message['content'])}: write "
+                    "it into the user message, or give the model a template that keeps it"
+                )
             for name in self._name.findall(message["content"]):
                 # What an assistant said before, its thoughts above all, may be left out.
                 if message["role"] != "assistant" and name not in kept:
@@ -212,8 +230,7 @@ class Renderer:
 
     def _read(self, texts: list[str], rows: Sequence[int]) -> list[list[int]]:
         """Tokens of the prompts, up to where an item begins."""
-        behind = (self.prompt.prefix or "") + self.catalog.names.begin
-        texts = [text if behind and text.endswith(behind) else text + behind for text in texts]
+        texts = [text + self._behind for text in texts]
         read: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)[
             "input_ids"
         ]
@@ -301,6 +318,11 @@ def answers_of(
         parts = [begin * (place > 0) + some + end for place, some in enumerate(codes)]
         answers.append([token for part in [*parts, end_of_turn] for token in part])
     return answers
+
+
+def _is_kept(system: str, text: str) -> bool:
+    """Whether a rendered text holds a system message; templates read modes out of it (SmolLM3)."""
+    return all(part.strip() in text for part in re.split(r"/(?:no_)?think\b", system))
 
 
 _ANY_NAME = re.compile(r"<(?:[a-z]+_)?[a-h]_[0-9]+>")

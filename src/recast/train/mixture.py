@@ -77,14 +77,21 @@ def mixed_batches(
 def mixed_epoch(
     task: Task, rows: Int[Tensor, " N"], weights: Mapping[str, float], *, seed: int, epoch: int
 ) -> Int[Tensor, " N"]:
-    """As many rows as there are, of each task the share that its weight says."""
+    """As many rows as there are, of each task the share that its weight says.
+
+    Raises `RecastError` for a task that gets none.
+    """
     if not weights:
         return rows
     number, parts = task.task_of(rows), []
-    for place, share in enumerate(shares(task, weights, len(rows))):
+    for place, (name, share) in enumerate(
+        zip(task.tasks, shares(task, weights, len(rows)), strict=True)
+    ):
         own = rows[number == place]
-        if not share:
+        if not weights[name]:
             continue
+        remedy = f"that is less than one of the {len(rows)} rows of an epoch: raise it, or give 0"
+        require(share > 0, f"task_weights.{name}", weights[name], remedy)
         first = epoch * share
         passes = range(first // len(own), (first + share - 1) // len(own) + 1)
         drawn = torch.cat(

@@ -103,7 +103,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     drawn = mixed_epoch(task, rows, config.task_weights, seed=config.seed, epoch=0)
     sequences = task.sequences(drawn, 0)
     if not len(sequences):
-        raise RecastError(f"{config.data} has no user with 2 training events: give more data")
+        raise RecastError(f"{config.data} has no {_lacking(task)}: give more data")
     check_training(policy, task, rows, sequences)
     longest = int(sequences.lengths.max())
     most = min(config.batch_windows, len(sequences))
@@ -207,6 +207,11 @@ def _made(
     _check_windows(config, task)
     space = _space_of(policy) if isinstance(task, HistoryTask) else "full"
     return replace(policy, logprob_space=config.logprob_space or space), task
+
+
+def _lacking(task: Task) -> str:
+    is_events = isinstance(task, HistoryTask)
+    return "user with 2 training events" if is_events else "row to train on"
 
 
 def _check_windows(config: SFTConfig, task: Task) -> None:
