@@ -37,6 +37,7 @@ from recast.rollout.beam import beam_search
 from recast.sft import train_batch
 from recast.signals.grpo import grpo
 from recast.train.actor import update
+from recast.train.rates import rates_of
 from recast.train.search import Search
 from recast.train.state import LoopState
 from recast.types import Interactions, Prompts, Sequences
@@ -75,6 +76,7 @@ class Epoch:
         self.sequences: Sequences = task.sequences(task.rows("train"), 0)
         optimizer = torch.optim.AdamW(policy.model.parameters(), lr=0.0, weight_decay=0.0)
         self.state = LoopState(model=policy.model, optimizer=optimizer, keep="best")
+        self.rates = rates_of(policy, 1e-3, None)
         self.padding = 0.0
 
     def ours(self) -> None:
@@ -83,7 +85,8 @@ class Epoch:
                 self.policy,
                 self.state,
                 *self.sequences.batch(index),
-                lr=0.0,
+                rates=self.rates,
+                factor=0.0,
                 dropout=0.0,
                 layer_dropout=0.0,
                 precision="float32",

@@ -13,11 +13,12 @@ from data_folder import forget_hashes
 
 from recast.config import PrepareConfig, SFTConfig, TokenizeConfig
 from recast.config.model import ModelConfig
+from recast.data.folder import load_data
 from recast.data.prepare import prepare
 from recast.items.card import describe
 from recast.items.catalog import load_catalog
 from recast.items.tokenize import tokenize
-from recast.policy.tasks import load_task
+from recast.policy.tasks import HistoryTask
 from recast.sft import train_sft
 from recast.types import RecastError
 
@@ -69,7 +70,7 @@ def test_an_index_is_taken_as_it_is(data: Path, tmp_path: Path) -> None:
         "warning: 4 of 4 items have no text",
     ]
     # Events of an item without a semantic ID are no rows.
-    task = load_task(data, catalog, 5)
+    task = HistoryTask(interactions=load_data(data), catalog=catalog, window=5)
     targets = {
         item
         for split in ("train", "rl", "valid", "test")

@@ -107,9 +107,9 @@ def test_a_policy_writes_new_items_with_its_old_weights(
     shape = ModelConfig(hidden_size=16, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=16)
     save_policy(create_policy(shape, load_catalog(walk / "catalog-0"), 4, 0), tmp_path / "policy")
     with pytest.raises(RecastError, match="the data has 30 items, the catalogue 24"):
-        load_task(walk / "new", load_policy(tmp_path / "policy").catalog, 4)
+        load_task(walk / "new", load_policy(tmp_path / "policy"))
     policy = load_policy(tmp_path / "policy", tmp_path / "longer")
-    task = load_task(walk / "new", policy.catalog, 4)
+    task = load_task(walk / "new", policy)
     prompts = task.prompts(task.rows("test")[:1])
     written = beam_search(policy, prompts, 30).items[0].tolist()
     assert set(written) - {-1} == set(range(30)) - set(prompts.seen[0].tolist())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -69,6 +69,22 @@ class Rows:
     name: str = "rows"
     split_name: str = "by hand"
     exclude_seen: bool = True
+    tasks: tuple[str, ...] = ("rows",)
+
+    def task_of(self, rows: Tensor) -> Tensor:
+        return torch.zeros_like(rows)
+
+    def targets(self, rows: Tensor) -> Tensor:
+        return self.prompts(rows).target_items
+
+    def item_counts(self, splits: Sequence[str]) -> Tensor:
+        raise NotImplementedError
+
+    def history_lengths(self, rows: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def notes(self, rows: Tensor) -> list[str]:
+        return []
 
     def rows(self, split: str) -> Tensor:
         return torch.arange(len(DOMAINS))

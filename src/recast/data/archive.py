@@ -13,6 +13,7 @@ from recast.types import RecastError
 
 _WHOLE = ("ratings.dat", "movies.dat", "ratings.csv", "movies.csv")
 _ENDINGS = (".inter", ".item")
+_OTHER = "u.item"  # of MovieLens-100K, whose zip has a reader of its own
 _LARGEST = 2**33
 """Bytes of a member; the ratings of MovieLens 32M have 2**30."""
 
@@ -29,7 +30,8 @@ def names_in_zip(file: str) -> list[str]:
 
 def _is_read(name: str) -> bool:
     base = PurePosixPath(name).name
-    return (base in _WHOLE or base.endswith(_ENDINGS)) and not base.startswith(".")
+    is_named = base in _WHOLE or base.endswith(_ENDINGS)
+    return is_named and base != _OTHER and not base.startswith(".")
 
 
 @contextmanager
