@@ -85,10 +85,12 @@ def test_the_way_of_your_own_rows(
         "prepare": "--valid_frac=0.2",
         "sft": "--prompt.max_tokens=60 --threads=1 --pass_tokens=4096 --lr=5e-3",
         "evaluate": "--threads=1",
+        "inspect": "--prompts_per_step=4 --group_size=4 --threads=1 --pass_tokens=4096",
         "rl": "--steps=2 --prompts_per_step=4 --group_size=4 --threads=1 --pass_tokens=4096",
     }
     guide = (GUIDES / "own-rows.md").read_text()
-    assert run_commands(guide, shorter) == 5
+    assert run_commands(guide, shorter) == 6
+    assert re.search(r"prompt    row \d+ of train, task rows, user", capsys.readouterr().out)
     told = json.loads(Path("run/eval/eval.json").read_text())
     assert told["metrics"]["item/recall@1"]["value"] <= 0.5
     assert "8 of 8 prompts have more than 60 tokens" in told["notes"][0]
@@ -100,6 +102,7 @@ SMALLEST = {
     "--labels=3 --history=8 --targets=3",
     "benchmarks.tiny_chat": "--hidden=32 --layers=1",
     "sft": "--epochs=1 --threads=1 --pass_tokens=4096",
+    "inspect": "--prompts_per_step=4 --threads=1 --pass_tokens=4096",
     "rl": "--steps=1 --prompts_per_step=8 --threads=1 --pass_tokens=4096",
     "evaluate": "--threads=1 --exact_rows=0 --invalid_rows=4",
 }
@@ -110,7 +113,7 @@ def test_recif_bench_from_its_files_to_the_table(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     guide = (GUIDES / "recif-bench.md").read_text()
-    assert run_commands(guide, SMALLEST) == 10
+    assert run_commands(guide, SMALLEST) == 11
     told = json.loads(Path("recif/data/data.json").read_text())
     assert told["tasks"]["product"] == "product"
     assert told["tasks"]["ad"] == "video_ad"

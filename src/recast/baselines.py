@@ -78,7 +78,7 @@ def fit_baselines(config: BaselinesConfig, log: RunLog | None = None) -> Metrics
     interactions = load_data(config.data)
     if not len(interactions.rows("train")):
         raise RecastError(f"{config.data} has no user with 2 training events: give more data")
-    rows_to_rank(interactions.rows("valid"), config.data, "valid")
+    rows_to_rank(interactions, config.data, "valid")
     with alone_in(out):
         _refuse_other(config, out)
         makers = {

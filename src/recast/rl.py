@@ -24,8 +24,9 @@ from recast.train.alarms import watch_tasks
 from recast.train.diverged import prompts_kept, rollouts_learned
 from recast.train.learnability import group_metrics, metrics_by_task
 from recast.train.result import save_result
-from recast.train.setup import RLSetup, StepSetup, set_up_rl
+from recast.train.setup import RLSetup, set_up_rl
 from recast.train.state import LoopState
+from recast.train.step import StepSetup
 from recast.types import Metrics, Signal
 
 

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from recast.evaluation import rank as evaluate
 from recast.evaluation.metrics import row_metrics
-from recast.evaluation.rank import invalid_frac, rank_policy, rank_scores, sample_rows, validate
+from recast.evaluation.rank import (
+    invalid_frac,
+    rank_policy,
+    rank_scores,
+    rows_to_rank,
+    sample_rows,
+    validate,
+)
 from recast.items.catalog import Catalog, build_catalog
 from recast.rollout.beam import beam_search
 from recast.rollout.decoder import Decoder
@@ -25,6 +32,12 @@ SHARED = build_catalog(
 def fixed(table: Tensor) -> evaluate.Scorer:
     """A scorer that reads row r's scores from `table[r]`."""
     return lambda data, rows: table[rows]
+
+
+def test_a_split_without_a_row_says_which_have_some() -> None:
+    data = small_events([[2, 4]], num_items=8)
+    with pytest.raises(RecastError, match="run/data has no row to rank in valid, only in test: "):
+        rows_to_rank(data, "run/data", "valid")
 
 
 def slow_place(order: list[int], catalog: Catalog, target: int) -> tuple[int, int]:

@@ -139,6 +139,18 @@ def test_rows_are_read_back(home: Path, tmp_path: Path, format: str, user: str, 
         write(home, tmp_path / "none", "recbole", data=out)
 
 
+@pytest.mark.parametrize("format", ["verl", "trl"])
+def test_a_split_without_rows_has_no_file(home: Path, tmp_path: Path, format: str) -> None:
+    """`prepare` refuses a file without a row."""
+    (tmp_path / "rows.csv").write_text("user,prompt,targets,split\n1,A?,7,train\n2,B?,8,valid\n")
+    (tmp_path / "items.csv").write_text("item,title\n7,Pen\n8,Hat\n")
+    files = {"rows": str(tmp_path / "rows.csv"), "items": str(tmp_path / "items.csv")}
+    out = str(tmp_path / "given")
+    prepare(PrepareConfig(**files, items_id="item", text=["title"], output=out))
+    folder = write(home, tmp_path / format, format, data=out)
+    assert {file.stem for file in folder.iterdir()} == {"train", "valid"}
+
+
 def test_minionerec_is_read_back(home: Path, tmp_path: Path) -> None:
     folder = str(write(home, tmp_path / "mini", "minionerec"))
     rows = prepare(PrepareConfig(rows=folder, output=str(tmp_path / "again")))

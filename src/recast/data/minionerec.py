@@ -20,7 +20,7 @@ import polars as pl
 from recast.data.columns import named
 from recast.data.delimited import read_header
 from recast.data.ids import read_ids
-from recast.data.plain_rows import read_list
+from recast.data.row_cells import read_list
 from recast.data.row_tables import ITEM_SCHEMA, RowTables, make_batch, split_of, where
 from recast.data.tables import read_columns, readable, refuse_swallowed
 from recast.run.reading import read_json, reason_of

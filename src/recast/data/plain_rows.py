@@ -20,32 +20,21 @@ from recast.data.columns import ROW_ORDER, choose_columns, named
 from recast.data.delimited import read_header
 from recast.data.events import sorted_ids
 from recast.data.ids import read_ids
-from recast.data.messages import read_chat, read_literal, without_answer
+from recast.data.messages import read_literal
+from recast.data.row_cells import Source, ids_of, read_prompts, times_of, words_of
 from recast.data.row_tables import (
     BATCH_SCHEMA,
     ITEM_SCHEMA,
     MOST_TASKS,
-    TASK_NAME,
     RowTables,
     batches_of,
     columns_of,
-    split_of,
     where,
 )
 from recast.data.tables import read_items, readable, refuse_swallowed, require_items
-from recast.data.times import parse_times
 from recast.types import RecastError
 
 _LISTS = ("prompt", "targets", "seen")
-
-
-class _Source(NamedTuple):
-    """A file, the split that it is (None: a column says, or all is train) and its columns: our
-    names to the file's."""
-
-    file: str
-    split: str | None
-    columns: dict[str, str]
 
 
 class _Facts(NamedTuple):
@@ -74,7 +63,7 @@ def read_plain(config: PrepareConfig, files: dict[str | None, str]) -> RowTables
     index = {id: number for number, id in enumerate(items["item_id"])}
     has_split = any(source.split or "split" in source.columns for source in sources)
     if not has_split:
-        notes.append("no column of splits: all rows are train")
+        notes.append("no column of splits: all rows are train, none is left for test")
     is_history = facts.kinds["prompt"] == "history"
     prompts = "histories of item ids" if is_history else facts.kinds["prompt"]
     return RowTables(
@@ -93,7 +82,7 @@ def read_plain(config: PrepareConfig, files: dict[str | None, str]) -> RowTables
     )
 
 
-def _source(config: PrepareConfig, file: str, split: str | None) -> _Source:
+def _source(config: PrepareConfig, file: str, split: str | None) -> Source:
     columns = {"user": config.user, "prompt": config.prompt, "targets": config.targets}
     optional = {"seen": config.seen, "task": config.task, "split": config.split_column}
     if config.time != ROW_ORDER:
@@ -113,10 +102,10 @@ def _source(config: PrepareConfig, file: str, split: str | None) -> _Source:
         choose_columns(file, present, columns)
     if len(set(columns.values())) < len(columns):
         raise RecastError(f"{file}: columns {columns} are not all different: name each once")
-    return _Source(file, split, columns)
+    return Source(file, split, columns)
 
 
-def _look(sources: list[_Source]) -> tuple[_Facts, list[str]]:
+def _look(sources: list[Source]) -> tuple[_Facts, list[str]]:
     """A first pass over all but the longest column."""
     first = sources[0]
     kinds: dict[str, str] = {}
@@ -143,11 +132,11 @@ def _look(sources: list[_Source]) -> tuple[_Facts, list[str]]:
         batches, suspects = batches_of(source.file, light)
         for batch in batches:
             for name in light.keys() & set(_LISTS):
-                _, flat = _ids(source, batch[name], own[name], name, row)
+                _, flat = ids_of(source, batch[name], own[name], name, row)
                 ids = [pl.concat([*ids, flat]).unique()]
             for name, words in (("task", tasks), ("split", splits)):
                 if name in light:
-                    words.update(dict.fromkeys(_words(source, batch[name], name, row)))
+                    words.update(dict.fromkeys(words_of(source, batch[name], name, row)))
             row += len(batch)
         if not row:
             raise RecastError(f"{source.file} holds no row: give at least one, or remove the file")
@@ -160,7 +149,7 @@ def _look(sources: list[_Source]) -> tuple[_Facts, list[str]]:
     return _Facts(kinds, sorted(tasks), list(splits), ids[0]), notes
 
 
-def _kind(source: _Source, name: str) -> str:
+def _kind(source: Source, name: str) -> str:
     """What a column's first row holds: for prompts `messages`, `text` or `history`, for targets and
     seen items `list` or `id`, as text `literal`s."""
     batches, _ = batches_of(source.file, {name: source.columns[name]})
@@ -193,7 +182,7 @@ def _kind(source: _Source, name: str) -> str:
 
 
 def _batches(
-    source: _Source, facts: _Facts, index: dict[str, int], known: str
+    source: Source, facts: _Facts, index: dict[str, int], known: str
 ) -> Iterator[pl.DataFrame]:
     row = 0
     for raw in batches_of(source.file, source.columns)[0]:
@@ -202,7 +191,7 @@ def _batches(
 
 
 def _convert(
-    source: _Source, facts: _Facts, raw: pl.DataFrame, index: dict[str, int], known: str, row: int
+    source: Source, facts: _Facts, raw: pl.DataFrame, index: dict[str, int], known: str, row: int
 ) -> pl.DataFrame:
     num = len(raw)
     missing = raw["user"].is_null()
@@ -214,22 +203,22 @@ def _convert(
         "user": read_ids(raw["user"], source.file, source.columns["user"], rows),
         "split": [source.split or "train"] * num,
         "task": [0] * num,
-        "time": _times(source, raw, row),
+        "time": times_of(source, raw, row),
         "prompt": [None] * num,
         "is_chat": [facts.kinds["prompt"] == "messages"] * num,
     }
     if "split" in raw.columns:
-        columns["split"] = _words(source, raw["split"], "split", row)
+        columns["split"] = words_of(source, raw["split"], "split", row)
     if "task" in raw.columns:
-        columns["task"] = [facts.tasks.index(t) for t in _words(source, raw["task"], "task", row)]
+        columns["task"] = [facts.tasks.index(t) for t in words_of(source, raw["task"], "task", row)]
     is_history = facts.kinds["prompt"] == "history"
     if not is_history:
-        columns["prompt"] = _prompts(source, raw["prompt"], facts.kinds["prompt"], row)
+        columns["prompt"] = read_prompts(source, raw["prompt"], facts.kinds["prompt"], row)
     lists = {"history": "prompt" if is_history else "", "targets": "targets", "seen": "seen"}
     for name, column in lists.items():
         columns[name] = [[] for _ in range(num)]
         if column in raw.columns:
-            lengths, flat = _ids(source, raw[column], facts.kinds[column], column, row)
+            lengths, flat = ids_of(source, raw[column], facts.kinds[column], column, row)
             numbers = [index.get(id, -1) for id in flat]
             if -1 in numbers:
                 lost = numbers.index(-1)
@@ -242,99 +231,3 @@ def _convert(
             bounds = zip(ends - lengths, ends, strict=True)
             columns[name] = [numbers[start:end] for start, end in bounds]
     return pl.DataFrame(columns, schema=BATCH_SCHEMA)
-
-
-def _prompts(source: _Source, column: pl.Series, kind: str, row: int) -> list[str]:
-    prompts = []
-    for number, cell in enumerate(column.to_list(), row):
-        place = where(source.file, number, source.columns["prompt"])
-        if cell is None or (isinstance(cell, str) and not cell.strip()):
-            raise RecastError(f"{place} is empty: fill or drop the row")
-        if kind == "messages":
-            prompt, answer = without_answer(read_chat(cell, place).messages, place)
-            if answer is not None:
-                raise RecastError(
-                    f"{place} ends with the assistant's answer: leave it out of the messages, "
-                    "targets are the answer"
-                )
-            prompts.append(prompt)
-        elif re.match(r'\[\s*\{\s*["\']role["\']', cell):
-            raise RecastError(f"{place} holds messages, the first row a text: give one kind")
-        else:
-            prompts.append(cell)
-    return prompts
-
-
-def _ids(
-    source: _Source, column: pl.Series, kind: str, name: str, row: int
-) -> tuple[np.ndarray, pl.Series]:
-    """How many ids each row has, and all of them, as text."""
-    rows = np.arange(row, row + len(column))
-    if kind in ("literal", "history") and column.dtype == pl.String:
-        column = pl.Series(
-            [
-                _literal(cell, where(source.file, number, source.columns[name]))
-                for number, cell in enumerate(column, row)
-            ],
-            dtype=pl.List(pl.String),
-        )
-    if isinstance(column.dtype, pl.List):
-        lengths = column.list.len().fill_null(0).to_numpy().astype(np.int64)
-        flat = column.filter(pl.Series(lengths > 0)).explode()
-    else:
-        lengths = column.is_not_null().to_numpy().astype(np.int64)
-        flat = column.drop_nulls()
-    if not len(flat):
-        return lengths, pl.Series([], dtype=pl.String)
-    return lengths, read_ids(flat, source.file, source.columns[name], np.repeat(rows, lengths))
-
-
-def _literal(cell: str | None, place: str) -> list[str]:
-    return [] if cell is None else read_list(cell, place)
-
-
-def read_list(cell: str, place: str) -> list[str]:
-    """Ids of a list that is written as Python or JSON writes it; raises `RecastError` for all else,
-    code among it, which is never run.
-
-    >>> read_list("[7, 'b']", "row 1")
-    ['7', 'b']
-    """
-    value = read_literal(cell)
-    is_list = isinstance(value, list) and all(type(part) in (int, str) for part in value)
-    if not is_list:
-        raise RecastError(
-            f"{place} is {named(cell)}, no list of numbers or texts: write it as [1, 2]"
-        )
-    return [str(part) for part in value]
-
-
-def _words(source: _Source, column: pl.Series, name: str, row: int) -> list[str]:
-    """Tasks or splits, each a word of its kind."""
-    words: dict[Any, str] = {}
-    for value in column.unique(maintain_order=True):
-        if name == "split":
-            word = split_of(str(value))
-            remedy = "give train, rl, valid or test"
-        else:
-            word = str(value).strip() if TASK_NAME.fullmatch(str(value).strip()) else None
-            remedy = "give a name of letters, digits and _ . -"
-        if value is None or word is None:
-            at = row + (column.is_null() if value is None else column == value).arg_max()  # type: ignore[operator]
-            place = where(source.file, at, source.columns[name])
-            raise RecastError(f"{place} is {named(value)}: {remedy}")
-        words[value] = word
-    return [words[value] for value in column]
-
-
-def _times(source: _Source, raw: pl.DataFrame, row: int) -> pl.Series | None:
-    if "time" not in raw.columns:
-        return None
-    times, column = parse_times(raw["time"]), source.columns["time"]
-    if times is None or times.dtype != pl.Int64 or times.null_count():
-        at = 0 if times is None or times.dtype != pl.Int64 else int(times.is_null().arg_max() or 0)
-        raise RecastError(
-            f"{where(source.file, row + at, column)} is {named(raw['time'][at])}: give whole "
-            "numbers, dates or ISO 8601 texts, or set time to row_order to read none"
-        )
-    return times

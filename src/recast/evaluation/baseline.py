@@ -40,7 +40,7 @@ def evaluate_baseline(config: EvaluateConfig) -> Metrics:
     catalog = items_alone(config.data)
     require_of(facts, f"policy {config.policy}", catalog.item_ids, config.data)
     interactions = load_data(config.data)
-    rows = rows_to_rank(interactions.rows(config.split), config.data, config.split)
+    rows = rows_to_rank(interactions, config.data, config.split)
     ranks = rank_scores(
         baseline.scorer, interactions, catalog, rows, config.seed, events_seen=baseline.splits
     )

@@ -68,7 +68,7 @@ def _evaluate(config: EvaluateConfig, parts: Parts) -> Metrics:
     policy = load_policy(config.policy, config.catalog).to(config.device)
     policy.model.float()  # as in training, where near ties are told apart
     task = load_task(config.data, policy)
-    rows = rows_to_rank(task.rows(config.split), config.data, config.split)
+    rows = rows_to_rank(task, config.data, config.split)
     decoder = Decoder()
     if config.guide and config.decoder != "beam":
         guide = load_ranker(

@@ -83,7 +83,7 @@ def _ground_texts(config: GroundConfig, parts: Parts) -> Metrics:
     interactions, catalog = load_data(config.data), load_catalog(config.catalog)
     check_catalog(config.data, catalog)
     items = load_embeddings(config.catalog, catalog)
-    rows = rows_to_rank(interactions.rows(config.split), config.data, config.split)
+    rows = rows_to_rank(interactions, config.data, config.split)
     texts = read_texts(config.texts, rows)
     encoder = config.encoder or _encoder_of(config.catalog)
     generated = _embed(texts, encoder, catalog, items, parts)

@@ -280,10 +280,15 @@ def rows_of_tasks(task: Task, rows: Int[Tensor, " N"]) -> dict[str, Bool[Tensor,
     return {name: inside for name, inside in found.items() if bool(inside.any())}
 
 
-def rows_to_rank(rows: Int[Tensor, " N"], data: str, split: str) -> Int[Tensor, " N"]:
+def rows_to_rank(task: Task | Interactions, data: str, split: str) -> Int[Tensor, " N"]:
     """The rows of a split; `RecastError` when there is none."""
+    rows = task.rows(split)
     if not len(rows):
-        raise RecastError(f"{data} has no row to rank in {split}: give more data")
+        others = [name for name in ("train", "valid", "test") if len(task.rows(name))]
+        raise RecastError(
+            f"{data} has no row to rank in {split}, only in {', '.join(others) or 'no split'}: "
+            "prepare it with some, or ask for another split"
+        )
     return rows
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from recast.data.folder import load_facts
 from recast.data.history import history
@@ -69,7 +71,7 @@ class Source:
         data = self.interactions
         assert data is not None
         for split in splits:
-            for rows in data.rows(split).split(CHUNK):
+            for rows in _chunks(data.rows(split)):
                 items = history(data, rows, self.window)
                 lengths = (items >= 0).sum(1).tolist()
                 columns = (rows, data.users[rows], items, data.items[rows])
@@ -106,7 +108,7 @@ class Source:
                 ]
             return
         given = self.given
-        for rows in given.rows(split).split(CHUNK):
+        for rows in _chunks(given.rows(split)):
             columns = (given.history.take(rows, self.window), given.targets.take(rows))
             lists = ([[i for i in row if i >= 0] for row in c.tolist()] for c in columns)
             prompts, ids = given.prompts.gather(rows.numpy()), rows.tolist()
@@ -143,6 +145,11 @@ class Source:
         answer = between.join(words[item] for item in targets)
         ids = [self.item_ids[item] for item in targets]
         return Turn(id, self.user_ids[user], messages, answer, targets, ids)
+
+
+def _chunks(rows: Int[Tensor, " N"]) -> Sequence[Int[Tensor, " C"]]:
+    """Some thousands at a time, none of none: readers refuse a file without a row."""
+    return rows.split(CHUNK) if len(rows) else ()
 
 
 def load_user_ids(folder: str | Path) -> list[str]:

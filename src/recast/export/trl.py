@@ -14,10 +14,10 @@ from recast.types import SPLITS
 
 
 def write_trl(source: Source, folder: Path) -> None:
-    """SPLIT.jsonl for every split."""
+    """SPLIT.jsonl for every split that has rows."""
     for split in SPLITS:
-        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-            for turns in source.turns(split):
+        for turns in source.turns(split):
+            with (folder / f"{split}.jsonl").open("a", encoding="utf-8") as file:
                 for turn in turns:
                     fields = {
                         "prompt": turn.messages,

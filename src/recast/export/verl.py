@@ -17,7 +17,7 @@ from recast.types import SPLITS
 
 
 def write_verl(source: Source, folder: Path) -> None:
-    """SPLIT.parquet for every split."""
+    """SPLIT.parquet for every split that has rows."""
     for split in SPLITS:
         write_parquet(folder / f"{split}.parquet", _tables(source, split))
 

@@ -28,8 +28,8 @@ from recast.rl import learn, roll_out
 from recast.rollout.add_gt import add_gt
 from recast.run.doors import enter
 from recast.train.premises import below_others, follows_ranker, is_history, target_among_others
-from recast.train.setup import StepSetup, draw_batches, load_step, set_up_step
 from recast.train.state import LoopState
+from recast.train.step import StepSetup, draw_batches, drawn_split, load_step, set_up_step
 from recast.types import Prompts, RolloutGroups, require
 
 _WIDTH = 100
@@ -53,7 +53,8 @@ def inspect_policy(config: InspectConfig) -> str:
     count = config.max_rollout_batches if method.fill_batch else 1
     batches = draw_batches(config, task, count, config.split)
     row = int(batches[0, 0]) if config.row is None else config.row
-    remedy = f"give one of split {config.split}, such as {int(batches[0, 0])}, or leave it out"
+    split = drawn_split(task, config.split)
+    remedy = f"give one of split {split}, such as {int(batches[0, 0])}, or leave it out"
     require(bool((rows == row).any()), "row", row, remedy)
     setup = set_up_step(config, method, policy, task, batches)
     policy = setup.policy
@@ -61,10 +62,10 @@ def inspect_policy(config: InspectConfig) -> str:
     with torch.no_grad(), policy.computing_in(config.precision):
         groups = setup.search.roll_out(0, prompts)
     sections = [
-        shown_prompt(setup.policy, task, prompts, config.split),
+        shown_prompt(setup.policy, task, prompts, split),
         _target(setup, groups),
         _rollouts(setup, groups),
-        _lengths(task, rows, config.split),
+        _lengths(task, rows, split),
         _step(setup),
     ]
     return "\n".join(line for section in sections for line in section)

@@ -1,9 +1,8 @@
-"""What a run or a single step stands on: a config in; data, policy, parts, plan and threads out,
-nothing trained."""
+"""What a run stands on: a config in; the step that it repeats, its rows and its facts out, nothing
+trained."""
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -11,62 +10,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from recast.config import Precision, RLConfig, StepConfig
+from recast.config import RLConfig
 from recast.evaluation.rank import require_valid, rows_of_tasks, validate
-from recast.groups import select
-from recast.methods.assembly import equip, in_space_of, resolve, sampler_of
-from recast.methods.parts import find_part, needs, spell
+from recast.methods.parts import find_part, spell
 from recast.methods.table import Method
-from recast.policy.device import find_device
-from recast.policy.load import (
-    Policy,
-    disable_dropout,
-    load_policy,
-    trained_parameters,
-)
-from recast.policy.logprobs import branch_logprobs
-from recast.policy.lora import add_adapters, has_adapters
-from recast.policy.memory import MemoryPlan, plan_memory
-from recast.policy.passes import MOST_PASS_TOKENS, measure_pass_tokens
-from recast.policy.save import rounding
-from recast.policy.tasks import Task, load_task
-from recast.policy.threads import choose_threads
-from recast.run.clock import Clock
 from recast.run.doors import enter
-from recast.train.actor import Actor
 from recast.train.keeper import RunFacts, find_checkpoint
-from recast.train.mixture import check_weights, mixed_batches
-from recast.train.premises import check_lengths, check_prompts, check_target_is_best, check_tokens
-from recast.train.reference import frozen_reference
-from recast.train.rehearsal import rehearse
 from recast.train.result import require_room
-from recast.train.search import Search, branch_tokens
-from recast.train.state import adamw
-from recast.types import Metrics, Prompts, RolloutGroups
-
-_MEASURED = 4096  # tokens of a pass that is timed: more says the same
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepSetup:
-    """What a step stands on."""
-
-    method: Method
-    policy: Policy
-    task: Task
-    search: Search
-    actor: Actor
-    clock: Clock
-    """That both report their phases to."""
-    batches: Int[Tensor, "steps B"]
-    """Row ids of every step."""
-    surplus: Int[Tensor, "batches B"]
-    """Row ids that a method fills its batches from."""
-    warmup_steps: int
-    precision: Precision
-    threads: int
-    text: str
-    """Its memory and what becomes of its weights, for the screen."""
+from recast.train.step import StepSetup, draw_batches, drawn_split, load_step, set_up_step
+from recast.types import Metrics, RolloutGroups
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,9 +79,9 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     )
     method, name = step.method, step.method.sampler
     notes, drawn_from = task.notes(torch.cat([batches.flatten().unique(), valid_rows])), {}
-    if torch.equal(task.rows("rl"), task.rows("train")):
-        drawn_from["drawn_from"] = "train"
-        notes.append("the data has no rl rows: prompts are drawn from train")
+    if (split := drawn_split(task, "rl")) != "rl":
+        drawn_from["drawn_from"] = split
+        notes.append(f"the data has no rl rows: prompts are drawn from {split}")
     step = replace(step, text="\n".join([step.text, *notes]))
     return RLSetup(
         **{field.name: getattr(step, field.name) for field in fields(step)},
@@ -143,176 +95,6 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
             | ({"sampler": find_part("sampler", name)} if name else {}),
             resumed=resumed,
         ),
-    )
-
-
-def load_step(config: StepConfig, method: Method | None = None) -> tuple[Method, Policy, Task]:
-    """The method in the policy's space, the policy as it is trained and the task."""
-    find_device(config.device)
-    method = resolve(config, method)
-    policy = load_policy(config.policy, config.catalog).to(config.device)
-    method = in_space_of(method, config, policy)
-    task = load_task(config.data, policy)
-    policy = _trainable(policy, config)
-    disable_dropout(policy.model)
-    return method, policy, task
-
-
-def draw_batches(
-    config: StepConfig, task: Task, count: int, split: str = "rl"
-) -> Int[Tensor, "batches B"]:
-    """Row ids of so many steps, of each task the share that its weight says."""
-    rows = task.rows(split)
-    check_weights(task, rows, config.task_weights)
-    return mixed_batches(
-        task,
-        rows,
-        config.task_weights,
-        size=config.prompts_per_step,
-        count=count,
-        seed=config.seed,
-        split=split,
-    )
-
-
-def set_up_step(
-    config: StepConfig,
-    method: Method,
-    policy: Policy,
-    task: Task,
-    batches: Int[Tensor, "batches B"],
-    *,
-    steps: int = 1,
-    warmup_steps: int = 0,
-    folder: str = "",
-) -> StepSetup:
-    """Bind, plan, measure and check; what a part fails on goes into `folder`.
-
-    Raises `RecastError` for whatever does not fit together.
-    """
-    method = equip(method, policy, config.ranker, config.embeddings, folder, data=config.data)
-    lengths = task.lengths(batches.flatten())
-    check_lengths(policy, batches.flatten(), lengths)
-    prompts = task.prompts(batches[0])
-    check_tokens(policy)
-    check_prompts(policy, prompts)
-    width = branch_tokens(policy, config.group_size * method.list_length, prompts.targets.shape[1])
-    plan = plan_memory(
-        policy,
-        int(lengths.max()) + width,
-        config.micro_batch_tokens,
-        reference=_compares(method) and not has_adapters(policy.model),
-        reads=config.prompts_per_step * width,
-    )
-    name, clock = method.sampler, Clock(device=policy.catalog.device)
-    search = Search(
-        policy=policy,
-        task=task,
-        method=method,
-        sampler=sampler_of(method, name, config.sampler_args) if name else None,
-        group_size=config.group_size,
-        seed=config.seed,
-        max_batches=config.max_rollout_batches,
-        micro_batch_tokens=plan.micro_batch_tokens,
-        pass_tokens=MOST_PASS_TOKENS,
-        folder=folder,
-        clock=clock,
-    )
-    threads, pass_tokens = _measure(config, policy, prompts, plan)
-    actor = replace(_actor(config, method, policy, plan, pass_tokens, folder), clock=clock)
-    rehearse(search, actor, prompts)  # a part that cannot work says so before there is a folder
-    if name and config.target_is_best:
-        check_target_is_best(
-            method.reward,
-            policy.catalog,
-            prompts,
-            search.num_rollouts,
-            list_length=method.list_length,
-            seed=config.seed,
-            folder=folder,
-        )
-    return StepSetup(
-        method=method,
-        policy=policy,
-        task=task,
-        search=replace(search, pass_tokens=pass_tokens),
-        actor=actor,
-        clock=clock,
-        batches=batches[:steps],
-        surplus=batches[steps:],
-        warmup_steps=warmup_steps,
-        precision=config.precision,
-        threads=threads,
-        text="\n".join([plan.text, *rounding(policy.model)]),
-    )
-
-
-def _trainable(policy: Policy, config: StepConfig) -> Policy:
-    """The policy with what is trained in float32: a small step is lost on weights of 8 bits."""
-    if config.lora.rank is None:
-        policy.model.float()
-        return policy
-    return replace(
-        policy, model=add_adapters(policy.model, config.lora, config.policy, config.seed)
-    )
-
-
-def _compares(method: Method) -> bool:
-    return bool(method.kl_coef) or needs(method.loss, "ref_logprobs")
-
-
-def _measure(
-    config: StepConfig, policy: Policy, prompts: Prompts, plan: MemoryPlan
-) -> tuple[int, int]:
-    """Threads, and the tokens that take as long as one more pass: by passes of the update over a
-    few prompts and their targets, which every method makes."""
-    fits = min(plan.micro_batch_tokens, _MEASURED) // max(int(prompts.lengths.max()), 1)
-    few = max(1, min(len(prompts), fits))
-    order = prompts.lengths.argsort(stable=True)
-
-    def work(rows: int = few) -> int:
-        some = select(prompts, order[len(order) // 2 - rows // 2 :][:rows])
-        space = policy.logprob_space
-        branch_logprobs(policy, some, some.targets, space, some.target_mask).sum().backward()
-        policy.model.zero_grad(set_to_none=True)
-        return rows * int(some.lengths.max())
-
-    threads = choose_threads(work, config.threads, config.device)
-    return threads, config.pass_tokens or measure_pass_tokens(work, few, config.device)
-
-
-def _actor(
-    config: StepConfig,
-    method: Method,
-    policy: Policy,
-    plan: MemoryPlan,
-    pass_tokens: int,
-    folder: str,
-) -> Actor:
-    reference = None
-    if _compares(method):
-        frozen = policy  # with adapters: itself, these turned off
-        if not has_adapters(policy.model):
-            frozen = replace(policy, model=deepcopy(policy.model).requires_grad_(False))
-        reference = frozen_reference(frozen, method.space)
-    if plan.checkpointing:
-        policy.model.activation_checkpointing_enable()
-    return Actor(
-        policy=policy,
-        reference=reference,
-        optimizer=adamw(trained_parameters(policy), method.lr, 0.0),
-        loss=method.loss,
-        kl_coef=method.kl_coef,
-        kl_rollouts=config.kl_rollouts,
-        kl_estimator=config.kl_estimator,
-        loss_agg=method.loss_agg,
-        max_grad_norm=config.max_grad_norm,
-        space=method.space,
-        micro_batch_tokens=plan.micro_batch_tokens,
-        updates_per_rollout=config.updates_per_rollout,
-        mini_batch_rows=config.mini_batch_rows,
-        pass_tokens=pass_tokens,
-        folder=folder,
     )
 
 
