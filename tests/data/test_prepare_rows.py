@@ -199,6 +199,14 @@ ROW = {"user": ["u", "v"], "prompt": ["[1, 2]", "[2]"], "targets": ["[1]", "[2]"
         ({}, {"text": ["title"]}, "without a file: set items as well"),
         ({"prompt": ["Hi", "Ho"]}, {"exclude_seen": True}, "does not say which items a row has"),
         ({}, {"exclude_seen": True}, "no row .dropped: targets that their row has seen"),
+        ({}, {"valid_frac": 0.9}, "valid_frac is 0.9: it leaves no train rows"),
+        ({"targets": ["[1 2]", "[3]"]}, {}, "row 1, column 'targets' is '.1 2.', no list of"),
+        ({"targets": ["1", "[2]"]}, {}, "row 2.*where the first row holds one id"),
+        ({"targets": ["[true]", "[3]"]}, {}, "row 1.*no list of numbers or texts"),
+        ({"targets": ['["\\ud83d"]', "[3]"]}, {}, "row 1.*no list of numbers or texts"),
+        ({"prompt": ["Hi", "[1, 2]"]}, {}, "row 2.*a list or messages, the first row a text"),
+        ({"prompt": ['{"messages": []}', "a"]}, {}, "row 1.*a list or messages"),
+        ({"prompt": [json.dumps([{"role": "gpt", "content": "x"}])] * 2}, {}, "role 'gpt' is none"),
         ({}, {"valid_frac": 1e-9}, "the split 'valid' gets none of the users"),
         ({"user": ["u", "u"]}, {"valid_frac": 0.0}, "holds rows of one user"),
     ],
@@ -282,3 +290,53 @@ def test_rows_as_json_lines_and_fields_of_structs(tmp_path: Path) -> None:
     assert ids(tmp_path / "p", rows.targets.take(torch.arange(2))) == [["a"], ["b"]]
     with pytest.raises(RecastError, match=r"has no column 'extra.x': .*nearest is 'extra\.t'"):
         prepared(tmp_path / "q", table, user="extra.id", targets="extra.x")
+
+
+def test_a_few_users_keep_one_for_valid(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", user=list("abc"), prompt=["x"] * 3, targets=["1"] * 3)
+    rows = prepared(tmp_path, file)
+    assert [len(rows.rows(split)) for split in ("train", "valid")] == [2, 1]
+
+
+def test_json_lines_are_as_csv(tmp_path: Path) -> None:
+    def read(**later: Any) -> Rows:
+        first = {"user": 1, "prompt": "a", "targets": ["x\u00e9", 7]}
+        lines = [first, {"user": 2, "prompt": "b", "targets": [7]} | later]
+        file = tmp_path / "rows.jsonl"
+        file.write_text("\n".join(map(json.dumps, lines)))
+        return prepared(tmp_path / str(len(later)), file, valid_frac=0)
+
+    rows = read(targets=[7, 8], seen=[8])  # a key that the first line lacks
+    assert rows.targets.take(torch.arange(2)).tolist() == [[2, 0], [0, -1]]
+    for later, said in (
+        ({"prompt": [7]}, "row 2.*a list or messages, the first row a text"),
+        ({"prompt": "\ud83d"}, "line 2, 'prompt' holds half a character"),
+        ({"user": [2]}, r"line 2, 'user' is \[2\]"),
+        ({"prompt": [{"role": "user", "content": [{"type": []}]}]}, "row 2.*a list or messages"),
+    ):
+        with pytest.raises(RecastError, match=said):
+            read(**later)
+
+
+def test_other_types_of_columns(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    columns = {"user": ["a", "b"], "prompt": ["x", "y"], "targets": [[1, 2], [2, 1]]}
+    kinds = {"prompt": pl.Categorical(), "targets": pl.Array(pl.Int64, 2)}
+    pl.DataFrame(columns, schema_overrides=kinds).write_parquet(file)
+    rows = prepared(tmp_path, file, valid_frac=0)
+    assert rows.targets.take(torch.arange(2)).tolist() == [[0, 1], [1, 0]]
+    pl.DataFrame(columns | {"split": [["train"]] * 2}).write_parquet(file)
+    with pytest.raises(RecastError, match=r"column 'split' holds List\(String\): give texts"):
+        prepared(tmp_path / "other", file)
+
+
+def test_a_split_that_contradicts_its_file(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    columns = {"user": ["a", "b"], "prompt": ["x", "y"], "targets": ["1", "2"]}
+    write(folder / "train.csv", **columns, split=["train", "test"])
+    write(folder / "eval.csv", **columns)
+    with pytest.raises(RecastError, match="row 2, column 'split' is 'test', and the file's name"):
+        prepared(tmp_path, folder)
+    prepared(tmp_path, folder, split_column="split", valid_frac=0)
+    assert "called by no split: 1 files ('eval.csv')" in str(load_facts(tmp_path / "out")["notes"])

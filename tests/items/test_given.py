@@ -165,7 +165,17 @@ def test_what_the_data_holds_is_the_default(data: Path) -> None:
         ),
         ("i.parquet", {"pid": ["p", None], "sid": [[1], [1]]}, "row 2 has no pid"),
         ("i.parquet", {"pid": [0.5], "sid": [[1]]}, "pid of .* is 'Float64': give an index.json"),
-        ("i.parquet", {"item": ["p"], "sid": [[1]]}, "pid"),
+        (
+            "i.parquet",
+            {"item": ["p"], "sid": [[1]]},
+            "no column 'pid': rename one of item, sid to pid",
+        ),
+        (
+            "i.parquet",
+            {"pid": ["p"], "sid": pl.Series([[2**64 - 1]], dtype=pl.List(pl.UInt64))},
+            r"item 'p' has the codes \[None\]",
+        ),
+        ("i.json", {"\ud83d": ["<a_1>"]}, "holds half a character"),
         ("i.npy", np.array([[1.0]] * 4), r"is 'float64 \[4, 1\]': give whole numbers, \[4, L\]"),
         (
             "i.npy",

@@ -146,7 +146,7 @@ def test_what_cannot_be_extended(walk: Path, encoder: Path, tmp_path: Path) -> N
         assert not (tmp_path / "out").exists()
 
     refused("every item has a token of its own: a policy has no", extend=str(walk / "item"))
-    refused(r"holds no vectors \(embeddings", extend=str(walk / "random"))
+    refused("were given or drawn, so it kept nothing", extend=str(walk / "random"))
     refused("seed is 1: with extend it is that of", extend=str(walk / "catalog-0"), seed=1)
     refused("nowhere holds no catalogue", extend="nowhere")
     copy = tmp_path / "copy"

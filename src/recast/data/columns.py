@@ -12,8 +12,8 @@ ROW_ORDER = "row_order"
 """In place of the name of a time column: the events happened in the order of the file's rows."""
 
 
-FIXED = ("row_id", "text")
-"""Columns of texts to ground, which no setting names."""
+FIXED = ("row_id", "text", "key", "pid", "sid", "dense_caption")
+"""Columns of texts to ground and of OpenOneRec's files, which no setting names."""
 
 
 def choose_columns(file: str, present: Sequence[str], columns: dict[str, str]) -> dict[str, str]:
@@ -46,7 +46,7 @@ def _advice(present: Sequence[str], columns: dict[str, str], setting: str) -> st
         if len(present) == 1 and separator in present[0]:
             return f"its header is separated by {word}, write it with commas"
     if setting in FIXED:
-        return f"rename one of {', '.join(present)[:200]} to {setting}"
+        return f"rename one of {', '.join(present)[:200]} to {columns[setting]}"
     free = [name for name in present if name not in columns.values()]
     near = difflib.get_close_matches(
         columns[setting], [name[:80] for name in free], n=1, cutoff=0.0

@@ -23,6 +23,9 @@ _LONGEST = 2**24
 _BROKEN = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 """What `json` and `ast.literal_eval` raise; the second for code, which it never runs."""
 
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+"""That chat templates know; under another name an answer would be read as a part of the prompt."""
+
 _REMEDY = 'give a JSON list of {"role": ..., "content": ...}'
 
 
@@ -51,6 +54,10 @@ def read_chat(cell: Any, where: str) -> Chat:
         if not (isinstance(role, str) and role.strip()) or content is None:
             raise RecastError(
                 f"{where}: the message {named(message)} has no role or no text: {_REMEDY}"
+            )
+        if role not in _ROLES:
+            raise RecastError(
+                f"{where}: the role {named(role)} is none of {', '.join(_ROLES)}: rename it"
             )
         messages.append({"role": role, "content": content})
     return Chat(messages, is_python)
@@ -87,11 +94,29 @@ def read_literal(text: str) -> Any:
         return None
 
 
+def read_value(text: str) -> Any:
+    """What JSON or, failing that, a Python literal says; None for all else."""
+    try:
+        return json.loads(text)
+    except _BROKEN:
+        return read_literal(text)
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is UTF-8: JSON can write half a character, which no file of ours holds."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _text(content: Any) -> str | None:
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        kinds = {part.get("type", "text") for part in content if isinstance(part, dict)}
-        is_text = kinds <= {"text"} and all(isinstance(part, str) for part in parts)
+        kinds = [part.get("type", "text") for part in content if isinstance(part, dict)]
+        is_text = all(kind == "text" for kind in kinds)
+        is_text = is_text and all(isinstance(part, str) for part in parts)
         return "".join(parts) if parts and is_text else None  # type: ignore[arg-type]
     return content if isinstance(content, str) else None
 
@@ -117,10 +142,6 @@ def without_answer(messages: list[dict[str, str]], where: str) -> tuple[str, str
 def write_prompt(messages: list[dict[str, str]], where: str) -> str:
     """Messages as the JSON that `rows.parquet` holds."""
     text = json.dumps(messages, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RecastError(
-            f"{where} holds {named(error.object[error.start])}, half a character: write them anew"
-        ) from error
+    if not is_whole(text):
+        raise RecastError(f"{where} holds half a character: write them anew")
     return text

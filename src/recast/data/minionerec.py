@@ -141,6 +141,9 @@ def read_folder(folder: Folder) -> RowTables:
 
 def _batches(file: str, split: str, known: _Known) -> Iterator[pl.DataFrame]:
     present = _header(file)
+    for column in _COLUMNS.values():
+        if column not in present:
+            raise RecastError(f"{file} has no column {column!r} (it has {present}): {_REMEDY}")
     extra = {"time": "timestamp"} if "timestamp" in present else {}
     extra |= {"text sid": "item_sid"} if known.sids and "item_sid" in present else {}
     raw, suspects = read_columns(file, _COLUMNS | extra)

@@ -111,7 +111,7 @@ def read_captions(file: Path) -> pl.DataFrame:
             f"{file} holds {dict(frame.schema)}, no whole numbers and texts: {_REMEDY}"
         )
     text = pl.col("dense_caption").str.replace_all(r"\s+", " ").str.strip_chars()
-    frame = frame.select(pl.col("pid").cast(pl.Int64), text=text).drop_nulls()
+    frame = frame.select(pl.col("pid").cast(pl.Int64, strict=False), text=text).drop_nulls()
     return frame.unique("pid", keep="first", maintain_order=True)
 
 
@@ -126,7 +126,8 @@ def _read(file: Path, frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, int]
         )
     if frame.is_empty():
         raise RecastError(f"{file} holds no row: {_REMEDY}")
-    sid = sid.cast(pl.List(pl.Int64))
+    pid = pid.cast(pl.Int64, strict=False)  # null beyond it
+    sid = sid.cast(pl.List(pl.Int64), strict=False)
     length = int(sid.list.len()[0] or 0)
     bad = (
         pid.is_null()
@@ -139,10 +140,10 @@ def _read(file: Path, frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, int]
     if length == 0 or bad.any():
         row = int(bad.arg_max() or 0)
         raise RecastError(
-            f"{where(file, row, 'sid')} is {sid.to_list()[row]} of pid {pid[row]}, the first row "
-            f"has {length} codes from 0 on: {_REMEDY}"
+            f"{where(file, row, 'sid')} is {sid.to_list()[row]} of pid {frame['pid'][row]}, the "
+            f"first row has {length} codes from 0 on: {_REMEDY}"
         )
-    distinct = frame.with_columns(sid).unique(maintain_order=True)
+    distinct = frame.with_columns(pid, sid).unique(maintain_order=True)
     twice = distinct["pid"].is_duplicated()
     if twice.any():
         one = distinct.filter(twice)["pid"][0]
@@ -155,4 +156,4 @@ def _read(file: Path, frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, int]
         raise RecastError(
             f"{file}: codes up to {codes.max(0).tolist()} are too many to tell apart: {_REMEDY}"
         )
-    return distinct["pid"].cast(pl.Int64).to_numpy(), codes, len(frame) - len(distinct)
+    return distinct["pid"].to_numpy(), codes, len(frame) - len(distinct)

@@ -20,8 +20,17 @@ from recast.data.columns import ROW_ORDER, choose_columns, named
 from recast.data.delimited import read_header
 from recast.data.events import sorted_ids
 from recast.data.ids import read_ids
-from recast.data.messages import read_literal
-from recast.data.row_cells import Source, ids_of, read_prompts, times_of, words_of
+from recast.data.messages import read_value
+from recast.data.row_cells import (
+    LIKE_LIST,
+    STATED,
+    Source,
+    check_stated,
+    ids_of,
+    read_prompts,
+    times_of,
+    words_of,
+)
 from recast.data.row_tables import (
     BATCH_SCHEMA,
     ITEM_SCHEMA,
@@ -88,8 +97,9 @@ def _source(config: PrepareConfig, file: str, split: str | None) -> Source:
     if config.time != ROW_ORDER:
         optional["time"] = None if config.time == "time" else config.time
     if split is not None and config.split_column is None:
-        del optional["split"]  # the file's name says it
-    guesses = {name: column or name for name, column in optional.items()}
+        del optional["split"]  # the file's name says it,
+        optional[STATED] = None  # which a column may not contradict
+    guesses = {name: column or name.split()[0] for name, column in optional.items()}
     wanted = (*columns.values(), *guesses.values())
     has_kinds = file.lower().endswith((".parquet", ".jsonl"))
     with readable(file, (".csv", ".parquet", ".jsonl")):
@@ -112,16 +122,17 @@ def _look(sources: list[Source]) -> tuple[_Facts, list[str]]:
     tasks, splits, ids = dict[str, None](), dict[str, None](), [pl.Series([], dtype=pl.String)]
     notes = [f"columns: {', '.join(f'{n} = {c}' for n, c in first.columns.items())}"]
     for source in sources:
-        if source.columns.keys() != first.columns.keys():
-            differ = source.columns.keys() ^ first.columns.keys()
+        differ = (source.columns.keys() ^ first.columns.keys()) - {STATED}
+        if differ:
             raise RecastError(
                 f"{first.file} and {source.file}: one of them alone has a column for "
                 f"{', '.join(sorted(differ))}: write both alike"
             )
-        own = {name: _kind(source, name) for name in _LISTS if name in source.columns}
-        kinds = kinds or own
-        if own != kinds:
+        found = {name: _kind(source, name) for name in _LISTS if name in source.columns}
+        own = {name: kind for name, kind in found.items() if kind is not None}
+        if any(kinds.get(name, kind) != kind for name, kind in own.items()):
             raise RecastError(f"{first.file} holds {kinds}, {source.file} {own}: write both alike")
+        kinds |= own
         light = {
             name: column
             for name, column in source.columns.items()
@@ -132,14 +143,12 @@ def _look(sources: list[Source]) -> tuple[_Facts, list[str]]:
         batches, suspects = batches_of(source.file, light)
         for batch in batches:
             for name in light.keys() & set(_LISTS):
-                _, flat = ids_of(source, batch[name], own[name], name, row)
+                _, flat = ids_of(source, batch[name], own.get(name), name, row)
                 ids = [pl.concat([*ids, flat]).unique()]
             for name, words in (("task", tasks), ("split", splits)):
                 if name in light:
                     words.update(dict.fromkeys(words_of(source, batch[name], name, row)))
             row += len(batch)
-        if not row:
-            raise RecastError(f"{source.file} holds no row: give at least one, or remove the file")
         refuse_swallowed(suspects, source.file, ids[0])
     if len(tasks) > MOST_TASKS:
         raise RecastError(
@@ -149,12 +158,20 @@ def _look(sources: list[Source]) -> tuple[_Facts, list[str]]:
     return _Facts(kinds, sorted(tasks), list(splits), ids[0]), notes
 
 
-def _kind(source: Source, name: str) -> str:
+def _kind(source: Source, name: str) -> str | None:
     """What a column's first row holds: for prompts `messages`, `text` or `history`, for targets and
-    seen items `list` or `id`, as text `literal`s."""
-    batches, _ = batches_of(source.file, {name: source.columns[name]})
-    column = next((batch[name].drop_nulls() for batch in batches if batch[name].count()), None)
+    seen items `list` or `id`, as text `literal`s; None where no row has seen an item."""
+    num_rows, column = 0, None
+    for batch in batches_of(source.file, {name: source.columns[name]})[0]:
+        num_rows += len(batch)
+        if batch[name].count():
+            column = batch[name].drop_nulls()
+            break
+    if not num_rows:
+        raise RecastError(f"{source.file} holds no row: give at least one, or remove the file")
     if column is None:
+        if name == "seen":
+            return None
         raise RecastError(
             f"{source.file}, column {named(source.columns[name])} has no value: "
             f"fill it, or set {name} to another column"
@@ -168,11 +185,11 @@ def _kind(source: Source, name: str) -> str:
             return "history" if prompt else "list"
     elif kind == pl.String:
         text = column[0].strip()
-        if prompt and re.match(r"\[\s*\{", text):
-            return "messages"
-        if text.startswith("[") and isinstance(read_literal(text), list):
-            return "history" if prompt else "literal"
-        return "text" if prompt else "id"
+        is_chat = prompt and re.match(r"\[\s*\{", text) is not None
+        is_list = text.startswith("[") and isinstance(read_value(text), list)
+        if is_list or re.match(r"\[[\d\s]*\]$" if prompt else LIKE_LIST, text):
+            return "messages" if is_chat else "history" if prompt else "literal"
+        return "messages" if is_chat else "text" if prompt else "id"
     elif kind.is_integer() and not prompt:
         return "id"
     what = "messages, texts or lists of item ids" if prompt else "item ids or lists of them"
@@ -209,6 +226,8 @@ def _convert(
     }
     if "split" in raw.columns:
         columns["split"] = words_of(source, raw["split"], "split", row)
+    if STATED in raw.columns:
+        check_stated(source, raw[STATED], row)
     if "task" in raw.columns:
         columns["task"] = [facts.tasks.index(t) for t in words_of(source, raw["task"], "task", row)]
     is_history = facts.kinds["prompt"] == "history"
@@ -218,7 +237,7 @@ def _convert(
     for name, column in lists.items():
         columns[name] = [[] for _ in range(num)]
         if column in raw.columns:
-            lengths, flat = ids_of(source, raw[column], facts.kinds[column], column, row)
+            lengths, flat = ids_of(source, raw[column], facts.kinds.get(column), column, row)
             numbers = [index.get(id, -1) for id in flat]
             if -1 in numbers:
                 lost = numbers.index(-1)

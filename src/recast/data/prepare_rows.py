@@ -31,6 +31,7 @@ _KNOWN = (
     "a file for each split (train, valid, test; .parquet, .csv or .jsonl), MiniOneRec or ReRe "
     "(info/*.txt, *.index.json and CSVs), OpenOneRec or RecIF-Bench (*_pid2sid.parquet and rows)"
 )
+_SUFFIXES = (".csv", ".parquet", ".jsonl")
 _COLUMNS = (
     *("user", "item", "time", "items", "items_id", "text", "category"),
     *("prompt", "targets", "seen", "task", "split_column"),
@@ -48,14 +49,18 @@ def prepare_rows(config: PrepareConfig) -> Rows:
     valid_frac = (
         (0.0 if has_valid else VALID_FRAC) if config.valid_frac is None else config.valid_frac
     )
-    config = replace(config, rl_frac=config.rl_frac, valid_frac=valid_frac)
+    is_own = config.valid_frac is not None
+    config = replace(config, valid_frac=valid_frac)
     writer = _Writer(tables, config, exclude_seen=exclude_seen)
     with staged_folder(config.output) as stage:
         parts = stage / "parts"
         parts.mkdir()
         for number, batch in enumerate(tables.batches()):
             writer.convert(batch).write_parquet(parts / f"{number:09}.parquet")
-        pl.scan_parquet(sorted(parts.iterdir()), glob=False).sink_parquet(stage / ROWS)
+        rows = pl.scan_parquet(sorted(parts.iterdir()), glob=False)
+        if valid_frac and not is_own:
+            rows = _with_valid(rows, config.seed, tables.notes)
+        rows.sink_parquet(stage / ROWS)
         rmtree(parts)
         pl.DataFrame({"user_id": list(writer.users)}).write_parquet(stage / "users.parquet")
         tables.items.write_parquet(stage / "items.parquet")
@@ -72,15 +77,27 @@ def prepare_rows(config: PrepareConfig) -> Rows:
             "domains": tables.items["domain"].unique(maintain_order=True).to_list(),
             "tasks": tables.tasks,
             "sid_names": tables.sid_names,
-            **count_rows(stage / ROWS, tables, config),
+            **count_rows(stage / ROWS, tables, config, len(writer.users)),
             "item_counts": count_items(tables.items),
             "notes": tables.notes,
             "dropped": {what: count for what, count in tables.dropped.items() if count},
         }
-        if len(writer.users) < 2:
-            raise RecastError(f"{config.rows} holds rows of one user: give rows of two or more")
         save_facts(config, stage, facts)
     return load_rows(config.output)
+
+
+def _with_valid(rows: pl.LazyFrame, seed: int, notes: list[str]) -> pl.LazyFrame:
+    """Of few users the default part can be nobody: then the one who is drawn first is kept."""
+    pairs = rows.select("user", "split").unique().collect()
+    users = pairs.filter(pl.col("split") == "train")["user"].sort()
+    if "valid" in pairs["split"] or len(users) < 2:
+        return rows
+    draw = uniforms(seed, 0, users.cast(pl.Int64).to_torch(), "rows", 1)[:, 0]
+    one = users[int(draw.argmin())]
+    notes.append("valid_frac, unset, draws nobody of so few train users: valid is one of them")
+    is_his = (pl.col("user") == one) & (pl.col("split") == "train")
+    valid = pl.lit("valid", SCHEMA["split"])
+    return rows.with_columns(split=pl.when(is_his).then(valid).otherwise("split"))
 
 
 def read_rows(config: PrepareConfig) -> RowTables:
@@ -92,7 +109,8 @@ def read_rows(config: PrepareConfig) -> RowTables:
     if not path.exists() and path.parent.is_dir():
         path, name = path.parent, path.name  # of several data sets
     if not path.is_dir():
-        raise RecastError(f"{config.rows}: no such file or folder: check the path")
+        what = "is a pipe or a device" if path.exists() else "no such file or folder"
+        raise RecastError(f"{config.rows}: {what}: check the path")
     every = files_under(path)
     folder = minionerec.find_folder(path, every, name)
     if folder is not None and openonerec.has_maps(every):
@@ -111,7 +129,7 @@ def read_rows(config: PrepareConfig) -> RowTables:
     files: dict[str | None, str] = {}
     for file in sorted(path.iterdir()):
         split = split_of(file.stem)
-        if split is None or file.suffix.lower() not in (".csv", ".parquet", ".jsonl"):
+        if split is None or file.suffix.lower() not in _SUFFIXES:
             continue
         if split in files:
             raise RecastError(f"{files[split]} and {file} are both {split}: remove one of them")
@@ -121,7 +139,18 @@ def read_rows(config: PrepareConfig) -> RowTables:
         some = ", ".join(found) + (", ..." if len(every) > 5 else "")
         holds = f"holds {len(every):,} files ({some})" if every else "is empty"
         raise RecastError(f"{path}{kind_of(path)} {holds}, no rows that are known: give {_KNOWN}")
-    return read_plain(config, files)
+    tables = read_plain(config, files)
+    read = {file.resolve() for file in tables.files}
+    other = [named(str(file.relative_to(path))) for file in every if _might_be_rows(file, read)]
+    if other:
+        some = ", ".join(other[:5]) + (", ..." if len(other) > 5 else "")
+        tables.notes.append(f"left out, called by no split: {len(other):,} files ({some})")
+    return tables
+
+
+def _might_be_rows(file: Path, read: set[Path]) -> bool:
+    is_hidden = file.name.startswith(".")
+    return file.suffix.lower() in _SUFFIXES and not is_hidden and file.resolve() not in read
 
 
 def _refuse_columns(config: PrepareConfig) -> None:

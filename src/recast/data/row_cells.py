@@ -5,7 +5,6 @@ Raises `RecastError` with the file, the row and the column for a cell that holds
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ import polars as pl
 
 from recast.data.columns import named
 from recast.data.ids import read_ids
-from recast.data.messages import read_chat, read_literal, without_answer
+from recast.data.messages import is_whole, read_chat, read_value, without_answer
 from recast.data.row_tables import (
     TASK_NAME,
     split_of,
@@ -21,6 +20,11 @@ from recast.data.row_tables import (
 )
 from recast.data.times import parse_times
 from recast.types import RecastError
+
+STATED = "split that the file's name says"
+
+LIKE_LIST = r"""(?s)^\s*(\[.*\]|[({]\s*['"\d].*[)}]|-?\d+([\s,;]+-?\d+)+)\s*$"""
+"""Of a text where an id should stand: a list of ids in some notation."""
 
 
 class Source(NamedTuple):
@@ -47,15 +51,27 @@ def read_prompts(source: Source, column: pl.Series, kind: str, row: int) -> list
                     "targets are the answer"
                 )
             prompts.append(prompt)
-        elif re.match(r'\[\s*\{\s*["\']role["\']', cell):
-            raise RecastError(f"{place} holds messages, the first row a text: give one kind")
+        elif _is_no_text(cell):
+            raise RecastError(
+                f"{place} is {named(cell)}, a list or messages, the first row a text: give one "
+                'kind, messages as a JSON list of {"role": ..., "content": ...}'
+            )
         else:
             prompts.append(cell)
     return prompts
 
 
+def _is_no_text(cell: str) -> bool:
+    """Whether a prompt is messages, one of them, or a list of ids: no text to read as it is."""
+    text = cell.strip()
+    value = read_value(text) if text[:1] + text[-1:] in ("[]", "{}") else None
+    return isinstance(value, list) or (
+        isinstance(value, dict) and not {"role", "messages"}.isdisjoint(value)
+    )
+
+
 def ids_of(
-    source: Source, column: pl.Series, kind: str, name: str, row: int
+    source: Source, column: pl.Series, kind: str | None, name: str, row: int
 ) -> tuple[np.ndarray, pl.Series]:
     """How many ids each row has, and all of them, as text."""
     rows = np.arange(row, row + len(column))
@@ -66,6 +82,12 @@ def ids_of(
                 for number, cell in enumerate(column, row)
             ],
             dtype=pl.List(pl.String),
+        )
+    elif column.dtype == pl.String and (lists := column.str.contains(LIKE_LIST)).any():
+        at = int(lists.fill_null(False).arg_max() or 0)
+        raise RecastError(
+            f"{where(source.file, row + at, source.columns[name])} is {named(column[at])}, where "
+            "the first row holds one id: write all as lists ([1, 2]), or ids without such marks"
         )
     if isinstance(column.dtype, pl.List):
         lengths = column.list.len().fill_null(0).to_numpy().astype(np.int64)
@@ -89,8 +111,9 @@ def read_list(cell: str, place: str) -> list[str]:
     >>> read_list("[7, 'b']", "row 1")
     ['7', 'b']
     """
-    value = read_literal(cell)
+    value = read_value(cell)
     is_list = isinstance(value, list) and all(type(part) in (int, str) for part in value)
+    is_list = is_list and all(is_whole(part) for part in value if isinstance(part, str))
     if not is_list:
         raise RecastError(
             f"{place} is {named(cell)}, no list of numbers or texts: write it as [1, 2]"
@@ -101,6 +124,10 @@ def read_list(cell: str, place: str) -> list[str]:
 def words_of(source: Source, column: pl.Series, name: str, row: int) -> list[str]:
     """Tasks or splits, each a word of its kind."""
     words: dict[Any, str] = {}
+    if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object):
+        raise RecastError(
+            f"{source.file}, column {named(source.columns[name])} holds {column.dtype}: give texts"
+        )
     for value in column.unique(maintain_order=True):
         if name == "split":
             word = split_of(str(value))
@@ -116,13 +143,31 @@ def words_of(source: Source, column: pl.Series, name: str, row: int) -> list[str
     return [words[value] for value in column]
 
 
+def check_stated(source: Source, column: pl.Series, row: int) -> None:
+    """A column that says another split than the name of its file."""
+    for value in column.unique(maintain_order=True).cast(pl.String, strict=False).drop_nulls():
+        said = split_of(value)
+        if said is not None and said != source.split:
+            at = row + int((column == value).arg_max() or 0)
+            raise RecastError(
+                f"{where(source.file, at, source.columns[STATED])} is {named(value)}, and the "
+                f"file's name says {source.split}: set split_column to go by the column, or drop it"
+            )
+
+
 def times_of(source: Source, raw: pl.DataFrame, row: int) -> pl.Series | None:
     """Whole numbers, one a row; None without such a column."""
     if "time" not in raw.columns:
         return None
     times, column = parse_times(raw["time"]), source.columns["time"]
-    if times is None or times.dtype != pl.Int64 or times.null_count():
-        at = 0 if times is None or times.dtype != pl.Int64 else int(times.is_null().arg_max() or 0)
+    if times is None:
+        raise RecastError(
+            f"{source.file}, column {named(column)} holds {raw['time'].dtype}: give whole numbers, "
+            "dates or ISO 8601 texts, or set time to row_order to read none"
+        )
+    if times.dtype != pl.Int64 or times.null_count():
+        wrong = times.is_null() if times.dtype == pl.Int64 else times.cast(pl.Int64) != times
+        at = int(wrong.fill_null(True).arg_max() or 0)
         raise RecastError(
             f"{where(source.file, row + at, column)} is {named(raw['time'][at])}: give whole "
             "numbers, dates or ISO 8601 texts, or set time to row_order to read none"

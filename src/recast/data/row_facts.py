@@ -14,7 +14,9 @@ from recast.data.row_tables import RowTables
 from recast.types import SPLITS, RecastError
 
 
-def count_rows(file: Path, tables: RowTables, config: PrepareConfig) -> dict[str, Any]:
+def count_rows(
+    file: Path, tables: RowTables, config: PrepareConfig, num_users: int
+) -> dict[str, Any]:
     """Rows by task and split. Raises `RecastError` for a task, and for a split that was asked for,
     without one, and for a single user."""
     targets = pl.col("targets").list.len()
@@ -55,11 +57,19 @@ def count_rows(file: Path, tables: RowTables, config: PrepareConfig) -> dict[str
             f"{config.rows} has times in {num_rows - num_without:,} of {num_rows:,} rows: give "
             "all files the column, or set time to row_order to read none"
         )
+    if num_users < 2:
+        raise RecastError(f"{config.rows} holds rows of one user: give rows of two or more")
+    has_train = any("train" in parts for parts in counts.values())
     for setting, split in (("valid_frac", "valid"), ("rl_frac", "rl")):
         if getattr(config, setting) and not any(split in parts for parts in counts.values()):
             raise RecastError(
                 f"{setting} is {getattr(config, setting)}: the split {split!r} gets none of the "
                 "users, give a larger one, more users, or 0 for none"
+            )
+        if getattr(config, setting) and "train" in tables.splits and not has_train:
+            raise RecastError(
+                f"{setting} is {getattr(config, setting)}: it leaves no train rows, give a smaller "
+                "one or more users"
             )
     return {"rows": num_rows, "parts": counts}
 

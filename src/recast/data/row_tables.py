@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from polars import selectors
 from polars.exceptions import PolarsError
 
 from recast.data.columns import named
 from recast.data.delimited import Suspect
-from recast.data.lines import first_line, read_lines
+from recast.data.lines import read_lines
+from recast.data.messages import is_whole
 from recast.data.parquet import try_parquet
 from recast.data.tables import read_columns, readable
 from recast.run.reading import reason_of
@@ -135,14 +137,17 @@ def batches_of(file: str, columns: dict[str, str]) -> tuple[Iterator[pl.DataFram
         chosen.append(
             (pl.col(root).struct.field(field_name) if is_field else pl.col(column)).alias(name)
         )
-    return _streamed(file, scan.select(chosen)), []
+    plain = (selectors.categorical() | selectors.enum()).cast(pl.String)
+    return _streamed(
+        file, scan.select(chosen).with_columns(plain, selectors.array().arr.to_list())
+    ), []
 
 
 def columns_of(file: str, columns: tuple[str, ...] = ()) -> list[str]:
     """Names of a Parquet file's columns, once these of them were read to the end, and of the fields
-    of its structs (`extra_info.index`); or the keys of the first of JSON lines."""
+    of its structs (`extra_info.index`); or the keys of all JSON lines."""
     if file.lower().endswith(".jsonl"):
-        return list(first_line(Path(file)).fields)
+        return list(dict.fromkeys(key for line in read_lines(Path(file)) for key in line.fields))
     path = Path(file).absolute()
     with readable(file):
         roots = tuple(column.partition(".")[0] for column in columns)
@@ -154,31 +159,32 @@ def columns_of(file: str, columns: tuple[str, ...] = ()) -> list[str]:
 
 
 def _of_lines(file: Path, columns: dict[str, str]) -> Iterator[pl.DataFrame]:
-    """Texts and lists of texts; messages as JSON."""
+    """Texts; lists and messages as JSON, so that one kind stands in a column here as in a CSV."""
     lines = read_lines(file)
     while batch := list(islice(lines, BATCH)):
         cells = {
-            name: [_cell(line.fields.get(column), line.number, column, file) for line in batch]
+            name: [
+                _cell(line.fields.get(column), f"{file}, line {line.number:,}", column, name)
+                for line in batch
+            ]
             for name, column in columns.items()
         }
-        are_lists = {n for n, values in cells.items() if any(isinstance(v, list) for v in values)}
-        kinds = {n: pl.List(pl.String) if n in are_lists else pl.String() for n in cells}
-        for name in are_lists:
-            cells[name] = [[v] if isinstance(v, str) else v for v in cells[name]]
-        yield pl.DataFrame(cells, schema=kinds)
+        yield pl.DataFrame(cells, schema=dict.fromkeys(cells, pl.String))
 
 
-def _cell(value: Any, number: int, column: str, file: Path) -> str | list[str] | None:
-    if isinstance(value, list) and all(isinstance(part, dict) for part in value) and value:
+def _cell(value: Any, line: str, column: str, name: str) -> str | None:
+    place = f"{line}, {named(column)}"
+    may_be_list = isinstance(value, list) and name in ("prompt", "targets", "seen")
+    if may_be_list and all(isinstance(part, dict) for part in value) and value:
         return json.dumps(value)
-    if isinstance(value, list) and all(type(part) in (int, str) for part in value):
-        return [str(part) for part in value]
+    if may_be_list and all(type(part) in (int, str) for part in value):
+        return json.dumps(value)
+    if isinstance(value, str) and not is_whole(value):
+        raise RecastError(f"{place} holds half a character: write them anew")
     if value is None or type(value) in (int, float, str):
         return value if value is None else str(value)
-    raise RecastError(
-        f"{file}, line {number:,}, {named(column)} is {named(value)}: give a text, a number, a "
-        "list of them, or messages"
-    )
+    lists = ", a list of them, or messages" if name in ("prompt", "targets", "seen") else ""
+    raise RecastError(f"{place} is {named(value)}: give a text or a number{lists}")
 
 
 def _streamed(file: str, scan: pl.LazyFrame) -> Iterator[pl.DataFrame]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from recast.data.folder import load_facts
+from recast.data.messages import is_whole
 from recast.data.parquet import read_parquet
 from recast.data.tables import read_columns
 from recast.items.names import PLAIN, SidNames, pattern_of
@@ -114,6 +116,9 @@ def _read_index(file: str, item_ids: list[str]) -> tuple[pl.DataFrame, str | Non
     pattern = pattern_of(first) if is_names else None
     if pattern is None:
         raise RecastError(f"{file}: item {next(iter(index))!r} is {in_short(first)}: {_KINDS}")
+    broken = next((text for text in (pattern, *index) if not is_whole(text)), None)
+    if broken is not None:
+        raise RecastError(f"{file}: {in_short(broken)} holds half a character: write it anew")
     names = SidNames(pattern=pattern)
     codes = [_named(file, key, value, names) for key, value in index.items()]
     sid = pl.Series(codes, dtype=pl.List(pl.Int64))
@@ -144,7 +149,7 @@ def _read_pids(file: str, item_ids: list[str]) -> tuple[pl.DataFrame, str | None
         row = int(table["key"].is_null().arg_max() or 0)
         raise RecastError(f"{file}, row {row + 1} has no pid: give each semantic ID its item")
     _require_lists(file, table["sid"])
-    sid = pl.col("sid").cast(pl.List(pl.Int64))
+    sid = pl.col("sid").cast(pl.List(pl.Int64), strict=False)
     table = (
         table.select(pl.col("key").cast(pl.String), sid)
         .drop_nulls("sid")
@@ -163,7 +168,10 @@ def _read_pids(file: str, item_ids: list[str]) -> tuple[pl.DataFrame, str | None
 def _read_rows(file: str, item_ids: list[str]) -> tuple[pl.DataFrame, str | None]:
     """An array `[I, L]` in the order of the data's items; a row of -1 is none."""
     with reading(file, _KINDS):
-        rows = np.lib.format.open_memmap(file, mode="r")  # never a pickle
+        try:
+            rows = np.lib.format.open_memmap(file, mode="r")  # never a pickle
+        except TokenError as error:
+            raise ValueError("its header is no literal") from error
     shape = tuple(rows.shape)
     remedy = f"give whole numbers, [{len(item_ids)}, L], a row per item of the data"
     fits = (

@@ -71,6 +71,12 @@ def load_extension(folder: str, item_ids: list[str]) -> Extension:
             f"extend is {folder!r}, where every item has a token of its own: a policy has no row "
             "for a new one, make it again from this data, or extend a catalogue of codes"
         )
+    is_made = config.items_as in (None, "codes") and config.quantizer != "random"
+    if not is_made or not (Path(folder) / "embeddings.safetensors").exists():
+        raise RecastError(
+            f"extend is {folder!r}, whose semantic IDs were given or drawn, so it kept nothing to "
+            "make more by: give items_as a file that holds those of the new items too"
+        )
     kept = load_kept(folder, catalog)
     with reading(Path(folder) / "embeddings.safetensors", "make the catalogue again"):
         _check(kept, catalog)
