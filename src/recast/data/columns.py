@@ -12,8 +12,11 @@ ROW_ORDER = "row_order"
 """In place of the name of a time column: the events happened in the order of the file's rows."""
 
 
-FIXED = ("row_id", "text", "key", "pid", "sid", "dense_caption")
-"""Columns of texts to ground and of OpenOneRec's files, which no setting names."""
+GROUNDED = ("row_id", "text")
+"""Columns of texts to ground."""
+
+FIXED = (*GROUNDED, "key", "pid", "sid", "dense_caption")
+"""These and the columns of OpenOneRec's files: no setting names them."""
 
 
 def choose_columns(file: str, present: Sequence[str], columns: dict[str, str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from recast.config import GroundConfig
 from recast.config.settings_file import read_settings
-from recast.data.columns import FIXED
+from recast.data.columns import GROUNDED
 from recast.data.folder import data_hash, load_data
 from recast.data.tables import read_columns, refuse_swallowed
 from recast.evaluation.metrics import write_evaluation
@@ -129,8 +129,8 @@ def read_texts(file: str, rows: Int[Tensor, " N"]) -> list[str]:
     A missing text counts as an empty one. Raises `RecastError` for a row that is absent, unknown
     or there twice, and when all texts are empty.
     """
-    table, suspects = read_columns(file, {name: name for name in FIXED})
-    kinds = {name: table[name].dtype for name in FIXED}
+    table, suspects = read_columns(file, {name: name for name in GROUNDED})
+    kinds = {name: table[name].dtype for name in GROUNDED}
     is_id = kinds["row_id"].is_integer() or kinds["row_id"] in (pl.String, pl.Null)
     for name, fits, remedy in (
         ("row_id", is_id, "give whole numbers"),
