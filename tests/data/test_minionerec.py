@@ -173,6 +173,7 @@ def cell(file: Path, old: str, new: str) -> None:
         ("index/Office.index.json", '"1": ', '"one": ', "the key 'one' is no item id"),
         ("index/Office.index.json", "}", "", "index.json cannot be read"),
         ("index/Office.item.json", '"title"', '"name"', "the item 0 has no title"),
+        ("index/Office.item.json", '"title": "', '"title": "\\ud83d', "has no title in UTF-8"),
     ],
 )
 def test_files_that_contradict_each_other_are_one_line(

@@ -222,10 +222,17 @@ def test_rows_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
     for row, said in (
         (("RecIF_VideoRec", messages("Q", None), {}), "row 2.*end without an answer, and metadata"),
         (("RecIF_AdRec", messages("Q", "a"), {}), "task 'ad' has no row .dropped: rows without a"),
+        (("RecIF_VideoRec", messages("Q", "a"), {"answer": 7}), "row 2.*answer in metadata is 7"),
+        (("RecIF_VideoRec", messages("Q", "a"), {"uid": "\ud83d"}), "row 2.*half a character"),
     ):
         rows_of(train, fitting, row)
         with pytest.raises(RecastError, match=said):
             prepared(tmp_path, folder)
+    # Null, or an empty list, is no statement: the message is the answer.
+    stated = {"uid": 2, "answer": None, "answer_pid": []}
+    rows_of(train, fitting, ("RecIF_VideoRec", messages("Q", sids([0, 1, 2])), stated))
+    rows = prepared(tmp_path / "stated", folder, valid_frac=0.0)
+    assert rows.targets.lengths.tolist() == [1, 1]
     whole = train.read_bytes()
     train.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RecastError, match=r"train\.parquet cannot be read"):

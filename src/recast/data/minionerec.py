@@ -20,6 +20,7 @@ import polars as pl
 from recast.data.columns import named
 from recast.data.delimited import read_header
 from recast.data.ids import read_ids
+from recast.data.messages import is_whole
 from recast.data.row_cells import read_list
 from recast.data.row_tables import ITEM_SCHEMA, RowTables, make_batch, split_of, where
 from recast.data.tables import read_columns, readable, refuse_swallowed
@@ -260,7 +261,7 @@ def _texts(file: Path) -> dict[str, str]:
     texts = {}
     for id, facts in _json(file).items():
         title = facts.get("title") if isinstance(facts, dict) else None
-        if not isinstance(title, str):
-            raise RecastError(f"{file}: the item {id} has no title: {_REMEDY}")
+        if not (isinstance(title, str) and is_whole(title)):
+            raise RecastError(f"{file}: the item {id} has no title in UTF-8: {_REMEDY}")
         texts[id] = " ".join(title.split())
     return texts

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from recast.data.columns import named
-from recast.data.messages import read_chat, read_literal, without_answer
+from recast.data.messages import is_whole, read_chat, read_literal, without_answer
 from recast.data.onerec_release import RELEASE, TASKS, release_batches
 from recast.data.pids import CAPTIONS, NAMES, SUFFIX, Domain, read_captions, read_domains
 from recast.data.row_tables import (
@@ -245,6 +245,8 @@ def _head(file: _File, cells: dict[str, Any], number: int, counts: Counter[str])
     if not isinstance(metadata, dict):
         raise RecastError(f"{place} is {named(cells['metadata'])}: give a JSON object")
     uid = metadata.get("uid", cells.get("uuid"))
+    if isinstance(uid, str) and not is_whole(uid):
+        raise RecastError(f"{place}: uid holds half a character: write it anew")
     user = (
         str(uid)
         if isinstance(uid, int | str) and str(uid).strip()
@@ -262,16 +264,19 @@ def _targets(
     dropped: Counter[str],
 ) -> list[int]:
     """Items of an answer in its order; `answer_pid` wins over SIDs, which pids may share."""
-    stated = row.metadata.get("answer", answer)
+    stated = answer if row.metadata.get("answer") is None else row.metadata["answer"]
     if isinstance(stated, list) and all(isinstance(part, str) for part in stated):
         stated = "".join(stated)
-    pids = row.metadata.get("answer_pid", row.metadata.get("answer_iid"))
+    found = [row.metadata.get(name) for name in ("answer_pid", "answer_iid")]
+    pids = next((value for value in found if value not in (None, [])), None)
+    if not isinstance(stated, str | None):
+        raise RecastError(f"{place}: answer in metadata is {named(stated)}: give a text")
     if stated is None and pids is None:
         raise RecastError(
             f"{place} end without an answer, and metadata has none: give the assistant's message "
             "last"
         )
-    items, num_broken = domain.by_sid(stated) if isinstance(stated, str) else ([], 0)
+    items, num_broken = domain.by_sid(stated) if stated is not None else ([], 0)
     if pids is not None:
         values = pids if isinstance(pids, list) else [pids]
         if not all(type(value) is int and abs(value) < 2**63 for value in values):
