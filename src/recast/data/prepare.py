@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from recast.config import PrepareConfig
+from recast.config.check import refuse_set
 from recast.data.archive import names_in_zip, unpacked
 from recast.data.events import (
     count_ties,
@@ -151,13 +152,9 @@ def _read_format(config: PrepareConfig, source: Path) -> Tables:
 
 
 def _refuse_columns(config: PrepareConfig, *, takes_items: bool) -> None:
-    defaults = {f.name: f.default for f in fields(PrepareConfig)} | {"text": []}
     names = ("user", "item", "time", "items_id", "text", "category")
-    for name in (*names, *(() if takes_items else ("items",))):
-        if (value := getattr(config, name)) != defaults[name]:
-            raise RecastError(
-                f"{name} is {value!r}: {config.interactions} knows its own columns, leave it out"
-            )
+    remedy = f"{config.interactions} knows its own columns, leave it out"
+    refuse_set(config, (*names, *(() if takes_items else ("items",))), remedy)
 
 
 def _count_splits(users: np.ndarray, splits: np.ndarray, starts: np.ndarray) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 
@@ -11,6 +11,7 @@ import polars as pl
 import torch
 
 from recast.config import PrepareConfig
+from recast.config.check import refuse_set
 from recast.data import minionerec, openonerec
 from recast.data.columns import named
 from recast.data.folder import ROWS, save_facts
@@ -154,13 +155,8 @@ def _might_be_rows(file: Path, read: set[Path]) -> bool:
 
 
 def _refuse_columns(config: PrepareConfig) -> None:
-    defaults = {f.name: f.default for f in fields(PrepareConfig)} | {"text": []}
-    for name in _COLUMNS:
-        if (value := getattr(config, name)) != defaults[name]:
-            raise RecastError(
-                f"{name} is {value!r}: the format of {config.rows} is known by its files, "
-                "leave it out"
-            )
+    remedy = f"the format of {config.rows} is known by its files, leave it out"
+    refuse_set(config, _COLUMNS, remedy)
 
 
 class _Writer:
