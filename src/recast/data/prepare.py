@@ -11,7 +11,7 @@ import polars as pl
 
 from recast.config import PrepareConfig
 from recast.config.check import refuse_set
-from recast.data.archive import names_in_zip, unpacked
+from recast.data.archive import is_folder, unpacked
 from recast.data.events import (
     count_ties,
     first_events,
@@ -127,7 +127,7 @@ def _read(config: PrepareConfig) -> Tables:
         _refuse_columns(config, takes_items=False)
         return read_packaged()
     if source.lower().endswith(".zip"):
-        if not names_in_zip(source):
+        if not is_folder(source):
             _refuse_columns(config, takes_items=False)
             return read_zip(source)
         with unpacked(source) as folder:
