@@ -18,7 +18,6 @@ from recast.data.folder import load_data, load_items
 from recast.data.prepare import prepare
 from recast.data.rows import Rows
 from recast.export import export_data, source
-from recast.export.source import name_codes
 from recast.items.catalog import build_catalog, build_token_catalog
 from recast.types import SPLITS, RecastError
 
@@ -221,12 +220,10 @@ def test_what_is_refused(home: Path, tmp_path: Path) -> None:
 def test_a_catalogue_that_names_not_every_item() -> None:
     catalog = build_catalog(CODES, (3, 2))
     catalog = replace(catalog, lengths=torch.tensor([2, 0, 2, 2, 2, 2]))
-    sids = name_codes(catalog)
-    assert sids[:3] == [["<a_0>", "<b_0>"], [], ["<a_1>", "<b_0>"]]
     named = source.Source(
         **{"folder": Path("d"), "name": "d", "interactions": None, "given": None},
         **{"user_ids": [], "item_ids": list("abcdef"), "texts": TITLES, "catalog": catalog},
-        **{"sids": sids, "window": 1, "template": TEMPLATE},
+        **{"window": 1, "template": TEMPLATE},
     )
     with pytest.raises(RecastError, match=r"d holds 1 items without semantic ID \(such as 'b'\)"):
         named.words()

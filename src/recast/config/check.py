@@ -6,7 +6,8 @@ import errno
 import math
 import os
 import re
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable
+from dataclasses import MISSING, fields, is_dataclass
 from os import PathLike, fspath
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeGuard, Union, cast, get_args, get_origin, get_type_hints
@@ -78,6 +79,16 @@ def check_settings(config: object) -> None:
                 folder = _expand(full, folder)
                 value = f"{baseline}:{folder}" if baseline else folder
         object.__setattr__(config, name, value)
+
+
+def refuse_set(config: Any, names: Iterable[str], remedy: str) -> None:
+    """Raise `RecastError` for settings of these names that are not as by default: nothing would
+    read them."""
+    parts = {part.name: part for part in fields(config)}
+    for name in names:
+        make = parts[name].default_factory
+        default = parts[name].default if make is MISSING else make()
+        require(getattr(config, name) == default, name, getattr(config, name), remedy)
 
 
 def full_name(config: object, name: str) -> str:

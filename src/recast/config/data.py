@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from recast.config.check import (
@@ -12,6 +12,7 @@ from recast.config.check import (
     check_seed,
     check_settings,
     check_splits,
+    refuse_set,
     within,
 )
 from recast.errors import in_short, require
@@ -98,17 +99,12 @@ class PrepareConfig:
         self._refuse_mixed()
 
     def _refuse_mixed(self) -> None:
-        """Settings of events beside rows, and of rows beside events, would be read by nobody."""
-        defaults = {f.name: f.default for f in fields(self)}
-        names = _OF_ROWS if self.rows is None else _OF_EVENTS
-        remedy = "it belongs to rows, set rows or leave it out"
-        if self.rows is not None:
-            remedy = (
-                f"it belongs to events, and rows is {in_short(self.rows)}: leave one of them out"
-            )
-        for name in names:
-            value = getattr(self, name)
-            require(value == defaults[name], name, value, remedy)
+        if self.rows is None:
+            refuse_set(self, _OF_ROWS, "it belongs to rows, set rows or leave it out")
+        else:
+            rows = in_short(self.rows)
+            remedy = f"it belongs to events, and rows is {rows}: leave one of them out"
+            refuse_set(self, _OF_EVENTS, remedy)
 
 
 Quantizer = Literal["rq_kmeans", "rq_vae", "random"]
@@ -163,12 +159,9 @@ class TokenizeConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        for part in fields(self) if self.extend is not None else ():
-            default = ["train"] if part.name == "splits" else part.default
-            is_own = part.name in ("data", "output", "extend")
+        if self.extend is not None:
             need = f"with extend it is that of {self.extend}, leave it out"
-            value = getattr(self, part.name)
-            require(is_own or value == default, part.name, value, need)
+            refuse_set(self, self._names_but("data", "output", "extend"), need)
         share = self.collaborative_weight
         require(0 <= share <= 1, "collaborative_weight", share, "give a share from 0 to 1")
         check_seed(self.seed)
@@ -190,13 +183,11 @@ class TokenizeConfig:
 
     def check_given(self, where: str) -> None:
         """Raise `RecastError` for settings that mean nothing where semantic IDs are given."""
-        for field_ in fields(self):
-            value, default = getattr(self, field_.name), field_.default
-            if field_.default_factory is not MISSING:
-                default = field_.default_factory()
-            is_free = field_.name in ("data", "output", "items_as", "codebook_size")
-            need = f"{where} the semantic IDs are made, leave it out"
-            require(is_free or value == default, field_.name, value, need)
+        need = f"{where} the semantic IDs are made, leave it out"
+        refuse_set(self, self._names_but("data", "output", "items_as", "codebook_size"), need)
+
+    def _names_but(self, *names: str) -> list[str]:
+        return [part.name for part in fields(self) if part.name not in names]
 
     def _check_quantizer(self) -> None:
         """Refuse what another quantizer has no use for."""

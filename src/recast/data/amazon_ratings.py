@@ -9,13 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import polars as pl
-from polars.exceptions import PolarsError
-
 from recast.data.amazon import AMAZON_2014, AMAZON_2018
+from recast.data.delimited import read_unquoted
 from recast.data.reviews import read_item_lines
 from recast.data.tables import NO_ITEMS, Tables, check_events
-from recast.run.reading import reason_of
 from recast.types import RecastError, in_short
 
 _ROW = re.compile(rb"[^,]+,[^,]+,[0-5](\.\d+)?,\d{9,10}\r?\n?")
@@ -34,22 +31,8 @@ def is_ratings(file: Path) -> bool:
 def read_ratings(file: Path, items_file: Path | None) -> Tables:
     """Raises `RecastError` for a row of another length, and where the ids do not tell users from
     items."""
-    names = ["first", "second", "rating", "time"]
-    schema = dict.fromkeys(names, pl.String)
-    try:
-        scan = pl.scan_csv(
-            file.absolute(),
-            has_header=False,
-            schema=schema,
-            missing_columns="insert",
-            quote_char=None,
-            glob=False,
-        )
-        raw = scan.collect(engine="streaming")
-    except (PolarsError, OSError) as error:
-        raise RecastError(
-            f"{file} cannot be read ({reason_of(error)}): give 4 fields a row"
-        ) from error
+    names = ("first", "second", "rating", "time")
+    raw = read_unquoted(file, "4 fields a row", names=names)
     for name in names:
         if raw[name].null_count():
             row = int(raw[name].is_null().arg_max() or 0) + 1

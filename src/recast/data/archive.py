@@ -18,14 +18,14 @@ _LARGEST = 2**33
 """Bytes of a member; the ratings of MovieLens 32M have 2**30."""
 
 
-def names_in_zip(file: str) -> list[str]:
-    """Members of a zip that a format of whole folders reads; none of what is no zip, which the
-    reader of MovieLens-100K refuses."""
+def is_folder(file: str) -> bool:
+    """Whether a zip holds what a format of whole folders reads; what is no zip does not, and the
+    reader of MovieLens-100K refuses it."""
     try:
         with zipfile.ZipFile(file) as archive:
-            return [name for name in archive.namelist() if _is_read(name)]
+            return any(map(_is_read, archive.namelist()))
     except (*UNPACKING, OSError, ValueError):
-        return []
+        return False
 
 
 def _is_read(name: str) -> bool:
@@ -43,7 +43,7 @@ def unpacked(file: str) -> Iterator[Path]:
     with TemporaryDirectory(prefix="recast-") as folder:
         try:
             with zipfile.ZipFile(file) as archive:
-                for name in names_in_zip(file):
+                for name in filter(_is_read, archive.namelist()):
                     target = Path(folder) / PurePosixPath(name).name
                     if target.exists():
                         raise ValueError(f"it holds {target.name} twice")

@@ -15,7 +15,7 @@ ROW_ORDER = "row_order"
 GROUNDED = ("row_id", "text")
 """Columns of texts to ground."""
 
-FIXED = (*GROUNDED, "key", "pid", "sid", "dense_caption")
+_FIXED = (*GROUNDED, "key", "pid", "sid", "dense_caption")
 """These and the columns of OpenOneRec's files: no setting names them."""
 
 
@@ -48,7 +48,7 @@ def _advice(present: Sequence[str], columns: dict[str, str], setting: str) -> st
     for separator, word in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
         if len(present) == 1 and separator in present[0]:
             return f"its header is separated by {word}, write it with commas"
-    if setting in FIXED:
+    if setting in _FIXED:
         return f"rename one of {', '.join(present)[:200]} to {columns[setting]}"
     free = [name for name in present if name not in columns.values()]
     near = difflib.get_close_matches(

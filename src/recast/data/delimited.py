@@ -1,7 +1,8 @@
 """CSV as Python's csv module reads it with `strict=True`: a file and columns in, texts out.
 
 Where every line has as many commas as the header and there is no quote, nothing is left to decide
-and polars reads; otherwise the csv module does, row by row. An empty field is null in both.
+and polars reads; otherwise the csv module does, row by row. An empty field is null in both. Data
+sets of the field in which a quote is a character are read by polars alone.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 import polars as pl
+from polars.exceptions import PolarsError
 
 from recast.data.columns import choose_columns, named
+from recast.run.reading import reason_of
 from recast.types import RecastError
 
 _LONGEST = 2**26
@@ -80,6 +83,28 @@ def read_header(file: str) -> list[str]:
     """Names of the columns. Raises `RecastError` as `read_csv` does."""
     with _opened(file) as rows:
         return next(rows).fields
+
+
+def read_unquoted(
+    file: Path, row: str, *, separator: str = ",", names: tuple[str, ...] = ()
+) -> pl.DataFrame:
+    """Every field as text, of a data set's own file in which a quote is a character; `names` are
+    those of a file without a header, null in what a row lacks. Raises `RecastError`, with `row`
+    for what a row should be."""
+    try:
+        scan = pl.scan_csv(
+            file.absolute(),
+            separator=separator,
+            has_header=not names,
+            schema=dict.fromkeys(names, pl.String) if names else None,
+            missing_columns="insert" if names else "raise",
+            quote_char=None,
+            infer_schema=False,
+            glob=False,
+        )
+        return scan.collect(engine="streaming")
+    except (PolarsError, OSError) as error:
+        raise RecastError(f"{file} cannot be read ({reason_of(error)}): give {row}") from error
 
 
 @contextmanager

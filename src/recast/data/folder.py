@@ -97,13 +97,13 @@ def _interactions(folder: Path, facts: dict[str, Any]) -> Interactions:
     _check_order(events, facts)
     if times.dtype == pl.Float64:
         times = times.rank("dense").cast(pl.Int64) - 1
-    users = _tensor(events["user"])
+    users = to_tensor(events["user"])
     return Interactions(
         users=users,
-        items=_tensor(events["item"]),
-        times=_tensor(times),
+        items=to_tensor(events["item"]),
+        times=to_tensor(times),
         starts=torch.searchsorted(users, users),
-        splits=_tensor(events["split"].to_physical()),
+        splits=to_tensor(events["split"].to_physical()),
         num_users=facts["users"],
         num_items=facts["items"],
         exclude_seen=facts["exclude_seen"],
@@ -229,5 +229,5 @@ def _table(file: Path, facts: dict[str, Any], columns: tuple[str, ...]) -> pl.Da
     return table
 
 
-def _tensor(column: pl.Series) -> Tensor:
+def to_tensor(column: pl.Series) -> Tensor:
     return torch.from_numpy(column.cast(pl.Int64).to_numpy(writable=True))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from recast.data.amazon import AMAZON_2014, AMAZON_2018, AMAZON_2023
 from recast.data.amazon_ratings import is_ratings, read_ratings
 from recast.data.lcrec import read_inter
-from recast.data.lines import first_line
+from recast.data.lines import read_lines
 from recast.data.movielens_files import read_csvs, read_dat
 from recast.data.recbole import read_atomic
 from recast.data.reviews import Layout, read_reviews
@@ -27,7 +27,7 @@ from recast.types import RecastError, one_line
 LAYOUTS = (AMAZON_2014, AMAZON_2018, AMAZON_2023, YELP, STEAM)
 """Of reviews, the first that fits counts."""
 
-KNOWN = (
+_KNOWN = (
     "Amazon reviews 2014, 2018 and 2023, MovieLens 100K to 32M, Yelp, Steam, RecBole's atomic "
     "files and LC-Rec (docs/formats.md)"
 )
@@ -52,9 +52,7 @@ def find_format(path: Path, items: str | None) -> Format | None:
     """
     if path.is_dir():
         return _of_folder(path, items)
-    if not path.is_file():
-        return None
-    return _of_file(path, items)
+    return _of_file(path, items) if path.is_file() else None
 
 
 def _of_file(path: Path, items: str | None) -> Format | None:
@@ -72,12 +70,13 @@ def _of_file(path: Path, items: str | None) -> Format | None:
         return Format("Amazon ratings", partial(read_ratings, path, items_file), takes_items=True)
     if not name.endswith(_LINES):
         return None
-    layout, keys = _events_layout(path)
+    keys = _keys(path)
+    layout = _events_layout(keys)
     if layout is None:
-        what = "items, no events" if _items_layout(path) else "lines of no known format"
+        what = "items, no events" if _items_layout(keys) else "lines of no known format"
         raise RecastError(
             f"{path} holds {what} (keys {one_line(', '.join(sorted(keys)), 120)}): give one of "
-            f"{KNOWN}, or a CSV or Parquet file of events"
+            f"{_KNOWN}, or a CSV or Parquet file of events"
         )
     if items_file is not None:
         _require_items(layout, items_file)
@@ -87,7 +86,8 @@ def _of_file(path: Path, items: str | None) -> Format | None:
 
 def _require_items(layout: Layout, file: Path) -> None:
     """Raise `RecastError` for a file whose lines are reviews, or of no item of this layout."""
-    other, keys = _events_layout(file)
+    keys = _keys(file)
+    other = _events_layout(keys)
     what = f"reviews ({other.name})" if other else f"lines without {layout.item_id!r}"
     if other or layout.item_id not in keys:
         raise RecastError(
@@ -96,14 +96,16 @@ def _require_items(layout: Layout, file: Path) -> None:
         )
 
 
-def _events_layout(file: Path) -> tuple[Layout | None, set[str]]:
-    """The layout of the reviews that a file holds, and the keys of its first line."""
-    keys = set(first_line(file).fields)
-    return next((layout for layout in LAYOUTS if layout.holds_events(keys)), None), keys
+def _keys(file: Path) -> set[str]:
+    """Of the first object of a file; raises as `read_lines` does."""
+    return set(next(read_lines(file)).fields)
 
 
-def _items_layout(file: Path) -> Layout | None:
-    keys = set(first_line(file).fields)
+def _events_layout(keys: set[str]) -> Layout | None:
+    return next((layout for layout in LAYOUTS if layout.holds_events(keys)), None)
+
+
+def _items_layout(keys: set[str]) -> Layout | None:
     return next((layout for layout in LAYOUTS if layout.holds_items(keys)), None)
 
 
@@ -129,18 +131,18 @@ def _of_folder(folder: Path, items: str | None) -> Format:
         )
     raise RecastError(
         f"{folder}{kind_of(folder)} holds no data set that recast knows (files {names}): give one "
-        f"of {KNOWN}, or a CSV or Parquet file of events"
+        f"of {_KNOWN}, or a CSV or Parquet file of events"
     )
 
 
 def _reviews_in(files: list[Path], items: str | None) -> list[Format]:
     """Every file of reviews or ratings, with the one file of items beside it unless `items` is
     another."""
-    lines = [file for file in files if file.name.lower().endswith(_LINES)]
-    events = {file: layout for file in lines if (layout := _events_layout(file)[0])}
+    keys = {file: _keys(file) for file in files if file.name.lower().endswith(_LINES)}
+    events = {file: layout for file in keys if (layout := _events_layout(keys[file]))}
     ratings = [file for file in files if file.suffix.lower() == ".csv" and is_ratings(file)]
     events |= dict.fromkeys(ratings, AMAZON_2018)
-    beside = {file: layout for file in lines if (layout := _items_layout(file))}
+    beside = {file: layout for file in keys if (layout := _items_layout(keys[file]))}
     if items is None and len(beside) > 1 and events:
         names = one_line(", ".join(file.name for file in beside), 200)
         raise RecastError(

@@ -77,11 +77,6 @@ def read_lines(file: Path) -> Iterator[Line]:
         raise RecastError(f"{file} is empty: {_REMEDY}")
 
 
-def first_line(file: Path) -> Line:
-    """The first object of a file; raises as `read_lines` does."""
-    return next(read_lines(file))
-
-
 def _unpacked(raw: BufferedIOBase) -> BufferedIOBase:
     """The stream itself, or what gzip makes of it: names do not always say which."""
     is_gzip = raw.read(2) == b"\x1f\x8b"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from recast.data.columns import named
 from recast.types import RecastError
 
-LONGEST_LITERAL = 2**20
+_LONGEST_LITERAL = 2**20
 """Characters of a Python literal: reading one takes some hundred bytes of memory for each."""
 
 _LONGEST = 2**24
@@ -71,10 +71,10 @@ def _parsed(text: str, where: str) -> tuple[Any, bool]:
     try:
         return json.loads(text), False
     except _BROKEN as error:
-        if len(text) > LONGEST_LITERAL:
+        if len(text) > _LONGEST_LITERAL:
             raise RecastError(
                 f"{where} is no JSON, and too long for a Python literal ({len(text):,} characters, "
-                f"{LONGEST_LITERAL:,} are read at most): write it as JSON"
+                f"{_LONGEST_LITERAL:,} are read at most): write it as JSON"
             ) from error
     value = read_literal(text)
     if value is None:
@@ -85,7 +85,7 @@ def _parsed(text: str, where: str) -> tuple[Any, bool]:
 def read_literal(text: str) -> Any:
     """The value of a Python literal of lists, dicts, texts and numbers; None for all else, code
     among it, which is never run."""
-    if len(text) > LONGEST_LITERAL:
+    if len(text) > _LONGEST_LITERAL:
         return None
     try:
         with warnings.catch_warnings(action="ignore"):  # of a backslash that escapes nothing

@@ -10,11 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
-from polars.exceptions import PolarsError
 
-from recast.data.delimited import read_csv
+from recast.data.delimited import read_csv, read_unquoted
 from recast.data.tables import Tables, check_events, check_items, drop_unseen, join_text
-from recast.run.reading import reason_of
 from recast.types import RecastError
 
 _NO_GENRES = "(no genres listed)"
@@ -29,23 +27,8 @@ def read_dat(folder: Path) -> Tables:
     """
     file, movies = folder / "ratings.dat", folder / "movies.dat"
     # Polars separates by one character: every second of 7 fields is the nothing between two colons.
-    names = ["user", "_1", "item", "_2", "rating", "_3", "time"]
-    schema = dict.fromkeys(names, pl.String)
-    try:
-        scan = pl.scan_csv(
-            file.absolute(),
-            separator=":",
-            has_header=False,
-            schema=schema,
-            missing_columns="insert",
-            quote_char=None,
-            glob=False,
-        )
-        raw = scan.collect(engine="streaming")
-    except (PolarsError, OSError) as error:
-        raise RecastError(
-            f"{file} cannot be read ({reason_of(error)}): give user::item::rating::time a row"
-        ) from error
+    names = ("user", "_1", "item", "_2", "rating", "_3", "time")
+    raw = read_unquoted(file, "user::item::rating::time a row", separator=":", names=names)
     for name in names:
         is_wrong = raw[name].is_not_null() if name.startswith("_") else raw[name].is_null()
         if is_wrong.any():

@@ -80,7 +80,6 @@ def read_folder(path: Path, every: list[Path], seed: int) -> RowTables:
     files = [_checked(file) for file in files]
     dropped: Counter[str] = Counter()
     names = _tasks(files, release)
-    tasks = {name: _domain_of(name, domains).name for name in names}
     by_task = {name: _domain_of(name, domains) for name in names}
 
     def batches() -> Iterator[pl.DataFrame]:
@@ -108,7 +107,7 @@ def read_folder(path: Path, every: list[Path], seed: int) -> RowTables:
         splits=frozenset(splits),
         files=[*read, *(file for file in (release, captions) if file)],
         kind=f"OpenOneRec, {len(names)} tasks",
-        tasks=tasks,
+        tasks={name: domain.name for name, domain in by_task.items()},
         sid_names=NAMES,
         notes=notes,
         dropped=dropped,
@@ -287,7 +286,7 @@ def _targets(
         dropped["targets whose pid is not in the map"] += by_pid.count(-1)
         return [item for item in by_pid if item >= 0]
     dropped["targets whose SID no pid has"] += items.count(-1)
-    dropped["targets whose SID is broken off"] += max(num_broken, 0)
+    dropped["targets whose SID is broken off"] += num_broken
     return [item for item in items if item >= 0]
 
 

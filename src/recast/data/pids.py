@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from recast.data.row_tables import ITEM_SCHEMA, find, read_small, where
+from recast.data.row_tables import ITEM_SCHEMA, where
+from recast.data.tables import read_columns
 from recast.types import RecastError
 
 SUFFIX, CAPTIONS = "pid2sid.parquet", "pid2caption.parquet"
@@ -27,7 +28,7 @@ class Domain:
     def __init__(self, file: Path, start: int) -> None:
         self.file, self.start = file, start
         self.name = file.name.removesuffix(SUFFIX).rstrip("_-.") or "items"
-        frame = read_small(str(file), ("pid", "sid"))
+        frame, _ = read_columns(str(file), {"pid": "pid", "sid": "sid"})
         self.pids, self.codes, self.num_copies = _read(file, frame)
         self.order = np.argsort(self.pids, kind="stable")
         levels = range(self.codes.shape[1])
@@ -105,7 +106,7 @@ def read_domains(files: list[Path]) -> list[Domain]:
 
 def read_captions(file: Path) -> pl.DataFrame:
     """`pid` and `text`, the first of a pid."""
-    frame = read_small(str(file), ("pid", "dense_caption"))
+    frame, _ = read_columns(str(file), {"pid": "pid", "dense_caption": "dense_caption"})
     if not frame["pid"].dtype.is_integer() or frame["dense_caption"].dtype != pl.String:
         raise RecastError(
             f"{file} holds {dict(frame.schema)}, no whole numbers and texts: {_REMEDY}"
@@ -113,6 +114,18 @@ def read_captions(file: Path) -> pl.DataFrame:
     text = pl.col("dense_caption").str.replace_all(r"\s+", " ").str.strip_chars()
     frame = frame.select(pl.col("pid").cast(pl.Int64, strict=False), text=text).drop_nulls()
     return frame.unique("pid", keep="first", maintain_order=True)
+
+
+def find(keys: np.ndarray, values: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Of each value the number of the first equal key, of one at least, -1 where there is none;
+    `order` is what `np.argsort(keys, kind="stable")` gives.
+
+    >>> keys = np.array([7, 5, 7])
+    >>> find(keys, np.array([5, 7, 8]), np.argsort(keys, kind="stable")).tolist()
+    [1, 0, -1]
+    """
+    place = np.searchsorted(keys, values, sorter=order).clip(max=len(keys) - 1)
+    return np.where(keys[order[place]] == values, order[place], -1)
 
 
 def _read(file: Path, frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, int]:

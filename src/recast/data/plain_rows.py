@@ -35,6 +35,7 @@ from recast.data.row_tables import (
     BATCH_SCHEMA,
     ITEM_SCHEMA,
     MOST_TASKS,
+    SUFFIXES,
     RowTables,
     batches_of,
     columns_of,
@@ -102,7 +103,7 @@ def _source(config: PrepareConfig, file: str, split: str | None) -> Source:
     guesses = {name: column or name.split()[0] for name, column in optional.items()}
     wanted = (*columns.values(), *guesses.values())
     has_kinds = file.lower().endswith((".parquet", ".jsonl"))
-    with readable(file, (".csv", ".parquet", ".jsonl")):
+    with readable(file, SUFFIXES):
         present = columns_of(file, wanted) if has_kinds else read_header(file)
         columns |= {
             name: column
@@ -128,8 +129,7 @@ def _look(sources: list[Source]) -> tuple[_Facts, list[str]]:
                 f"{first.file} and {source.file}: one of them alone has a column for "
                 f"{', '.join(sorted(differ))}: write both alike"
             )
-        found = {name: _kind(source, name) for name in _LISTS if name in source.columns}
-        own = {name: kind for name, kind in found.items() if kind is not None}
+        own = _kinds(source)
         if any(kinds.get(name, kind) != kind for name, kind in own.items()):
             raise RecastError(f"{first.file} holds {kinds}, {source.file} {own}: write both alike")
         kinds |= own
@@ -158,24 +158,31 @@ def _look(sources: list[Source]) -> tuple[_Facts, list[str]]:
     return _Facts(kinds, sorted(tasks), list(splits), ids[0]), notes
 
 
-def _kind(source: Source, name: str) -> str | None:
-    """What a column's first row holds: for prompts `messages`, `text` or `history`, for targets and
-    seen items `list` or `id`, as text `literal`s; None where no row has seen an item."""
-    num_rows, column = 0, None
-    for batch in batches_of(source.file, {name: source.columns[name]})[0]:
+def _kinds(source: Source) -> dict[str, str]:
+    """What the first values of these columns are; `seen` has none where no row has seen an item."""
+    columns = {name: source.columns[name] for name in _LISTS if name in source.columns}
+    num_rows, firsts = 0, dict[str, pl.Series]()
+    for batch in batches_of(source.file, columns)[0]:
         num_rows += len(batch)
-        if batch[name].count():
-            column = batch[name].drop_nulls()
+        firsts |= {
+            n: batch[n].drop_nulls() for n in columns if n not in firsts and batch[n].count()
+        }
+        if len(firsts) == len(columns):
             break
     if not num_rows:
         raise RecastError(f"{source.file} holds no row: give at least one, or remove the file")
-    if column is None:
-        if name == "seen":
-            return None
-        raise RecastError(
-            f"{source.file}, column {named(source.columns[name])} has no value: "
-            f"fill it, or set {name} to another column"
-        )
+    for name, column in columns.items():
+        if name not in firsts and name != "seen":
+            raise RecastError(
+                f"{source.file}, column {named(column)} has no value: "
+                f"fill it, or set {name} to another column"
+            )
+    return {name: _kind(source, name, firsts[name]) for name in columns if name in firsts}
+
+
+def _kind(source: Source, name: str, column: pl.Series) -> str:
+    """Of prompts `messages`, `text` or `history`, of targets and seen items `list` or `id`, as text
+    `literal`."""
     prompt, kind = name == "prompt", column.dtype
     if isinstance(kind, pl.List):
         is_chat = isinstance(kind.inner, pl.Struct)

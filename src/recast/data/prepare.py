@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 
 from recast.config import PrepareConfig
-from recast.data.archive import names_in_zip, unpacked
+from recast.config.check import refuse_set
+from recast.data.archive import is_folder, unpacked
 from recast.data.events import (
     count_ties,
     first_events,
@@ -126,7 +127,7 @@ def _read(config: PrepareConfig) -> Tables:
         _refuse_columns(config, takes_items=False)
         return read_packaged()
     if source.lower().endswith(".zip"):
-        if not names_in_zip(source):
+        if not is_folder(source):
             _refuse_columns(config, takes_items=False)
             return read_zip(source)
         with unpacked(source) as folder:
@@ -151,13 +152,9 @@ def _read_format(config: PrepareConfig, source: Path) -> Tables:
 
 
 def _refuse_columns(config: PrepareConfig, *, takes_items: bool) -> None:
-    defaults = {f.name: f.default for f in fields(PrepareConfig)} | {"text": []}
     names = ("user", "item", "time", "items_id", "text", "category")
-    for name in (*names, *(() if takes_items else ("items",))):
-        if (value := getattr(config, name)) != defaults[name]:
-            raise RecastError(
-                f"{name} is {value!r}: {config.interactions} knows its own columns, leave it out"
-            )
+    remedy = f"{config.interactions} knows its own columns, leave it out"
+    refuse_set(config, (*names, *(() if takes_items else ("items",))), remedy)
 
 
 def _count_splits(users: np.ndarray, splits: np.ndarray, starts: np.ndarray) -> dict[str, Any]:

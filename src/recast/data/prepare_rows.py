@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 
@@ -11,12 +11,13 @@ import polars as pl
 import torch
 
 from recast.config import PrepareConfig
+from recast.config.check import refuse_set
 from recast.data import minionerec, openonerec
 from recast.data.columns import named
 from recast.data.folder import ROWS, save_facts
 from recast.data.plain_rows import read_plain
 from recast.data.row_facts import count_items, count_rows
-from recast.data.row_tables import RowTables, files_under, split_of
+from recast.data.row_tables import SUFFIXES, RowTables, files_under, split_of
 from recast.data.rows import SCHEMA, Rows, load_rows
 from recast.draws import uniforms
 from recast.run.files import staged_folder
@@ -24,14 +25,13 @@ from recast.run.fingerprint import sha256_of
 from recast.run.reading import kind_of
 from recast.types import RecastError
 
-VALID_FRAC = 0.05
+_VALID_FRAC = 0.05
 """Of the train rows' users, where nobody has published validation rows."""
 
 _KNOWN = (
     "a file for each split (train, valid, test; .parquet, .csv or .jsonl), MiniOneRec or ReRe "
     "(info/*.txt, *.index.json and CSVs), OpenOneRec or RecIF-Bench (*_pid2sid.parquet and rows)"
 )
-_SUFFIXES = (".csv", ".parquet", ".jsonl")
 _COLUMNS = (
     *("user", "item", "time", "items", "items_id", "text", "category"),
     *("prompt", "targets", "seen", "task", "split_column"),
@@ -47,7 +47,7 @@ def prepare_rows(config: PrepareConfig) -> Rows:
     exclude_seen = tables.has_seen if config.exclude_seen is None else config.exclude_seen
     has_valid = "valid" in tables.splits or "train" not in tables.splits
     valid_frac = (
-        (0.0 if has_valid else VALID_FRAC) if config.valid_frac is None else config.valid_frac
+        (0.0 if has_valid else _VALID_FRAC) if config.valid_frac is None else config.valid_frac
     )
     is_own = config.valid_frac is not None
     config = replace(config, valid_frac=valid_frac)
@@ -80,7 +80,7 @@ def prepare_rows(config: PrepareConfig) -> Rows:
             **count_rows(stage / ROWS, tables, config, len(writer.users)),
             "item_counts": count_items(tables.items),
             "notes": tables.notes,
-            "dropped": {what: count for what, count in tables.dropped.items() if count},
+            "dropped": +tables.dropped,
         }
         save_facts(config, stage, facts)
     return load_rows(config.output)
@@ -129,7 +129,7 @@ def read_rows(config: PrepareConfig) -> RowTables:
     files: dict[str | None, str] = {}
     for file in sorted(path.iterdir()):
         split = split_of(file.stem)
-        if split is None or file.suffix.lower() not in _SUFFIXES:
+        if split is None or file.suffix.lower() not in SUFFIXES:
             continue
         if split in files:
             raise RecastError(f"{files[split]} and {file} are both {split}: remove one of them")
@@ -150,17 +150,12 @@ def read_rows(config: PrepareConfig) -> RowTables:
 
 def _might_be_rows(file: Path, read: set[Path]) -> bool:
     is_hidden = file.name.startswith(".")
-    return file.suffix.lower() in _SUFFIXES and not is_hidden and file.resolve() not in read
+    return file.suffix.lower() in SUFFIXES and not is_hidden and file.resolve() not in read
 
 
 def _refuse_columns(config: PrepareConfig) -> None:
-    defaults = {f.name: f.default for f in fields(PrepareConfig)} | {"text": []}
-    for name in _COLUMNS:
-        if (value := getattr(config, name)) != defaults[name]:
-            raise RecastError(
-                f"{name} is {value!r}: the format of {config.rows} is known by its files, "
-                "leave it out"
-            )
+    remedy = f"the format of {config.rows} is known by its files, leave it out"
+    refuse_set(config, _COLUMNS, remedy)
 
 
 class _Writer:
@@ -169,15 +164,15 @@ class _Writer:
 
     def __init__(self, tables: RowTables, config: PrepareConfig, *, exclude_seen: bool) -> None:
         self.tables, self.config, self.exclude_seen = tables, config, exclude_seen
-        self.users: dict[str, int] = {}
+        self.dropped, self.users = tables.dropped, dict[str, int]()
 
     def convert(self, batch: pl.DataFrame) -> pl.DataFrame:
         batch = self._exclude(self._distinct(batch))
         is_empty = batch["prompt"].is_null() & (batch["history"].list.len() == 0)
-        self._drop("rows without a history", int(is_empty.sum()))
+        self.dropped["rows without a history"] += int(is_empty.sum())
         batch = batch.filter(~is_empty)
         is_lost = batch["targets"].list.len() == 0
-        self._drop("rows without a target", int(is_lost.sum()))
+        self.dropped["rows without a target"] += int(is_lost.sum())
         batch = batch.filter(~is_lost)
         users = np.array([self.users.setdefault(u, len(self.users)) for u in batch["user"]], int)
         batch = batch.with_columns(user=pl.Series(users, dtype=pl.Int64))
@@ -198,7 +193,8 @@ class _Writer:
         """A target that a row names again is one target, at its first place."""
         lists = batch["targets"]
         once = lists.list.unique(maintain_order=True)
-        self._drop("targets that their row names twice", _total(lists) - _total(once))
+        num_repeats = int((lists.list.len() - once.list.len()).sum())
+        self.dropped["targets that their row names twice"] += num_repeats
         return batch.with_columns(once)
 
     def _exclude(self, batch: pl.DataFrame) -> pl.DataFrame:
@@ -217,19 +213,11 @@ class _Writer:
         long = rows.select("row", "targets").explode("targets").drop_nulls()
         seen = rows.select("row", targets="seen").explode("targets").drop_nulls()
         kept = long.join(seen, on=["row", "targets"], how="anti", maintain_order="left")
-        self._drop("targets that their row has seen (exclude_seen)", len(long) - len(kept))
+        self.dropped["targets that their row has seen (exclude_seen)"] += len(long) - len(kept)
         kept = kept.group_by("row", maintain_order=True).agg("targets")
         rows = rows.drop("targets").join(kept, on="row", how="left", maintain_order="left")
         lists = pl.col("targets").fill_null(pl.lit([], dtype=SCHEMA["targets"]))
         return rows.with_columns(lists).drop("row")
-
-    def _drop(self, what: str, count: int) -> None:
-        if count:
-            self.tables.dropped[what] += count
-
-
-def _total(lists: pl.Series) -> int:
-    return int(lists.list.len().sum())
 
 
 def _split_name(config: PrepareConfig) -> str:

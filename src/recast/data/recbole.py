@@ -11,12 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
-from polars.exceptions import PolarsError
 
 from recast.data.columns import choose_columns
+from recast.data.delimited import read_unquoted
 from recast.data.ids import check_overlap
 from recast.data.tables import NO_ITEMS, Tables, check_events, check_items, join_text
-from recast.run.reading import reason_of
 from recast.types import RecastError, in_short
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
@@ -49,15 +48,7 @@ def read_atomic(file: Path) -> Tables:
 
 def _read(file: Path) -> tuple[pl.DataFrame, dict[str, str]]:
     """Every column as text, by its name, and its type."""
-    try:
-        scan = pl.scan_csv(
-            file.absolute(), separator="\t", quote_char=None, infer_schema=False, glob=False
-        )
-        table = scan.collect(engine="streaming")
-    except (PolarsError, OSError) as error:
-        raise RecastError(
-            f"{file} cannot be read ({reason_of(error)}): give tab-separated UTF-8 with a header"
-        ) from error
+    table = read_unquoted(file, "tab-separated UTF-8 with a header", separator="\t")
     kinds = {}
     for column in table.columns:
         name, _, kind = column.partition(":")

@@ -13,11 +13,7 @@ import polars as pl
 from recast.data.columns import named
 from recast.data.ids import read_ids
 from recast.data.messages import is_whole, read_chat, read_value, without_answer
-from recast.data.row_tables import (
-    TASK_NAME,
-    split_of,
-    where,
-)
+from recast.data.row_tables import TASK_NAME, split_of, where
 from recast.data.times import parse_times
 from recast.types import RecastError
 

@@ -34,7 +34,7 @@ def count_rows(
         .collect()
     )
     counts: dict[str, dict[str, Any]] = {}
-    dropped = "; ".join(f"{what}: {count:,}" for what, count in tables.dropped.items() if count)
+    dropped = "; ".join(f"{what}: {count:,}" for what, count in (+tables.dropped).items())
     because = f" (dropped: {dropped})" if dropped else ""
     for number, task in enumerate(tables.tasks):
         parts = table.filter(pl.col("task") == number).sort("split")

@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 from polars import selectors
 from polars.exceptions import PolarsError
@@ -26,7 +25,10 @@ from recast.data.tables import read_columns, readable
 from recast.run.reading import reason_of
 from recast.types import RecastError
 
-BATCH = 4096
+SUFFIXES = (".csv", ".parquet", ".jsonl")
+"""Of files of rows."""
+
+_BATCH = 4096
 """Rows that are in memory at once; a prompt of 512 items has 25,000 characters."""
 
 BATCH_SCHEMA = pl.Schema(
@@ -118,7 +120,7 @@ def split_of(name: str) -> str | None:
 
 
 def batches_of(file: str, columns: dict[str, str]) -> tuple[Iterator[pl.DataFrame], list[Suspect]]:
-    """The named columns of a CSV, a Parquet file or JSON lines, `BATCH` rows at a time; of these
+    """The named columns of a CSV, a Parquet file or JSON lines, `_BATCH` rows at a time; of these
     two, which `columns_of` has tried, nothing is in memory whole. Raises `RecastError` as
     `read_columns` and `read_lines` do.
     """
@@ -127,7 +129,7 @@ def batches_of(file: str, columns: dict[str, str]) -> tuple[Iterator[pl.DataFram
         return _of_lines(Path(file), columns), []
     if path.suffix.lower() != ".parquet":
         frame, suspects = read_columns(file, columns)
-        return frame.iter_slices(BATCH), suspects
+        return frame.iter_slices(_BATCH), suspects
     scan = pl.scan_parquet(path, glob=False)
     names = scan.collect_schema().names()
     chosen = []
@@ -161,7 +163,7 @@ def columns_of(file: str, columns: tuple[str, ...] = ()) -> list[str]:
 def _of_lines(file: Path, columns: dict[str, str]) -> Iterator[pl.DataFrame]:
     """Texts; lists and messages as JSON, so that one kind stands in a column here as in a CSV."""
     lines = read_lines(file)
-    while batch := list(islice(lines, BATCH)):
+    while batch := list(islice(lines, _BATCH)):
         cells = {
             name: [
                 _cell(line.fields.get(column), f"{file}, line {line.number:,}", column, name)
@@ -189,32 +191,12 @@ def _cell(value: Any, line: str, column: str, name: str) -> str | None:
 
 def _streamed(file: str, scan: pl.LazyFrame) -> Iterator[pl.DataFrame]:
     try:
-        for batch in scan.collect_batches(chunk_size=BATCH, maintain_order=True):
-            yield from batch.iter_slices(BATCH)
+        for batch in scan.collect_batches(chunk_size=_BATCH, maintain_order=True):
+            yield from batch.iter_slices(_BATCH)
     except (PolarsError, OSError) as error:
         raise RecastError(
             f"{file} cannot be read ({reason_of(error)}): it changed while it was read, start again"
         ) from error
-
-
-def read_small(file: str, columns: tuple[str, ...]) -> pl.DataFrame:
-    """These columns of a Parquet file, whole."""
-    frame, _ = read_columns(file, {name: name for name in columns})
-    return frame
-
-
-def find(keys: np.ndarray, values: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Of each value the number of the first equal key, -1 where there is none; `order` is what
-    `np.argsort(keys, kind="stable")` gives.
-
-    >>> keys = np.array([7, 5, 7])
-    >>> find(keys, np.array([5, 7, 8]), np.argsort(keys, kind="stable")).tolist()
-    [1, 0, -1]
-    """
-    if not len(keys):
-        return np.full(len(values), -1)
-    place = np.searchsorted(keys, values, sorter=order).clip(max=len(keys) - 1)
-    return np.where(keys[order[place]] == values, order[place], -1)
 
 
 def make_batch(rows: Iterable[dict[str, Any]]) -> pl.DataFrame:

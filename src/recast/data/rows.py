@@ -18,24 +18,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from recast.config.check import as_path
-from recast.data.folder import REMEDY, ROWS, load_facts
+from recast.data.folder import REMEDY, ROWS, load_facts, to_tensor
 from recast.data.parquet import check_parquet, read_parquet
+from recast.data.row_tables import BATCH_SCHEMA
 from recast.run.reading import reading
 from recast.types import SPLITS, RecastError
 
-SCHEMA = pl.Schema(
-    {
-        "user": pl.Int32(),
-        "split": pl.Enum(SPLITS),
-        "task": pl.Int32(),
-        "time": pl.Int64(),
-        "prompt": pl.String(),
-        "is_chat": pl.Boolean(),
-        "history": pl.List(pl.Int32),
-        "targets": pl.List(pl.Int32),
-        "seen": pl.List(pl.Int32),
-    }
-)
+SCHEMA = pl.Schema({**BATCH_SCHEMA, "user": pl.Int32(), "split": pl.Enum(SPLITS)})
 """Of `rows.parquet`. `time` is null in all rows or in none; a row without a `prompt` has a
 `history`, and no other row has one."""
 
@@ -140,10 +129,10 @@ def _load(folder: Path, facts: Mapping[str, Any]) -> Rows:
         raise ValueError(f"{ROWS} holds {dict(frame.schema)}")
     _check(frame, facts)
     return Rows(
-        users=_tensor(frame["user"]),
-        splits=_tensor(frame["split"].to_physical()),
-        tasks=_tensor(frame["task"]),
-        times=None if frame["time"].null_count() else _tensor(frame["time"]),
+        users=to_tensor(frame["user"]),
+        splits=to_tensor(frame["split"].to_physical()),
+        tasks=to_tensor(frame["task"]),
+        times=None if frame["time"].null_count() else to_tensor(frame["time"]),
         prompts=frame["prompt"],
         is_chat=torch.from_numpy(frame["is_chat"].to_numpy(writable=True)),
         history=_ragged(frame["history"]),
@@ -179,9 +168,5 @@ def _check(frame: pl.DataFrame, facts: Mapping[str, Any]) -> None:
 
 def _ragged(lists: pl.Series) -> Ragged:
     ends = lists.list.len().cum_sum()
-    offsets = torch.cat([torch.zeros(1, dtype=torch.long), _tensor(ends)])
-    return Ragged(offsets=offsets, values=_tensor(lists.explode().drop_nulls()))
-
-
-def _tensor(column: pl.Series) -> Tensor:
-    return torch.from_numpy(column.cast(pl.Int64).to_numpy(writable=True))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), to_tensor(ends)])
+    return Ragged(offsets=offsets, values=to_tensor(lists.explode().drop_nulls()))

@@ -15,7 +15,7 @@ from recast.export.flashrec import write_flashrec
 from recast.export.minionerec import write_minionerec
 from recast.export.recbole import write_recbole
 from recast.export.recsys_examples import write_recsys_examples
-from recast.export.source import Source, load_user_ids, name_codes, name_of
+from recast.export.source import Source, load_user_ids, name_of
 from recast.export.trl import write_trl
 from recast.export.verl import write_verl
 from recast.items.catalog import load_catalog
@@ -69,7 +69,6 @@ def export_data(config: ExportConfig) -> str:
         item_ids=items["item_id"].to_list(),
         texts=items["text"].to_list(),
         catalog=catalog,
-        sids=name_codes(catalog) if catalog else None,
         window=config.window,
         template=config.template,
     )

@@ -22,10 +22,14 @@ _SPLITS = {"train": ("train", "rl"), "valid": ("valid",), "test": ("test",)}
 
 def write_minionerec(source: Source, folder: Path) -> None:
     """{train,valid,test}/NAME.csv, info/NAME.txt, index/NAME.index.json and NAME.item.json."""
-    assert source.sids is not None
+    assert source.catalog is not None
     source.words()  # every item needs its codes
     titles, name = source.texts, source.name
-    sids = ["".join(names) for names in source.sids]
+    names = source.catalog.names
+    codes = [
+        [names.name(*part) for part in enumerate(item)] for item in source.catalog.codes.tolist()
+    ]
+    sids = ["".join(item) for item in codes]
     for split, parts in _SPLITS.items():
         (folder / split).mkdir()
         with (folder / split / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
@@ -43,8 +47,7 @@ def write_minionerec(source: Source, folder: Path) -> None:
         for index, (sid, title) in enumerate(zip(sids, titles, strict=True)):
             file.write(f"{sid}\t{title}\t{index}\n")
     (folder / "index").mkdir()
-    codes = {str(index): names for index, names in enumerate(source.sids)}
-    _write_json(folder / "index" / f"{name}.index.json", codes)
+    _write_json(folder / "index" / f"{name}.index.json", dict(enumerate(codes)))
     items = zip(source.item_ids, titles, strict=True)
     texts = {
         str(index): {"title": title, "description": "", "item_id": item_id}

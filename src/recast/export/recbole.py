@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
+from recast.data.folder import EVENTS
 from recast.export.source import Source
 from recast.types import RecastError
 
@@ -25,7 +26,7 @@ def write_recbole(source: Source, folder: Path) -> None:
                     f"{source.folder} has the {kind} id {id!r}: RecBole's fields hold no tab, no "
                     "line break and no quote in front: rename it, and prepare the data again"
                 )
-    events = pl.scan_parquet((source.folder / "interactions.parquet").absolute(), glob=False)
+    events = pl.scan_parquet((source.folder / EVENTS).absolute(), glob=False)
     for kind, ids in (("user", source.user_ids), ("item", source.item_ids)):
         table = pl.LazyFrame({f"{kind}_id:token": ids}).with_row_index(kind)
         table = table.with_columns(pl.col(kind).cast(pl.Int32))

@@ -61,8 +61,6 @@ class Source:
     item_ids: list[str]
     texts: list[str]
     catalog: Catalog | None
-    sids: list[list[str]] | None
-    """The names of every item's codes, level by level; None without a catalogue."""
     window: int
     template: str
 
@@ -95,9 +93,9 @@ class Source:
             )
         return words
 
-    def turns(self, split: str) -> Iterator[list[Turn]]:
-        """Rows of a split as a chat, in order, some thousands at a time."""
-        words = self.words()
+    def turns(self, split: str, words: list[str]) -> Iterator[list[Turn]]:
+        """Rows of a split as a chat that calls items by these words, in order, some thousands at a
+        time."""
         if self.given is None:
             for chunk in self.rows(split):
                 yield [
@@ -141,7 +139,7 @@ class Source:
         messages: list[dict[str, str]],
         targets: list[int],
     ) -> Turn:
-        between = "\n" if self.sids is None else ""
+        between = "\n" if self.catalog is None else ""
         answer = between.join(words[item] for item in targets)
         ids = [self.item_ids[item] for item in targets]
         return Turn(id, self.user_ids[user], messages, answer, targets, ids)
@@ -167,15 +165,6 @@ def name_of(facts: Mapping[str, Any]) -> str:
     'my_events'
     """
     return re.sub(r"[^\w.-]+", "_", Path(str(facts["source"])).stem)[:80].strip("._-") or "data"
-
-
-def name_codes(catalog: Catalog) -> list[list[str]]:
-    """The names of every item's codes, level by level."""
-    written = zip(catalog.codes.tolist(), catalog.lengths.tolist(), strict=True)
-    return [
-        [catalog.names.name(level, code) for level, code in enumerate(codes[:length])]
-        for codes, length in written
-    ]
 
 
 def write_parquet(file: Path, tables: Iterable[pl.DataFrame]) -> None:

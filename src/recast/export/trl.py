@@ -15,8 +15,9 @@ from recast.types import SPLITS
 
 def write_trl(source: Source, folder: Path) -> None:
     """SPLIT.jsonl for every split that has rows."""
+    words = source.words()
     for split in SPLITS:
-        for turns in source.turns(split):
+        for turns in source.turns(split, words):
             with (folder / f"{split}.jsonl").open("a", encoding="utf-8") as file:
                 for turn in turns:
                     fields = {

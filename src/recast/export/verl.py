@@ -18,12 +18,13 @@ from recast.types import SPLITS
 
 def write_verl(source: Source, folder: Path) -> None:
     """SPLIT.parquet for every split that has rows."""
+    words = source.words()
     for split in SPLITS:
-        write_parquet(folder / f"{split}.parquet", _tables(source, split))
+        write_parquet(folder / f"{split}.parquet", _tables(source, split, words))
 
 
-def _tables(source: Source, split: str) -> Iterator[pl.DataFrame]:
-    for turns in source.turns(split):
+def _tables(source: Source, split: str, words: list[str]) -> Iterator[pl.DataFrame]:
+    for turns in source.turns(split, words):
         yield pl.DataFrame(
             [
                 {
