@@ -165,8 +165,8 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in (rows or [{}])[0]}
 
 
-def write(world: World, folder: Path, *, raw: bool) -> None:
-    """All files of the release, and `reachable.json`."""
+def write(world: World, folder: Path, *, raw: bool) -> dict[str, dict[str, Any]]:
+    """All files of the release, and `reachable.json`, whose content is returned."""
     items = world.items
     maps = {"video_ad_pid2sid": ("video", "ad"), "product_pid2sid": ("product",)}
     for name, kinds in maps.items():
@@ -187,8 +187,9 @@ def write(world: World, folder: Path, *, raw: bool) -> None:
             rows = world.of_task(task, is_test=True)
             file = folder / "benchmark_data" / task / f"{task}_test.parquet"
             pl.DataFrame(test_columns(world, rows)).write_parquet(file)
-    text = json.dumps(reachable(world), indent=2)
-    (folder / "reachable.json").write_text(text + "\n")
+    found = reachable(world)
+    (folder / "reachable.json").write_text(json.dumps(found, indent=2) + "\n")
+    return found
 
 
 def _messages(world: World, row: Row, answer: str | None) -> str:
@@ -230,8 +231,11 @@ def raw_columns(world: World) -> dict[str, Any]:
         return [[world.items[kind].pids[item] for item in of(user)] for user in users]
 
     def flags(of: Callable[[User], list[int]], label: int) -> list[list[int]]:
-        found = [(of(user), set(world.labelled(of(user), label))) for user in users]
-        return [[int(item in chosen) for item in shown] for shown, chosen in found]
+        size = world.items["video"].per_category
+        return [
+            [int(carries(world.sizes, item, size)[0] == label) for item in of(user)]
+            for user in users
+        ]
 
     columns: dict[str, Any] = {
         "uid": [user.uid for user in users],
@@ -287,10 +291,10 @@ def main(given: Sequence[str] | None = None) -> None:
         refuse_existing(arguments.output)
         world = World(sizes)
         with staged_folder(arguments.output) as stage:
-            write(world, stage, raw=arguments.raw)
+            found = write(world, stage, raw=arguments.raw)
     except RecastError as error:
         sys.exit(f"benchmarks.recif: {error}")
-    print(table(reachable(world)))
+    print(table(found))
 
 
 if __name__ == "__main__":

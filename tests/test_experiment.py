@@ -19,7 +19,8 @@ from small_experiment import NAMES, cells_of, refusal, times
 from small_walk import MODEL, metric_lines, same, weights
 
 from recast.cell import Cell
-from recast.experiment import _WRITTEN, run_cells
+from recast.experiment import run_cells
+from recast.record import WRITTEN
 from recast.run.files import alone_in
 from recast.run.log import RunLog
 from recast.types import Metrics, RecastError
@@ -64,7 +65,7 @@ def test_what_it_returned(finished: tuple[Path, dict[str, Any]]) -> None:
 def test_what_verbs_write_is_known(finished: tuple[Path, dict[str, Any]]) -> None:
     """So that what an interrupted cell left can be told from a user's files."""
     for name in NAMES:
-        assert {entry.name for entry in (finished[0] / name).iterdir()} <= set(_WRITTEN)
+        assert {entry.name for entry in (finished[0] / name).iterdir()} <= set(WRITTEN)
 
 
 def test_a_killed_list_goes_on(

@@ -200,8 +200,7 @@ def _sasrec(config: BaselinesConfig, out: Path, num_items: int, log: RunLog | No
     catalog, run = out / "catalog", out / "sasrec"
     if not catalog.exists():
         tokenize(TokenizeConfig(data=config.data, output=str(catalog), num_levels=1))
-    levels = load_catalog(catalog).num_levels
-    if levels != 1:
+    elif (levels := load_catalog(catalog).num_levels) != 1:
         raise RecastError(f"{catalog} has {levels} levels, SASRec one: remove it, it is made again")
     is_begun = is_ended_run(run)
     if is_begun or not run.exists():

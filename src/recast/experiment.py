@@ -1,22 +1,18 @@
 """An experiment: a list of cells in, each run in turn into a folder of its own, what they returned
 out; a finished cell is never run again.
 
-A cell that has ended well leaves `cell.json` in its folder: its settings, the digest of every file
-it read, and what it returned. When the list is run again the first two decide. While a cell runs,
-`.NAME.begun` stands beside its folder: that folder, and no other, may be emptied and begun anew.
+When a list is run again the settings of a cell and the digests of the files that it read, which
+stand in its record, decide whether it is the same.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
-from fnmatch import fnmatch
-from glob import escape
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -27,27 +23,23 @@ import recast
 from recast.cell import Cell, default_of, inputs_of, listed, settings_of, verb_of
 from recast.config import EvaluateConfig, RLConfig
 from recast.config.check import as_path
-from recast.run.files import CHECKPOINTS, alone_in, refuse_existing, remove_whole, staged_file
+from recast.record import (
+    Record,
+    begun_of,
+    can_go_on,
+    empty,
+    mark_of,
+    read_begun,
+    read_record,
+    refuse_foreign,
+    tidy,
+    write_record,
+)
+from recast.run.files import alone_in, refuse_existing
 from recast.run.fingerprint import Input, plain
 from recast.run.log import RunLog
-from recast.run.reading import read_json, reading
+from recast.run.reading import reading
 from recast.types import Metrics, RecastError, require
-
-MARK = "cell.json"
-"""What a finished cell leaves in its folder."""
-
-_WRITTEN = (
-    *("config.yaml", "env.json", "metrics.jsonl", "tb", "rollouts", "policy", MARK),
-    *(CHECKPOINTS, "diverged.jsonl"),
-    *("interactions.parquet", "users.parquet", "items.parquet", "data.json"),
-    *("catalog.parquet", "sid.json", "card.json", "embeddings.safetensors"),
-    *("rows.parquet", "eval.json", ".*.partial"),
-    *("popularity", "item_knn", "sasrec", "catalog", "baselines.json"),
-)
-"""What verbs write into their folders; whatever else lies there is not ours to remove."""
-
-Record = dict[str, Any]
-"""What `cell.json` holds."""
 
 
 def run_cells(
@@ -70,7 +62,7 @@ def run_cells(
     used = _check(root, cells)
     with alone_in(root):
         runs = _Runs(root, cells, used)
-        goes_on = any(_mark(cell).exists() or _begun(cell).exists() for cell in cells)
+        goes_on = any(mark_of(cell).exists() or begun_of(cell).exists() for cell in cells)
         told = settings or {cell.name: plain(cell.config, cell.name) for cell in cells}
         with RunLog(root, told, goes_on=goes_on) as log:
             plan = runs.plan()
@@ -91,11 +83,11 @@ class _Runs:
         self._digests: dict[Input, str] = {}
         to_come: list[Path] = []
         for cell in cells:
-            if _mark(cell).exists():
-                self.done[cell.name] = record = _read(cell)
+            if mark_of(cell).exists():
+                self.done[cell.name] = record = read_record(cell)
                 _refuse_other(cell, record["settings"], used[cell.name])
-            elif _begun(cell).exists():
-                _refuse_foreign(cell.folder)
+            elif begun_of(cell).exists():
+                refuse_foreign(cell.folder)
             else:
                 refuse_existing(cell.folder)
             # What a cell before this one has yet to write is looked at when it is there.
@@ -127,7 +119,7 @@ class _Runs:
             for cell in cells:
                 if cell.name in self.done:
                     _refuse_changed(cell, self.done[cell.name]["reads"], self._reads(cell))
-                    _tidy(cell)
+                    tidy(cell)
                     log.say(f"{cell.name}: finished before, not run again")
                     continue
                 self.done[cell.name] = self._run(cell, log)
@@ -144,18 +136,18 @@ class _Runs:
             "settings": self._used[cell.name],
             "reads": self._reads(cell),
         }
-        begun, cell = _begun(cell), self._with_threads(cell)
-        if begun.exists() and _goes_on(cell, then := _read_begun(begun), record):
+        begun, cell = begun_of(cell), self._with_threads(cell)
+        if begun.exists() and can_go_on(cell, then := read_begun(begun), record):
             log.say(f"{cell.name}: was begun but not finished, goes on")
             record["metrics_bytes"] = then["metrics_bytes"]
             cell = replace(cell, config=replace(cell.config, resume=True))
         else:
             if begun.exists():
                 log.say(f"{cell.name}: was begun but not finished, begins anew")
-                _empty(cell.folder)
+                empty(cell.folder)
                 log.cut_metrics(then.get("metrics_bytes", sys.maxsize))
             record["metrics_bytes"] = log.position()["bytes"][0]
-            _write(begun, record)
+            write_record(begun, record)
         try:
             returned = verb_of(cell).run(cell, log)
         except BaseException:
@@ -165,8 +157,8 @@ class _Runs:
         del record["metrics_bytes"]
         threads, version = torch.get_num_threads(), recast.__version__
         record |= {"returned": returned, "threads": threads, "recast": version}
-        _write(_mark(cell), record)
-        _tidy(cell)
+        write_record(mark_of(cell), record)
+        tidy(cell)
         return record
 
     def _with_threads(self, cell: Cell) -> Cell:
@@ -241,75 +233,6 @@ def _refuse_changed(cell: Cell, then: dict[str, Any], now: dict[str, dict[str, s
                 f"{cell.folder} is finished with another content of {key} ({read['path']}): choose "
                 "another output, or remove that folder to run its cell again"
             )
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Raise `RecastError` when an unfinished cell's folder holds what no verb writes."""
-    for entry in folder.iterdir() if folder.exists() else ():
-        if not any(fnmatch(entry.name, written) for written in _WRITTEN):
-            raise RecastError(
-                f"{folder} was begun but not finished, and holds {entry.name}, which is not the "
-                "cell's: move it elsewhere, then the cell begins anew"
-            )
-
-
-def _empty(folder: Path) -> None:
-    """Remove what an interrupted cell left, its temporary names beside the folder included."""
-    _refuse_foreign(folder)
-    left = list(folder.iterdir()) if folder.exists() else []
-    for path in [*left, *folder.parent.glob(f".{escape(folder.name)}.*.partial")]:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _read(cell: Cell) -> Record:
-    file = _mark(cell)
-    with reading(file, f"remove {cell.folder} to run its cell again"):
-        record = read_json(file, dict)
-        kinds = {"settings": dict, "reads": dict, "returned": dict, "threads": int}
-        for key, kind in kinds.items():
-            if not isinstance(record[key], kind):
-                raise ValueError(f"{key} is {record[key]!r}")
-        if not all(isinstance(value, int | float) for value in record["returned"].values()):
-            raise ValueError("returned is not all numbers")
-        return dict(record)
-
-
-def _read_begun(file: Path) -> Record:
-    """What a cell noted when it began; nothing where that is damaged."""
-    with suppress(OSError, ValueError):
-        record: Record = read_json(file, dict)
-        return record
-    return {}
-
-
-def _goes_on(cell: Cell, then: Record, now: Record) -> bool:
-    """Whether what is in a cell's folder is of the same cell, and can be gone on with."""
-    is_same = all(then.get(key) == now[key] for key in ("settings", "reads"))
-    is_same = is_same and "metrics_bytes" in then
-    return is_same and any((cell.folder / CHECKPOINTS).glob("step-*"))
-
-
-def _write(file: Path, record: Record) -> None:
-    with staged_file(file) as stage:
-        stage.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _mark(cell: Cell) -> Path:
-    return cell.folder / MARK
-
-
-def _begun(cell: Cell) -> Path:
-    return cell.folder.with_name(f".{cell.folder.name}.begun")
-
-
-def _tidy(cell: Cell) -> None:
-    """Remove what only an unfinished cell needs."""
-    for kept in list(cell.folder.rglob(CHECKPOINTS)):
-        remove_whole(kept)
-    _begun(cell).unlink(missing_ok=True)
 
 
 def _stage_of(cell: Cell) -> str:

@@ -43,13 +43,14 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
     policy = setup.policy
     state = LoopState(model=policy.model, optimizer=setup.actor.optimizer, keep=config.keep)
     is_free = config.sampler_args.get("constrained") is False
+    watch = partial(watch_tasks, valid_rows=setup.valid_counts, is_free=is_free)
     with setup.run.open(state, log) as (run, keeper):
         run.say(setup.text)
         if not state.valid:
             with keeper.step():
                 metrics = judge(setup, state)
                 run.metrics(0, metrics, stage=setup.name)
-                watch_tasks(state.watched, 0, metrics, setup.valid_counts, is_free=is_free)
+                watch(state.watched, 0, metrics)
         with run.stage(setup.name, total=config.steps, done=state.step) as stage:
             while state.step < config.steps and state.waited < (config.patience or math.inf):
                 found = roll_out(setup, state)
@@ -59,9 +60,7 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
                     run.rollouts(state.step, *drawn, found.signal, given, setup.tasks_of(given))
                     if state.step % config.eval_every == 0 or state.step == config.steps:
                         metrics |= judge(setup, state)
-                    alarms, lines = watch_tasks(
-                        state.watched, state.step, metrics, setup.valid_counts, is_free=is_free
-                    )
+                    alarms, lines = watch(state.watched, state.step, metrics)
                     stage.advance(metrics | alarms, step=state.step)
                     for line in lines:
                         run.say(line)

@@ -156,8 +156,8 @@ def test_a_reward_is_highest_at_the_target() -> None:
 def test_rl_refuses_a_reward_that_is_not_unless_it_is_told_so(
     walk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = "def miss(groups):\n    return 1.0 - (groups.items == groups.prompts.target_items)\n"
-    (tmp_path / "odd_rewards.py").write_text(code.replace("1.0 - (", "1.0 - 1.0 * ("))
+    code = "def miss(groups):\n    return 1.0 * (groups.items != groups.prompts.target_items)\n"
+    (tmp_path / "odd_rewards.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     args = [str(x) for x in rl_args(walk, tmp_path / "run", "--reward=odd_rewards:miss")]
     line, status = failure(capsys, *args)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from small_walk import MODEL, metric_lines, sft_config, weights
+from small_walk import metric_lines, sft_config, weights
 from transformers import AutoModelForCausalLM
 
 from recast.config import SFTConfig
@@ -60,7 +60,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def config_of(walk: Path, output: Path, backbone: str, **settings: object) -> SFTConfig:
     config = sft_config(walk, output, epochs=1)
-    return replace(config, model=type(MODEL)(path=backbone), **settings)
+    return replace(config, model=ModelConfig(path=backbone), **settings)
 
 
 @pytest.mark.parametrize(("lr", "sid_lr"), [(0.0, 1e-2), (1e-2, 0.0)])

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+MOST_MEASURED = 4096
+"""Tokens of a pass that is timed: more says the same."""
 MOST_PASS_TOKENS = 65536
 """As good as never splitting a batch to save padding."""
 

@@ -48,7 +48,7 @@ def inspect_policy(config: InspectConfig) -> str:
     that is none of the split.
     """
     enter(config, InspectConfig)
-    method, policy, task = load_step(config, None)
+    method, policy, task = load_step(config)
     rows = task.rows(config.split)
     count = config.max_rollout_batches if method.fill_batch else 1
     batches = draw_batches(config, task, count, config.split)
@@ -57,12 +57,11 @@ def inspect_policy(config: InspectConfig) -> str:
     remedy = f"give one of split {split}, such as {int(batches[0, 0])}, or leave it out"
     require(bool((rows == row).any()), "row", row, remedy)
     setup = set_up_step(config, method, policy, task, batches)
-    policy = setup.policy
     prompts = task.prompts(torch.tensor([row]))
     with torch.no_grad(), policy.computing_in(config.precision):
         groups = setup.search.roll_out(0, prompts)
     sections = [
-        shown_prompt(setup.policy, task, prompts, split),
+        shown_prompt(policy, task, prompts, split),
         _target(setup, groups),
         _rollouts(setup, groups),
         _lengths(task, rows, split),
@@ -191,7 +190,8 @@ def _step(setup: StepSetup) -> Iterator[str]:
     size_of_step = setup.batches.shape[1]
     few = min(_FEW, size_of_step)
     timed = _time(replace(setup, batches=setup.batches[:, :few], surplus=setup.surplus[:, :few]))
-    scale, how = size_of_step / few, f"an estimate, {size_of_step / few:g} times one of {few}"
+    scale = size_of_step / few
+    how = f"an estimate, {scale:g} times one of {few}"
     if timed.seconds * scale <= _PATIENCE_S:
         timed, scale, how = _time(setup), 1.0, "measured"
     phases = ", ".join(f"{name} {scale * value:.2f}" for name, value in timed.phases.items())

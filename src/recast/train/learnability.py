@@ -65,6 +65,8 @@ def metrics_by_task(
             inside = (number == place).nonzero()[:, 0]
             if len(inside):
                 own.append((select(groups, inside), rewards[inside]))
+        if not own:
+            continue
         inside = (given == place).nonzero()[:, 0]
         part = replace(
             signal,
@@ -74,10 +76,9 @@ def metrics_by_task(
             nll_weight=signal.nll_weight[inside],
             metrics={},
         )
-        if own:
-            found = group_metrics(own, part)
-            found.pop("group/repaired_frac", None)  # the signal says it of the whole batch alone
-            metrics |= {f"{name}/{key}": value for key, value in found.items()}
+        found = group_metrics(own, part)
+        found.pop("group/repaired_frac", None)  # the signal says it of the whole batch alone
+        metrics |= {f"{name}/{key}": value for key, value in found.items()}
     return metrics
 
 

@@ -25,7 +25,7 @@ from recast.policy.extend import choose_new_rows
 from recast.policy.load import Policy, create_policy
 from recast.policy.logprobs import require_levels
 from recast.policy.memory import plan_memory, require_memory
-from recast.policy.passes import MOST_PASS_TOKENS, measure_pass_tokens
+from recast.policy.passes import MOST_MEASURED, MOST_PASS_TOKENS, measure_pass_tokens
 from recast.policy.save import rounding
 from recast.policy.tasks import HistoryTask, Task, check_catalog, load_source, make_task
 from recast.policy.threads import choose_threads
@@ -38,8 +38,6 @@ from recast.train.rates import Rates, rates_of
 from recast.train.result import require_room
 from recast.train.sequences import MOST_SHARED, draw_negatives, learn
 from recast.types import LogprobSpace, RecastError, Sequences, require
-
-_MEASURED = 4096  # tokens of long prompts that are timed: more says the same
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +110,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     if plan.checkpointing:
         policy.model.activation_checkpointing_enable()
     if isinstance(task, ChatTask):
-        most = max(1, min(most, _MEASURED // longest))
+        most = max(1, min(most, MOST_MEASURED // longest))
     few = torch.arange(most, device=policy.catalog.device)
 
     def work(rows: int = len(few)) -> int:

@@ -25,7 +25,7 @@ from recast.policy.load import (
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.lora import add_adapters, has_adapters
 from recast.policy.memory import MemoryPlan, plan_memory
-from recast.policy.passes import MOST_PASS_TOKENS, measure_pass_tokens
+from recast.policy.passes import MOST_MEASURED, MOST_PASS_TOKENS, measure_pass_tokens
 from recast.policy.save import rounding
 from recast.policy.tasks import Task, load_task
 from recast.policy.threads import choose_threads
@@ -38,8 +38,6 @@ from recast.train.rehearsal import rehearse
 from recast.train.search import Search, branch_tokens
 from recast.train.state import adamw
 from recast.types import Prompts
-
-_MEASURED = 4096  # tokens of a pass that is timed: more says the same
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,7 +188,7 @@ def _measure(
 ) -> tuple[int, int]:
     """Threads, and the tokens that take as long as one more pass: by passes of the update over a
     few prompts and their targets, which every method makes."""
-    fits = min(plan.micro_batch_tokens, _MEASURED) // max(int(prompts.lengths.max()), 1)
+    fits = min(plan.micro_batch_tokens, MOST_MEASURED) // max(int(prompts.lengths.max()), 1)
     few = max(1, min(len(prompts), fits))
     order = prompts.lengths.argsort(stable=True)
 
