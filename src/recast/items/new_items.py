@@ -168,10 +168,7 @@ def in_place_of(old: Catalog, new: Catalog, name: str) -> Catalog:
             f"{list(old.codebook_sizes)}, not {list(new.codebook_sizes)}: use its own, or one that "
             "`recast tokenize --extend` made of it"
         )
-    for what in ("domains", "names"):
-        theirs, ours = getattr(old, what), getattr(new, what)
-        remedy = f"{name} has {theirs}, give a catalogue with these"
-        require(ours == theirs, f"{what} of the catalogue", ours, remedy)
+    require_alike(old, new, name)
     index = {item: row for row, item in enumerate(old.item_ids)}
     pairs = [(index[item], row) for row, item in enumerate(new.item_ids) if item in index]
     theirs, ours = torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
@@ -193,3 +190,11 @@ def in_place_of(old: Catalog, new: Catalog, name: str) -> Catalog:
         bos_token=old.bos_token,
         pad_token=old.pad_token,
     )
+
+
+def require_alike(old: Catalog, new: Catalog, name: str) -> None:
+    """Raise `RecastError` unless the domains and the names of the semantic IDs are the same."""
+    for what in ("domains", "names"):
+        theirs, ours = getattr(old, what), getattr(new, what)
+        remedy = f"{name} has {theirs}, give a catalogue with these"
+        require(ours == theirs, f"{what} of the catalogue", ours, remedy)
