@@ -23,7 +23,7 @@ from recast.config import TokenizeConfig
 from recast.config.settings_file import read_settings
 from recast.items.catalog import Catalog, load_catalog
 from recast.items.collisions import resolve_nearest_free
-from recast.items.embed import Kept, beside_neighbours, load_kept
+from recast.items.embed import Kept, beside_neighbours, has_vectors, load_kept
 from recast.items.encoder import embed_texts
 from recast.items.quantize import nearest_codes
 from recast.items.rq_vae import encode
@@ -72,7 +72,7 @@ def load_extension(folder: str, item_ids: list[str]) -> Extension:
             "for a new one, make it again from this data, or extend a catalogue of codes"
         )
     is_made = config.items_as in (None, "codes") and config.quantizer != "random"
-    if not is_made or not (Path(folder) / "embeddings.safetensors").exists():
+    if not is_made or not has_vectors(folder):
         raise RecastError(
             f"extend is {folder!r}, whose semantic IDs were given or drawn, so it kept nothing to "
             "make more by: give items_as a file that holds those of the new items too"
