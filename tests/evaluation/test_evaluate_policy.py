@@ -20,7 +20,8 @@ from recast.evaluation.facts import EVALUATOR
 from recast.evaluation.metrics import read_ranks, row_metrics
 from recast.evaluation.rank import invalid_frac, rank_policy, sample_rows
 from recast.items.catalog import build_catalog
-from recast.policy.load import Policy, create_policy, load_policy, save_policy
+from recast.policy.create import create_policy
+from recast.policy.load import Policy, load_policy, save_policy
 from recast.policy.ranker import load_ranker
 from recast.rollout.beam import beam_search
 from recast.rollout.decoder import Decoder

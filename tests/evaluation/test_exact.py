@@ -88,3 +88,12 @@ def test_rows_for_a_tenth_of_what_the_beams_cost() -> None:
     assert affordable_rows(catalog, lengths, 10) == 38
     assert affordable_rows(catalog, lengths[:1], 1) == 1
     assert affordable_rows(catalog, lengths.repeat(100), 10) == 500
+
+
+def test_three_items_of_a_token_each_cost_a_token() -> None:
+    """(100 * 30 + 100 * 10) // (10 * 1): 3 // 8 of a token would be none."""
+    catalog = build_catalog(torch.arange(3)[:, None], (3,))
+    assert affordable_rows(catalog, torch.full((100,), 30), 10) == 400
+    policy = tiny.tiny_policy("qwen3", catalog)
+    task = tiny.task_of(small_events([[0, 1, 2]] * 4, num_items=3), policy)
+    assert places_of(policy, task, task.rows("test")[:2], Decoder(), "full").shape == (2, 2, 1)

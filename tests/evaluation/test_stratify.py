@@ -26,7 +26,8 @@ from recast.evaluation.stratify import (
     summarise,
 )
 from recast.items.catalog import build_catalog
-from recast.policy.load import create_policy, save_policy
+from recast.policy.create import create_policy
+from recast.policy.load import save_policy
 from recast.rollout.beam import beam_search
 from recast.testing import make_groups
 from recast.types import Prompts, RecastError

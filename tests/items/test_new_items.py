@@ -19,7 +19,8 @@ from recast.items.collisions import resolve_nearest_free
 from recast.items.embed import load_vectors
 from recast.items.quantize import nearest_codes
 from recast.items.tokenize import tokenize
-from recast.policy.load import create_policy, load_policy, save_policy
+from recast.policy.create import create_policy
+from recast.policy.load import load_policy, save_policy
 from recast.policy.tasks import load_task
 from recast.rollout.beam import beam_search
 from recast.types import RecastError

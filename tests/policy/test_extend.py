@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, PhiConfig
 from recast.config import ModelConfig
 from recast.items.catalog import Catalog, build_catalog, build_token_catalog
 from recast.items.names import SidNames
+from recast.policy.create import create_policy
 from recast.policy.extend import add_sid_tokens, choose_new_rows, title_weights, vector_rows
-from recast.policy.load import create_policy, save_policy
+from recast.policy.load import save_policy
 from recast.types import RecastError
 
 TEXTS = ["w4 w4 W5", "w5 nothing", "w6 <a_1> w7", "", "nothing", "w6 w7", "", ""]

@@ -17,8 +17,9 @@ from transformers import GPT2Config, GPTBigCodeConfig
 
 from recast.config import ModelConfig
 from recast.items.catalog import build_catalog
+from recast.policy.create import create_policy
 from recast.policy.folder import require_size
-from recast.policy.load import Policy, create_policy, load_policy, save_policy
+from recast.policy.load import Policy, load_policy, save_policy
 from recast.types import RecastError
 
 

@@ -32,7 +32,8 @@ from transformers import (
 from recast.config import ModelConfig
 from recast.items.catalog import build_catalog
 from recast.policy.attention import ATTENTION
-from recast.policy.load import Policy, create_policy, disable_dropout, load_policy, save_policy
+from recast.policy.create import create_policy
+from recast.policy.load import Policy, disable_dropout, load_policy, save_policy
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.memory import plan_memory
 from recast.types import RecastError

@@ -21,7 +21,8 @@ from transformers import (
 
 from recast.config import ModelConfig
 from recast.policy.attention import Layout
-from recast.policy.load import Policy, create_policy
+from recast.policy.create import create_policy
+from recast.policy.load import Policy
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.packable import LARGEST_GAP, packed_gap
 from recast.types import RecastError

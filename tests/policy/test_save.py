@@ -17,7 +17,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recast.config import LoRAConfig, ModelConfig
-from recast.policy.load import create_policy, load_policy, save_policy
+from recast.policy.create import create_policy
+from recast.policy.load import load_policy, save_policy
 from recast.policy.lora import add_adapters
 from recast.policy.save import rounding
 from recast.run import checkpoint

@@ -14,7 +14,7 @@ from torch import Tensor
 from recast.evaluation.places import distinct, pad_to
 from recast.items.catalog import Catalog
 from recast.policy.load import Policy
-from recast.policy.logprobs import item_logprobs
+from recast.policy.logprobs import item_logprobs, tokens_sent
 from recast.policy.tasks import Task
 from recast.rollout.decoder import Decoder
 from recast.run.parts import NO_PARTS, Parts
@@ -82,11 +82,8 @@ def is_elsewhere(
 
 def affordable_rows(catalog: Catalog, lengths: Int[Tensor, " N"], beam_width: int) -> int:
     """Rows, one or more, whose exact scores cost about a tenth of N rows' beams, at most 500."""
-    trie = catalog.trie
-    prefixes = sum(map(len, trie.codes[:-1])) if trie.ends is None else int(catalog.lengths.sum())
     ranking = int(lengths.sum()) + len(lengths) * beam_width * catalog.max_length
-    row = prefixes + trie.num_leaves // 8
-    return max(1, min(_MOST_ROWS, ranking // (_SHARE * row)))
+    return max(1, min(_MOST_ROWS, ranking // (_SHARE * tokens_sent(catalog))))
 
 
 def places_of(

@@ -86,13 +86,9 @@ def _use(codes: Int[Tensor, "I L"]) -> dict[str, list[Any]]:
 
 
 def given_card(catalog: Catalog, source: str, num_unknown: int) -> dict[str, Any]:
-    """The same of semantic IDs that were given: collisions are those within a domain."""
+    """`sid_card` of semantic IDs that were given: collisions are those within a domain."""
     codes, is_written = catalog.codes.long(), catalog.is_written
     sids = torch.cat([catalog.domain_of[:, None].long(), codes], dim=1)[is_written]
-    levels = [
-        torch.bincount(level, minlength=size)
-        for level, size in zip(codes[is_written].T, catalog.codebook_sizes, strict=True)
-    ]
     without = (~is_written).nonzero()[:, 0].tolist()
     number = catalog.domain_of.bincount(minlength=len(catalog.domains)).tolist()
     return {
@@ -107,9 +103,7 @@ def given_card(catalog: Catalog, source: str, num_unknown: int) -> dict[str, Any
         "after": _collisions(sids),
         "without_sid": [catalog.item_ids[item] for item in without],
         "unknown_sids": num_unknown,
-        "codes_used": [int((counts > 0).sum()) for counts in levels],
-        "largest_code": [int(counts.max()) for counts in levels],
-        "entropy_bits": [entropy_bits(counts) for counts in levels],
+        **_use(codes[is_written]),
         "max_entropy_bits": [math.log2(size) for size in catalog.codebook_sizes],
     }
 
@@ -124,12 +118,14 @@ def _given_lines(card: dict[str, Any]) -> list[str]:
         lines.append(f"warning: {len(without):,} items have no semantic ID, no candidates: {few}")
     if card["unknown_sids"]:
         lines.append(f"semantic IDs of items that the data does not hold: {card['unknown_sids']:,}")
-    part = card["after"]
-    lines.append(
-        f"collisions, kept: {part['collision_frac']:.1%} ({part['colliding_items']:,} items share "
+    return [*lines, _shared(", kept", card["after"])]
+
+
+def _shared(when: str, part: dict[str, Any]) -> str:
+    return (
+        f"collisions{when}: {part['collision_frac']:.1%} ({part['colliding_items']:,} items share "
         f"a SID, at most {part['largest_group']} the same)"
     )
-    return lines
 
 
 def prefix_purity(codes: Int[Tensor, "I L"], categories: Sequence[str]) -> list[float]:
@@ -210,12 +206,7 @@ def format_card(card: dict[str, Any]) -> str:
     if is_given:
         lines += _given_lines(card)
     for when in () if is_item or is_given else ("before", "after"):
-        part = card[when]
-        lines.append(
-            f"collisions {when}: {part['collision_frac']:.1%} "
-            f"({part['colliding_items']:,} items share a SID, "
-            f"at most {part['largest_group']} the same)"
-        )
+        lines.append(_shared(f" {when}", card[when]))
     if not (is_item or is_given):
         lines.append(f"resolved by {card['resolve']}: {card['moved_items']:,} items moved")
     for level, size in enumerate(sizes[:1] if is_item else sizes):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from recast.items.catalog import Catalog, load_catalog
@@ -147,10 +148,6 @@ def load_vectors(folder: str, catalog: Catalog) -> Float[Tensor, "I D"]:
 
     Raises `RecastError` when there are none or they are of other items.
     """
-    if not has_vectors(folder):
-        raise RecastError(
-            f"{folder} holds no vectors ({_FILE}): give the folder of `recast tokenize`"
-        )
     kept = load_kept(folder, catalog)
     return kept.mixed(kept.blocks)
 
@@ -174,6 +171,13 @@ class Kept(NamedTuple):
         text, collaborative = blocks["text"], blocks["collaborative"]
         return torch.cat([text * self.scales[0], collaborative * self.scales[1]], dim=1)
 
+    def save(self, folder: Path) -> None:
+        """Write it into the folder of a catalogue, a staged one."""
+        tables = self.blocks | {f"centroids.{i}": book for i, book in enumerate(self.centroids)}
+        tables |= {f"encoder.{name}": weight for name, weight in self.encoder.items()}
+        tables |= {} if self.scales is None else {"scales": self.scales}
+        save_file(tables, folder / _FILE)
+
 
 def load_kept(folder: str, catalog: Catalog) -> Kept:
     """All of it; raises `RecastError` when there is none, it is damaged or of other items."""
@@ -182,7 +186,7 @@ def load_kept(folder: str, catalog: Catalog) -> Kept:
             f"{folder} holds no vectors ({_FILE}): give the folder of `recast tokenize`"
         )
     blocks = _kept(folder, catalog, ("text", "collaborative"))
-    remedy, scales = "make it again with `recast tokenize`", None
+    remedy = "make it again with `recast tokenize`"
     with reading(Path(folder) / _FILE, remedy), safe_open(Path(folder) / _FILE, "pt") as held:
         if not blocks:
             raise ValueError("it holds neither 'text' nor 'collaborative'")
@@ -191,8 +195,7 @@ def load_kept(folder: str, catalog: Catalog) -> Kept:
             raise ValueError("it holds numbers that are not finite")
         num_levels = sum(name.startswith("centroids.") for name in small)
         centroids = [small[f"centroids.{level}"] for level in range(num_levels)]
-    if len(blocks) == 2:
-        scales = small.get("scales")
+    scales = small.get("scales") if len(blocks) == 2 else None
     if len(blocks) == 2 and scales is None:
         with reading(Path(folder) / "card.json", remedy):
             weight = read_json(Path(folder) / "card.json", dict)["collaborative_weight"]
@@ -209,12 +212,14 @@ def _kept(folder: str, catalog: Catalog, names: tuple[str, ...]) -> dict[str, Te
     """Those of the tables that the folder holds, in float32, each with a row per item."""
     file, tables = Path(folder) / _FILE, {}
     with reading(file, "make it again with `recast tokenize`"), safe_open(file, "pt") as held:
-        for name in set(names) & set(held.keys()):
+        names = tuple(name for name in names if name in held.keys())  # noqa: SIM118
+        is_same = not names or load_catalog(folder).item_ids == catalog.item_ids
+        for name in names:
             shape = held.get_slice(name).get_shape()
             # Before the table is read: a file may claim any size.
             if len(shape) != 2 or not 0 < shape[1] <= _MOST_DIMENSIONS:
                 raise ValueError(f"{name!r} has the shape {shape}")
-            if load_catalog(folder).item_ids != catalog.item_ids or shape[0] != catalog.num_items:
+            if not is_same or shape[0] != catalog.num_items:
                 raise RecastError(
                     f"{folder} embeds {shape[0]} items, which are not the {catalog.num_items} of "
                     "the catalogue: give the folder of its own catalogue"

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from recast.data.folder import load_facts
+from recast.data.folder import REMEDY, load_facts
 from recast.data.messages import is_whole
 from recast.data.parquet import read_parquet
 from recast.data.tables import read_columns
-from recast.items.names import PLAIN, SidNames, pattern_of
+from recast.items.names import SidNames, pattern_of
 from recast.run.reading import read_json, reading
 from recast.types import RecastError, in_short, require
 
@@ -42,22 +42,15 @@ class GivenSids:
     names: SidNames
     num_unknown: int
     """Semantic IDs of items that the data does not hold."""
+    domain_of: Int[Tensor, " I"]
+    domains: tuple[str, ...]
+    """In the order of `data.json`."""
 
 
 def data_has_sids(data: str | Path) -> bool:
     """Whether an item of the data folder has a semantic ID."""
-    table = _items(data)
+    table = _items(data, load_facts(data))
     return "sid" in table.columns and table["sid"].count() > 0
-
-
-def domains_of(data: str | Path) -> tuple[Int[Tensor, " I"], tuple[str, ...]]:
-    """The domain of every item and the names of the domains, in the order of `data.json`."""
-    table, names = _items(data), load_facts(data).get("domains", ["items"])
-    if "domain" not in table.columns:
-        return torch.zeros(len(table), dtype=torch.long), ("items",)
-    with reading(data, "make it again with `recast prepare`"):
-        place = {name: index for index, name in enumerate(names)}
-        return torch.tensor([place[name] for name in table["domain"]]), tuple(names)
 
 
 def load_sids(
@@ -68,19 +61,20 @@ def load_sids(
     Raises `RecastError` for a file of another kind, with two semantic IDs of one item, with rows
     of unequal lengths or codes beyond the size, and for one that knows none of the items.
     """
-    facts = load_facts(data).get("sid_names") or {}
-    source, names = str(data), PLAIN
+    facts = load_facts(data)
+    items, own = _items(data, facts), facts.get("sid_names") or {}
+    source = str(data)
     if file is None:
-        names = SidNames(**facts)
-        table = _items(data).select(key="item_id", sid="sid").drop_nulls("sid")
+        names = SidNames(**own)
+        table = items.select(key="item_id", sid="sid").drop_nulls("sid")
     else:
         source, suffix = file, Path(file).suffix.lower()
         readers = {".json": _read_index, ".parquet": _read_pids, ".npy": _read_rows}
         require(suffix in readers, "items_as", file, f"name codes, item or a file: {_KINDS}")
         require(Path(file).is_file(), "items_as", file, f"there is no such file, {_KINDS}")
         table, pattern = readers[suffix](file, item_ids)
-        around = {key: facts[key] for key in ("begin", "end") if key in facts}
-        names = SidNames(**(facts if pattern is None else {"pattern": pattern} | around))
+        around = {key: own[key] for key in ("begin", "end") if key in own}
+        names = SidNames(**(own if pattern is None else {"pattern": pattern} | around))
     require(len(table) > 0, f"number of semantic IDs in {source}", 0, _KINDS)
     keys, codes = table["key"], _codes(source, table, size)
     sizes = (size,) * codes.shape[1] if size else tuple((codes.amax(0) + 1).tolist())
@@ -92,18 +86,33 @@ def load_sids(
             f"{source} has no semantic ID of any item of {data}: its ids are like {keys[0]!r}, "
             f"those of the data like {item_ids[0]!r}: give the one that was made for this data"
         )
+    domain_of, domains = _domains(data, items, facts)
     return GivenSids(
         source=source,
         codes=codes[at.clamp(min=0)].masked_fill((at < 0)[:, None], -1),
         codebook_sizes=sizes,
         names=names,
         num_unknown=len(keys) - int((at >= 0).sum()),
+        domain_of=domain_of,
+        domains=domains,
     )
 
 
-def _items(data: str | Path) -> pl.DataFrame:
-    with reading(data, "make it again with `recast prepare`"):
-        return read_parquet(Path(data) / "items.parquet", load_facts(data))
+def _items(data: str | Path, facts: dict[str, Any]) -> pl.DataFrame:
+    with reading(data, REMEDY):
+        return read_parquet(Path(data) / "items.parquet", facts)
+
+
+def _domains(
+    data: str | Path, items: pl.DataFrame, facts: dict[str, Any]
+) -> tuple[Int[Tensor, " I"], tuple[str, ...]]:
+    """The domain of every item and the names of the domains."""
+    if "domain" not in items.columns:
+        return torch.zeros(len(items), dtype=torch.long), ("items",)
+    names = facts.get("domains", ["items"])
+    with reading(data, REMEDY):
+        place = {name: index for index, name in enumerate(names)}
+        return torch.tensor([place[name] for name in items["domain"]]), tuple(names)
 
 
 def _read_index(file: str, item_ids: list[str]) -> tuple[pl.DataFrame, str | None]:

@@ -1,4 +1,5 @@
-"""How semantic IDs are named in text: a pattern in, the names of all codes out, and back."""
+"""How semantic IDs are named in text: a pattern in, the names of all codes out, and back, and where
+they stand in a text."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from recast.types import require
 
 _REMEDY = "give a text with {level} and then {code}, once each, such as <{level}_{code}>"
 _MOST_LEVELS = len(string.ascii_lowercase)
+_SEPARATED = r"[^\w<]{0,8}"
+"""Between two items of a run: commas, semicolons, spaces, line breaks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +56,22 @@ class SidNames:
         names = [self.name(level, code) for level, code in enumerate(codes)]
         return "".join([self.begin, *names, self.end])
 
+    def any_code(self, level: int) -> str:
+        """A regular expression of the names of one level, whatever the code."""
+        before, _, behind = self.pattern.partition("{code}")
+        before = before.replace("{level}", string.ascii_lowercase[level])
+        return rf"{re.escape(before)}[0-9]+{re.escape(behind)}"
+
+    def any_name(self, num_levels: int) -> re.Pattern[str]:
+        """One name, of any level or of what stands around an item."""
+        around = [re.escape(word) for word in (self.begin, self.end) if word]
+        return re.compile("|".join([*map(self.any_code, range(num_levels)), *around]))
+
+    def any_item(self, num_levels: int) -> re.Pattern[str]:
+        """One item, with what stands around it or without."""
+        begin, end = (f"(?:{re.escape(word)})?" for word in (self.begin, self.end))
+        return re.compile(begin + "".join(map(self.any_code, range(num_levels))) + end)
+
     def of(self, codebook_sizes: Sequence[int]) -> list[str]:
         """Of all codes, level by level, then what begins and what ends an item, if anything does.
 
@@ -84,3 +103,19 @@ def pattern_of(names: Sequence[str]) -> str | None:
         found = re.fullmatch(rf"(.*){letter}([^0-9]*)[0-9]+([^0-9]+)", name, re.ASCII | re.DOTALL)
         patterns.add(found and "{}{{level}}{}{{code}}{}".format(*found.groups()))
     return patterns.pop() if len(patterns) == 1 and len(names) <= _MOST_LEVELS else None
+
+
+def longest_run(items: re.Pattern[str], text: str) -> list[int]:
+    """Where the items (`SidNames.any_item`) of the longest run of them begin in a text.
+
+    >>> longest_run(SidNames().any_item(1), "After <a_7> we liked <a_5>, <a_6>.")
+    [21, 28]
+    """
+    runs: list[list[int]] = [[]]
+    last = -1
+    for found in items.finditer(text):
+        if last < 0 or not re.fullmatch(_SEPARATED, text[last : found.start()]):
+            runs.append([])
+        runs[-1].append(found.start())
+        last = found.end()
+    return max(runs, key=len)

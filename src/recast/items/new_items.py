@@ -23,7 +23,7 @@ from recast.config import TokenizeConfig
 from recast.config.settings_file import read_settings
 from recast.items.catalog import Catalog, load_catalog
 from recast.items.collisions import resolve_nearest_free
-from recast.items.embed import Kept, beside_neighbours, load_kept
+from recast.items.embed import Kept, beside_neighbours, has_vectors, load_kept
 from recast.items.encoder import embed_texts
 from recast.items.quantize import nearest_codes
 from recast.items.rq_vae import encode
@@ -72,7 +72,7 @@ def load_extension(folder: str, item_ids: list[str]) -> Extension:
             "for a new one, make it again from this data, or extend a catalogue of codes"
         )
     is_made = config.items_as in (None, "codes") and config.quantizer != "random"
-    if not is_made or not (Path(folder) / "embeddings.safetensors").exists():
+    if not is_made or not has_vectors(folder):
         raise RecastError(
             f"extend is {folder!r}, whose semantic IDs were given or drawn, so it kept nothing to "
             "make more by: give items_as a file that holds those of the new items too"
@@ -168,10 +168,7 @@ def in_place_of(old: Catalog, new: Catalog, name: str) -> Catalog:
             f"{list(old.codebook_sizes)}, not {list(new.codebook_sizes)}: use its own, or one that "
             "`recast tokenize --extend` made of it"
         )
-    for what in ("domains", "names"):
-        theirs, ours = getattr(old, what), getattr(new, what)
-        remedy = f"{name} has {theirs}, give a catalogue with these"
-        require(ours == theirs, f"{what} of the catalogue", ours, remedy)
+    require_alike(old, new, name)
     index = {item: row for row, item in enumerate(old.item_ids)}
     pairs = [(index[item], row) for row, item in enumerate(new.item_ids) if item in index]
     theirs, ours = torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
@@ -193,3 +190,11 @@ def in_place_of(old: Catalog, new: Catalog, name: str) -> Catalog:
         bos_token=old.bos_token,
         pad_token=old.pad_token,
     )
+
+
+def require_alike(old: Catalog, new: Catalog, name: str) -> None:
+    """Raise `RecastError` unless the domains and the names of the semantic IDs are the same."""
+    for what in ("domains", "names"):
+        theirs, ours = getattr(old, what), getattr(new, what)
+        remedy = f"{name} has {theirs}, give a catalogue with these"
+        require(ours == theirs, f"{what} of the catalogue", ours, remedy)

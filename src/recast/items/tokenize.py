@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import yaml
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor
 
 from recast.config import TokenizeConfig
@@ -31,9 +30,9 @@ from recast.items.collisions import (
     resolve_extra_level,
     resolve_nearest_free,
 )
-from recast.items.embed import collaborative_embeddings, mix
+from recast.items.embed import Kept, collaborative_embeddings, mix
 from recast.items.encoder import embed_texts
-from recast.items.given import data_has_sids, domains_of, load_sids
+from recast.items.given import data_has_sids, load_sids
 from recast.items.new_items import extended_blocks, extended_codes, load_extension
 from recast.items.quantize import (
     choose_clusters,
@@ -74,20 +73,20 @@ def tokenize(config: TokenizeConfig) -> Catalog:
 
 def _tokenize(config: TokenizeConfig, parts: Parts) -> Catalog:
     items = load_items(config.data)
-    texts = items["text"].to_list()
+    item_ids, texts = items["item_id"].to_list(), items["text"].to_list()
     if config.extend is not None:
-        return _extend(config, config.extend, items["item_id"].to_list(), texts, parts)
+        return _extend(config, config.extend, item_ids, texts, parts)
     is_file = config.items_as not in (None, "codes", "item")
     if is_file or (config.items_as is None and data_has_sids(config.data)):
-        return _given(config, items["item_id"].to_list(), texts)
+        return _given(config, item_ids, texts)
     if config.num_levels == 1 and config.resolve != "extra_level":
-        return _one_token_each(config, items["item_id"].to_list(), texts)
+        return _one_token_each(config, item_ids, texts)
     config, sizes = _shaped(config, len(texts))
     if config.quantizer == "random":
         before = random_codes(len(texts), sizes, config.seed)
         codes = resolve_at_random(before, sizes, config.seed)
-        catalog = build_catalog(codes, sizes, item_ids=items["item_id"].to_list(), texts=texts)
-        _write(config, catalog, before, {}, None)
+        catalog = build_catalog(codes, sizes, item_ids=item_ids, texts=texts)
+        _write(config, catalog, before)
         return catalog
     interactions = None if has_rows(config.data) else load_data(config.data)
     weight = config.collaborative_weight
@@ -106,10 +105,8 @@ def _tokenize(config: TokenizeConfig, parts: Parts) -> Catalog:
     else:
         codes = resolve_extra_level(before)
         sizes = (*sizes, int(codes[:, -1].max()) + 1)
-    catalog = build_catalog(codes, sizes, item_ids=items["item_id"].to_list(), texts=texts)
-    vectors = blocks | {f"centroids.{level}": book for level, book in enumerate(centroids)}
-    vectors |= {f"encoder.{name}": weight for name, weight in encoder.items()}
-    _write(config, catalog, before, vectors, facts)
+    catalog = build_catalog(codes, sizes, item_ids=item_ids, texts=texts)
+    _write(config, catalog, before, Kept(blocks, None, centroids, encoder), encoder=facts)
     return catalog
 
 
@@ -131,12 +128,8 @@ def _extend(
         pad_token=old.pad_token,
         bos_token=old.bos_token,
     )
-    vectors = blocks | {f"centroids.{level}": book for level, book in enumerate(kept.centroids)}
-    vectors |= {f"encoder.{name}": weight for name, weight in kept.encoder.items()}
-    if kept.scales is not None:
-        vectors["scales"] = kept.scales
     made = replace(extension.config, data=config.data, output=config.output)
-    _write(made, catalog, before, vectors, None, extension.facts())
+    _write(made, catalog, before, kept._replace(blocks=blocks), extension=extension.facts())
     return catalog
 
 
@@ -201,7 +194,7 @@ def _one_token_each(config: TokenizeConfig, item_ids: list[str], texts: list[str
     codes = torch.arange(count)[:, None]
     catalog = build_catalog(codes, (count,), item_ids=item_ids, texts=texts)
     used = replace(config, items_as="codes", codebook_size=count, balance=False)
-    _write(replace(used, resolve="nearest_free"), catalog, codes, {}, None)
+    _write(replace(used, resolve="nearest_free"), catalog, codes)
     return catalog
 
 
@@ -210,17 +203,16 @@ def _given(config: TokenizeConfig, item_ids: list[str], texts: list[str]) -> Cat
     if config.items_as is None:
         config.check_given(f"{config.data} holds semantic IDs, give items_as codes or item to make")
     sids = load_sids(config.items_as, config.data, item_ids, config.codebook_size)
-    domain_of, domains = domains_of(config.data)
     catalog = build_catalog(
         sids.codes,
         sids.codebook_sizes,
         item_ids=item_ids,
         texts=texts,
-        domain_of=domain_of,
-        domains=domains,
+        domain_of=sids.domain_of,
+        domains=sids.domains,
         names=sids.names,
     )
-    _save(config, catalog, given_card(catalog, sids.source, sids.num_unknown), {})
+    _save(config, catalog, given_card(catalog, sids.source, sids.num_unknown))
     return catalog
 
 
@@ -228,8 +220,9 @@ def _write(
     config: TokenizeConfig,
     catalog: Catalog,
     before: Int[Tensor, "I L"],
-    vectors: dict[str, Tensor],
-    encoder: dict[str, Any] | None,
+    kept: Kept | None = None,
+    *,
+    encoder: dict[str, Any] | None = None,
     extension: dict[str, Any] | None = None,
 ) -> None:
     """The whole folder; `before` are the codes as they were quantized, `encoder` is what the card
@@ -249,18 +242,18 @@ def _write(
         categories=load_categories(config.data),
         seed=config.seed,
     )
-    _save(config, catalog, card | (extension or {}), vectors)
+    _save(config, catalog, card | (extension or {}), kept)
 
 
 def _save(
-    config: TokenizeConfig, catalog: Catalog, card: dict[str, Any], vectors: dict[str, Tensor]
+    config: TokenizeConfig, catalog: Catalog, card: dict[str, Any], kept: Kept | None = None
 ) -> None:
     with staged_folder(config.output) as stage:
         catalog.write(stage)
         (stage / "card.json").write_text(json.dumps(card, indent=2) + "\n")
         (stage / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-        if vectors:
-            save_file(vectors, stage / "embeddings.safetensors")
+        if kept is not None:
+            kept.save(stage)
 
 
 def _require_space(config: TokenizeConfig, texts: list[str]) -> None:

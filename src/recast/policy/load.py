@@ -1,4 +1,4 @@
-"""Policies on disk and in memory: make one, extend a vocabulary, save, load."""
+"""A policy in memory and on disk: a folder or a causal LM in, a `Policy` out, and back."""
 
 from __future__ import annotations
 
@@ -11,44 +11,27 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    Qwen3Config,
-)
+from transformers import PreTrainedModel
 
-from recast.config import ModelConfig, Precision, PromptConfig
+from recast.config import Precision, PromptConfig
 from recast.config.check import MOST_WINDOW, as_path
 from recast.config.prompt import UNSET
 from recast.items.catalog import Catalog, load_catalog
 from recast.items.new_items import in_place_of
-from recast.policy.attention import ATTENTION, DROPS_NOTHING
+from recast.policy.attention import DROPS_NOTHING
 from recast.policy.body import text_config
 from recast.policy.device import find_device
-from recast.policy.extend import add_sid_tokens, add_vectors, choose_new_rows, is_policy
 from recast.policy.folder import ADAPTERS, read_object
-from recast.policy.lora import (
-    has_adapters,
-    load_adapters,
-    read_adapters,
-    save_adapters,
-)
-from recast.policy.packable import (
-    LARGEST_GAP,
-    is_packable,
-    other_attention,
-    packed_gap,
-)
+from recast.policy.lora import has_adapters, load_adapters, read_adapters, save_adapters
+from recast.policy.packable import LARGEST_GAP, is_packable, other_attention, packed_gap
 from recast.policy.room import prompt_of, read_prompt, require_room
 from recast.policy.save import save_generation, save_weights
 from recast.policy.tokenizer import load_tokenizer
-from recast.policy.weights import load_model, no_bars, require_finite, require_same_shapes
+from recast.policy.weights import load_model, no_bars, require_finite
 from recast.run.doors import require_kind
 from recast.run.files import staged_folder
 from recast.run.reading import LOADING, reading, reason_of
-from recast.types import LogprobSpace, RecastError, in_short, require
+from recast.types import LogprobSpace, RecastError, in_short
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,69 +68,6 @@ class Policy:
         model = self.model.to(place)
         model.tie_weights()  # some devices get their own copy of every shared weight
         return replace(self, model=model, catalog=self.catalog.to(place))
-
-
-def create_policy(
-    config: ModelConfig,
-    catalog: Catalog,
-    window: int,
-    seed: int,
-    vectors: Float[Tensor, "I D"] | None = None,
-    *,
-    prompt: PromptConfig = UNSET,
-    num_targets: int | None = None,
-) -> Policy:
-    """A Qwen3 with random weights, or the model of `config.path` with the SID tokens added.
-
-    `prompt` says how it renders what it reads; unset: as the policy that it starts from, or with
-    the defaults rows of a data folder, which have up to `num_targets` targets. In the first one the
-    rows of semantic IDs begin as the `vectors` of the items
-    (`recast.items.embed.load_vectors`), where these are given.
-    Added tokens come behind the model's own ones (`recast.policy.extend`), so the policy's
-    catalogue may differ from `catalog` in its token numbers, never in its codes. A policy of the
-    same semantic IDs has them already.
-
-    Raises `RecastError` when the context of a given model is shorter than a window, when its
-    attention cannot be replaced by the packed one, or when it has no tokenizer to render with.
-    """
-    name, tokenizer = config.path or "the model", None
-    items = window - 1 + (num_targets or 1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if config.path is None:
-            choose_new_rows(config, catalog, None, has_vectors=vectors is not None)
-            model = _from_config(_qwen3(config, catalog, items))
-            if vectors is not None:
-                add_vectors(model, catalog, vectors, config.initializer_range)
-        elif is_policy(name):
-            policy = load_policy(name)
-            if not torch.equal(policy.catalog.codes, catalog.codes):
-                longer = in_place_of(policy.catalog, catalog, name)
-                policy = replace(policy, catalog=longer)
-            elif (policy.catalog.domains, policy.catalog.names, policy.catalog.item_ids) != (
-                catalog.domains,
-                catalog.names,
-                catalog.item_ids,
-            ) or not torch.equal(policy.catalog.domain_of, catalog.domain_of):
-                for what in ("domains", "names"):
-                    theirs, ours = getattr(policy.catalog, what), getattr(catalog, what)
-                    remedy = f"{name} has {theirs}, use its own catalogue, {Path(name) / 'catalog'}"
-                    require(ours == theirs, f"{what} of the catalogue", ours, remedy)
-                raise RecastError(
-                    f"{name} writes other items than this catalogue, by the same semantic IDs: "
-                    f"give {Path(name) / 'catalog'}, its own"
-                )
-            choose_new_rows(config, catalog, policy.tokenizer)
-            prompt = prompt if prompt.is_set else policy.prompt
-            prompt = prompt_of(policy.tokenizer, prompt, name, is_rows=num_targets is not None)
-            require_room(policy.model, policy.catalog, items, prompt, name)
-            # `load_policy` has checked the rest.
-            return replace(policy, window=window, prompt=prompt)
-        else:
-            model, catalog, tokenizer = _with_sid_tokens(name, config, catalog, seed)
-    prompt = prompt_of(tokenizer, prompt, name, is_rows=num_targets is not None)
-    policy = as_policy(model, catalog, items, name, prompt)
-    return replace(policy, window=window, tokenizer=tokenizer)
 
 
 def save_policy(policy: Policy, folder: str | Path, *, merge: bool = True) -> None:
@@ -249,46 +169,6 @@ def disable_dropout(model: torch.nn.Module) -> None:
             if isinstance(value, float) and ("dropout" in name or "layerdrop" in name):
                 setattr(module, name, 0.0)
         setattr(module, DROPS_NOTHING, True)
-
-
-def _qwen3(config: ModelConfig, catalog: Catalog, items: int) -> Qwen3Config:
-    return Qwen3Config(
-        vocab_size=catalog.vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        intermediate_size=config.intermediate_size,
-        max_position_embeddings=1 + items * catalog.max_length,
-        initializer_range=config.initializer_range,
-        tie_word_embeddings=config.tie_embeddings,
-        bos_token_id=catalog.bos_token,
-        pad_token_id=catalog.pad_token,
-        eos_token_id=None,
-    )
-
-
-def _from_config(config: Any) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
-
-
-def _with_sid_tokens(
-    name: str, config: ModelConfig, catalog: Catalog, seed: int
-) -> tuple[PreTrainedModel, Catalog, Any]:
-    """The model of a folder with rows for the semantic IDs, the catalogue in its tokens, and its
-    tokenizer."""
-    if not catalog.codebook_sizes:
-        raise RecastError(
-            f"{name} has a vocabulary of its own, and this catalogue writes tokens of another: "
-            "give semantic IDs, or leave model.path out"
-        )
-    tokenizer = load_tokenizer(Path(name))
-    new_rows = choose_new_rows(config, catalog, tokenizer)
-    model = load_model(Path(name))
-    catalog = add_sid_tokens(model, tokenizer, catalog, new_rows, seed, name)
-    require_same_shapes(model, name)
-    return model, catalog, tokenizer
 
 
 def as_policy(

@@ -85,9 +85,7 @@ def branch_logprobs(
     if mask is None:
         is_some = (branches != policy.catalog.pad_token).any(-1, keepdim=True)
         mask = is_some.expand(branches.shape)
-    reading = read_branches(policy.catalog, prompts, branches, mask, space)
-    packed = pack(prompts.tokens, prompts.lengths, branches, reading.asked)
-    return reading.logprobs(policy, packed, packed_forward(policy.model, packed))
+    return branch_scores(policy, prompts, branches, space, mask, with_entropy=False).logprobs
 
 
 def item_logprobs(
@@ -121,11 +119,16 @@ def item_logprobs(
 
 
 def _items_at_once(catalog: Catalog) -> int:
-    """Neighbours in the trie share their beginnings, which alone are sent: more items of shorter
-    beginnings. A last token that is only read costs about an eighth of one that is sent."""
+    """Neighbours in the trie share their beginnings: more items of shorter beginnings."""
+    return max(1, _TOKENS * catalog.trie.num_leaves // tokens_sent(catalog))
+
+
+def tokens_sent(catalog: Catalog) -> int:
+    """What all items cost together: their distinct beginnings, which alone are sent, and the last
+    tokens, which are only read, for about an eighth each."""
     trie = catalog.trie
     sent = sum(map(len, trie.codes[:-1])) if trie.ends is None else int(catalog.lengths.sum())
-    return max(1, _TOKENS * trie.num_leaves // (sent + trie.num_leaves // 8))
+    return max(1, sent + trie.num_leaves // 8)
 
 
 class BranchScores(NamedTuple):
@@ -142,11 +145,15 @@ def branch_scores(
     branches: Int[Tensor, "B K L"],
     space: LogprobSpace,
     mask: Bool[Tensor, "B K L"],
+    *,
+    with_entropy: bool = True,
 ) -> BranchScores:
-    """What `branch_logprobs` gives, bit for bit, and the entropies of the same tokens."""
+    """What `branch_logprobs` gives, bit for bit, and the entropies of the same tokens (all 0 if
+    none are wanted)."""
     reading = read_branches(policy.catalog, prompts, branches, mask, space)
     packed = pack(prompts.tokens, prompts.lengths, branches, reading.asked)
-    return reading.scores(policy, packed, packed_forward(policy.model, packed), with_entropy=True)
+    hidden = packed_forward(policy.model, packed)
+    return reading.scores(policy, packed, hidden, with_entropy=with_entropy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

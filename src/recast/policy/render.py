@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import string
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,13 +23,12 @@ from torch import Tensor
 from recast.config import PromptConfig
 from recast.config.prompt import TEMPLATE
 from recast.items.catalog import Catalog
+from recast.items.names import longest_run
 from recast.run.reading import LOADING, reason_of
 from recast.types import RecastError, in_short, require
 
 Message = dict[str, str]
 _MARK = "recast"  # what an assistant says where only its surroundings are of interest
-_SEPARATED = r"[^\w<]{0,8}"
-"""Between two items of a run: commas, semicolons, spaces, line breaks."""
 
 
 class Draft(NamedTuple):
@@ -64,8 +62,8 @@ class Renderer:
                     f"the tokenizer of the policy does not read {name} as token {first + place}, "
                     "which the model writes: use the folder as it was saved"
                 )
-        for level in range(len(self.catalog.codebook_sizes) - 1):
-            found = re.search(rf"{self._level(level)}\Z", self.prompt.prefix or "")
+        for level in range(self.catalog.num_levels - 1):
+            found = re.search(rf"{self.catalog.names.any_code(level)}\Z", self.prompt.prefix or "")
             code = found and found[0]
             remedy = f"the item begins behind it, leave {code} off its end"
             require(code is None, "prompt.prefix", self.prompt.prefix, remedy)
@@ -105,7 +103,7 @@ class Renderer:
             )
         messages: list[Message] = json.loads(content)
         at, starts = max(
-            ((i, self._run(message["content"])) for i, message in enumerate(messages)),
+            ((i, longest_run(self._items, m["content"])) for i, m in enumerate(messages)),
             key=lambda found: len(found[1]),
         )
 
@@ -125,7 +123,7 @@ class Renderer:
             remedy = f"row {row} is rendered already, leave it out"
             value = getattr(self.prompt, name)
             require(value is None, f"prompt.{name}", value, remedy)
-        starts = self._run(content)
+        starts = longest_run(self._items, content)
 
         def text(drop: int) -> str:
             return content if not drop else content[: starts[0]] + content[starts[drop] :]
@@ -265,36 +263,11 @@ class Renderer:
 
     @cached_property
     def _name(self) -> re.Pattern[str]:
-        """A name of the catalogue, whatever its code."""
-        levels = range(len(self.catalog.codebook_sizes))
-        around = [re.escape(x) for x in (self.catalog.names.begin, self.catalog.names.end) if x]
-        return re.compile("|".join([*(self._level(level) for level in levels), *around]))
-
-    def _level(self, level: int) -> str:
-        before, _, behind = self.catalog.names.pattern.partition("{code}")
-        before = before.replace("{level}", string.ascii_lowercase[level])
-        return rf"{re.escape(before)}[0-9]+{re.escape(behind)}"
+        return self.catalog.names.any_name(self.catalog.num_levels)
 
     @cached_property
     def _items(self) -> re.Pattern[str]:
-        """One item as text, with what stands around it or without."""
-        levels = "".join(self._level(i) for i in range(len(self.catalog.codebook_sizes)))
-        begin, end = (
-            f"(?:{re.escape(x)})?" if x else ""
-            for x in (self.catalog.names.begin, self.catalog.names.end)
-        )
-        return re.compile(begin + levels + end)
-
-    def _run(self, text: str) -> list[int]:
-        """Where the items of the longest run of them begin."""
-        runs: list[list[int]] = [[]]
-        last = -1
-        for found in self._items.finditer(text):
-            if last < 0 or not re.fullmatch(_SEPARATED, text[last : found.start()]):
-                runs.append([])
-            runs[-1].append(found.start())
-            last = found.end()
-        return max(runs, key=len)
+        return self.catalog.names.any_item(self.catalog.num_levels)
 
 
 def answers_of(

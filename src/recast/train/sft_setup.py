@@ -20,9 +20,10 @@ from recast.items.catalog import Catalog, load_catalog
 from recast.items.embed import has_vectors, load_vectors
 from recast.policy.body import dropping
 from recast.policy.chat import ChatTask, with_room
+from recast.policy.create import create_policy
 from recast.policy.device import find_device
 from recast.policy.extend import choose_new_rows
-from recast.policy.load import Policy, create_policy
+from recast.policy.load import Policy
 from recast.policy.logprobs import require_levels
 from recast.policy.memory import plan_memory, require_memory
 from recast.policy.passes import MOST_MEASURED, MOST_PASS_TOKENS, measure_pass_tokens

@@ -1,0 +1,122 @@
+"""A policy to train: settings of a model and a catalogue in, a `Policy` that writes it out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+
+from recast.config import ModelConfig, PromptConfig
+from recast.config.prompt import UNSET
+from recast.items.catalog import Catalog
+from recast.items.new_items import in_place_of, require_alike
+from recast.policy.attention import ATTENTION
+from recast.policy.extend import add_sid_tokens, add_vectors, choose_new_rows, is_policy
+from recast.policy.load import Policy, as_policy, load_policy
+from recast.policy.room import prompt_of, require_room
+from recast.policy.tokenizer import load_tokenizer
+from recast.policy.weights import load_model, require_same_shapes
+from recast.types import RecastError
+
+
+def create_policy(
+    config: ModelConfig,
+    catalog: Catalog,
+    window: int,
+    seed: int,
+    vectors: Float[Tensor, "I D"] | None = None,
+    *,
+    prompt: PromptConfig = UNSET,
+    num_targets: int | None = None,
+) -> Policy:
+    """A Qwen3 with random weights, or the model of `config.path` with the SID tokens added.
+
+    `prompt` says how it renders what it reads; unset: as the policy that it starts from, or with
+    the defaults rows of a data folder, which have up to `num_targets` targets. A Qwen3's rows of
+    semantic IDs begin as the `vectors` of the items (`recast.items.embed.load_vectors`), where
+    these are given.
+    Added tokens come behind the model's own ones (`recast.policy.extend`), so the policy's
+    catalogue may differ from `catalog` in its token numbers, never in its codes. A policy of the
+    same semantic IDs has them already.
+
+    Raises `RecastError` when the context of a given model is shorter than a window, when its
+    attention cannot be replaced by the packed one, or when it has no tokenizer to render with.
+    """
+    name, tokenizer = config.path or "the model", None
+    items = window - 1 + (num_targets or 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.path is None:
+            choose_new_rows(config, catalog, None, has_vectors=vectors is not None)
+            shape = _qwen3(config, catalog, items)
+            model = AutoModelForCausalLM.from_config(shape, attn_implementation=ATTENTION)
+            if vectors is not None:
+                add_vectors(model, catalog, vectors, config.initializer_range)
+        elif is_policy(name):
+            policy = load_policy(name)
+            if torch.equal(policy.catalog.codes, catalog.codes):
+                _require_same_items(policy.catalog, catalog, name)
+            else:
+                policy = replace(policy, catalog=in_place_of(policy.catalog, catalog, name))
+            choose_new_rows(config, catalog, policy.tokenizer)
+            prompt = prompt if prompt.is_set else policy.prompt
+            prompt = prompt_of(policy.tokenizer, prompt, name, is_rows=num_targets is not None)
+            require_room(policy.model, policy.catalog, items, prompt, name)
+            # `load_policy` has checked the rest.
+            return replace(policy, window=window, prompt=prompt)
+        else:
+            model, catalog, tokenizer = _with_sid_tokens(name, config, catalog, seed)
+    prompt = prompt_of(tokenizer, prompt, name, is_rows=num_targets is not None)
+    policy = as_policy(model, catalog, items, name, prompt)
+    return replace(policy, window=window, tokenizer=tokenizer)
+
+
+def _qwen3(config: ModelConfig, catalog: Catalog, items: int) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=catalog.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=1 + items * catalog.max_length,
+        initializer_range=config.initializer_range,
+        tie_word_embeddings=config.tie_embeddings,
+        bos_token_id=catalog.bos_token,
+        pad_token_id=catalog.pad_token,
+        eos_token_id=None,
+    )
+
+
+def _with_sid_tokens(
+    name: str, config: ModelConfig, catalog: Catalog, seed: int
+) -> tuple[PreTrainedModel, Catalog, Any]:
+    """The model of a folder with rows for the semantic IDs, the catalogue in its tokens, and its
+    tokenizer."""
+    if not catalog.codebook_sizes:
+        raise RecastError(
+            f"{name} has a vocabulary of its own, and this catalogue writes tokens of another: "
+            "give semantic IDs, or leave model.path out"
+        )
+    tokenizer = load_tokenizer(Path(name))
+    new_rows = choose_new_rows(config, catalog, tokenizer)
+    model = load_model(Path(name))
+    catalog = add_sid_tokens(model, tokenizer, catalog, new_rows, seed, name)
+    require_same_shapes(model, name)
+    return model, catalog, tokenizer
+
+
+def _require_same_items(own: Catalog, catalog: Catalog, name: str) -> None:
+    """Raise `RecastError` where the same codes are those of other items, domains or names."""
+    require_alike(own, catalog, name)
+    if own.item_ids != catalog.item_ids or not torch.equal(own.domain_of, catalog.domain_of):
+        raise RecastError(
+            f"{name} writes other items than this catalogue, by the same semantic IDs: give "
+            f"{Path(name) / 'catalog'}, its own"
+        )
