@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,24 @@ def test_a_policy_writes_new_items_with_its_old_weights(
     make(walk, encoder, "moved", seed=2)
     with pytest.raises(RecastError, match=r"writes other semantic IDs .*\(item '\d+' has others\)"):
         load_policy(tmp_path / "policy", walk / "moved")
+
+
+def test_items_of_rows_are_extended_by_their_texts(encoder: Path, tmp_path: Path) -> None:
+    for name, count in (("old", 12), ("new", 15)):
+        lines = [json.dumps({"prompt": "Next?", "targets": ["i1"], "user": u}) for u in range(2)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+        items = [f"i{i},{COLOURS[i % 5]} {COLOURS[i // 5]}" for i in range(count)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["item,title", *items]))
+        settings = {"items": str(tmp_path / f"{name}.csv"), "text": ["title"]}
+        out, rows = str(tmp_path / name), str(tmp_path / f"{name}.jsonl")
+        prepare(PrepareConfig(rows=rows, output=out, **settings))
+    settings = {"items_as": "codes", "encoder": str(encoder), "collaborative_weight": 0.0}
+    made = str(tmp_path / "made")
+    old = tokenize(TokenizeConfig(data=str(tmp_path / "old"), output=made, **settings))
+    data, longer = str(tmp_path / "new"), str(tmp_path / "longer")
+    new = tokenize(TokenizeConfig(data=data, extend=made, output=longer))
+    assert new.num_items == 15
+    assert torch.equal(new.codes[[new.item_ids.index(i) for i in old.item_ids]], old.codes)
 
 
 def test_what_cannot_be_extended(walk: Path, encoder: Path, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def _check(kept: Kept, catalog: Catalog) -> None:
 
 
 def extended_blocks(
-    extension: Extension, texts: list[str], interactions: Interactions, parts: Parts
+    extension: Extension, texts: list[str], interactions: Interactions | None, parts: Parts
 ) -> dict[str, Tensor]:
     """The vectors of all items of the data: those that were kept, and new ones of their kind."""
     is_new, place = extension.is_new, extension.place
@@ -112,6 +112,7 @@ def extended_blocks(
         if name == "text":
             rows[is_new] = _embed(extension, texts, parts)
         else:
+            assert interactions is not None, "a collaborative block is of events"
             rows = beside_neighbours(interactions, rows, is_new, extension.config.splits)
         blocks[name] = rows
     return blocks

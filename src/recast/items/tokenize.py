@@ -88,10 +88,7 @@ def _tokenize(config: TokenizeConfig, parts: Parts) -> Catalog:
         catalog = build_catalog(codes, sizes, item_ids=item_ids, texts=texts)
         _write(config, catalog, before)
         return catalog
-    interactions = None if has_rows(config.data) else load_data(config.data)
-    weight = config.collaborative_weight
-    remedy = f"{config.data} holds rows, no events: give 0, or items_as a file of semantic IDs"
-    require(interactions is not None or weight == 0, "collaborative_weight", weight, remedy)
+    interactions = _events(config, config.collaborative_weight)
     _require_space(config, texts)
     blocks, facts = _embed(config, texts, interactions, parts)
     mixed = next(iter(blocks.values()))
@@ -117,7 +114,8 @@ def _extend(
     extension = load_extension(folder, item_ids)
     kept, old = extension.kept, extension.catalog
     require_space(config.output, sum(map(len, texts)) + 4 * len(texts) * 512, largest=0)
-    blocks = extended_blocks(extension, texts, load_data(config.data), parts)
+    events = _events(config, extension.config.collaborative_weight)
+    blocks = extended_blocks(extension, texts, events, parts)
     before, codes = extended_codes(extension, kept.mixed(blocks))
     catalog = build_catalog(
         codes,
@@ -131,6 +129,15 @@ def _extend(
     made = replace(extension.config, data=config.data, output=config.output)
     _write(made, catalog, before, kept._replace(blocks=blocks), extension=extension.facts())
     return catalog
+
+
+def _events(config: TokenizeConfig, weight: float) -> Interactions | None:
+    """None of a folder of rows. Raises `RecastError` where the `collaborative_weight` needs any."""
+    if not has_rows(config.data):
+        return load_data(config.data)
+    remedy = f"{config.data} holds rows, no events: give 0, or items_as a file of semantic IDs"
+    require(weight == 0, "collaborative_weight", weight, remedy)
+    return None
 
 
 def _shaped(config: TokenizeConfig, num_items: int) -> tuple[TokenizeConfig, tuple[int, ...]]:
