@@ -51,7 +51,7 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
         num_epochs = -(-setup.num_steps // setup.epoch_steps)
         with run.stage("SFT", total=num_epochs, done=state.step) as stage:
             while goes_on(setup, config, state):
-                train_epoch(setup, config, state, setup.sequences(state.step), keeper)
+                train_epoch(setup, config, state, setup.epochs.sequences(state.step), keeper)
                 judged = replace(policy, model=state.judged())
                 valid = validate(judged, task, setup.valid_rows, config.valid_metrics)
                 with keeper.step():

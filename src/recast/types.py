@@ -126,6 +126,16 @@ class Sequences:
         place = starts[:, None] + column.minimum(lengths[:, None] - 1)
         return self.tokens[place].long(), self.loss_mask[place] & (column < lengths[:, None])
 
+    def take(self, index: Int[Tensor, " M"]) -> Sequences:
+        """Some sequences in this order, one twice if it is named twice."""
+        lengths = self.lengths[index]
+        starts = self.lengths.cumsum(0)[index] - lengths
+        shift = (starts - lengths.cumsum(0) + lengths).repeat_interleave(lengths)
+        place = shift + torch.arange(len(shift), device=shift.device)
+        return Sequences(
+            tokens=self.tokens[place], loss_mask=self.loss_mask[place], lengths=lengths
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draw:

@@ -27,6 +27,9 @@ from recast.errors import LogprobSpace, require
 Schedule = Literal["cosine", "linear", "constant"]
 """Of the learning rate of supervised training, after its warm-up."""
 
+LossOn = Literal["answer", "all"]
+"""Tokens of a rendered row that supervised training learns."""
+
 Keep = Literal["best", "last"]
 """Which weights a run leaves in `policy/`."""
 
@@ -126,7 +129,11 @@ class SFTConfig:
     them."""
     task_weights: dict[str, Any] = field(default_factory=dict)
     """How often each task of the data is read, as in `--task_weights.NAME 2`, 0: never; unset: by
-    its rows."""
+    its rows. Further ones, sid_to_title, title_to_sid and titles_to_sid, are read beside them: so
+    many rows for each of the data's, whose own tasks have weight 1 together unless they are
+    named."""
+    loss_on: LossOn = "answer"
+    """Of rendered rows the loss is on the answer alone, or on all tokens behind the first."""
     micro_batch_tokens: int | None = None
     """Tokens per pass, at most; unset: what fits into half of the free memory."""
     pass_tokens: int | None = None

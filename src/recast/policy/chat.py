@@ -136,20 +136,7 @@ class ChatTask:
         rows = rows[uniforms(self.seed, epoch, number, "shuffle", 1)[:, 0].argsort()]
         end = [] if self.renderer is None else self.renderer.end_of_turn
         answers = answers_of(self.catalog, self.targets(rows), end)
-        pairs = [
-            (prompt, np.array(answer, dtype=np.int32))
-            for prompt, answer in zip(self._tokens(rows), answers, strict=True)
-        ]
-        counts = [np.arange(len(p) + len(a)) >= len(p) for p, a in pairs]
-        device = self.catalog.device
-        tokens = _flat([part for pair in pairs for part in pair])
-        mask = np.concatenate([np.zeros(0, dtype=bool), *counts])
-        lengths = torch.tensor([len(count) for count in counts], dtype=torch.long)
-        return Sequences(
-            tokens=torch.from_numpy(tokens).to(device),
-            loss_mask=torch.from_numpy(mask).to(device),
-            lengths=lengths.to(device),
-        )
+        return sequences_of(self._tokens(rows), answers, self.catalog.device)
 
     def notes(self, rows: Int[Tensor, " N"]) -> list[str]:
         """How many of these prompts were cut."""
@@ -223,6 +210,26 @@ def chat_task(source: Rows | Interactions, policy: Policy, seed: int = 0) -> Cha
         renderer=renderer,
         limit=limit,
         seed=seed,
+    )
+
+
+def sequences_of(
+    prompts: Sequence[np.ndarray | list[int]],
+    answers: Sequence[list[int]],
+    device: torch.device | str,
+) -> Sequences:
+    """Prompts with their answers, on which alone the loss is."""
+    pairs = [
+        (np.array(prompt, dtype=np.int32), np.array(answer, dtype=np.int32))
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    counts = [np.arange(len(p) + len(a)) >= len(p) for p, a in pairs]
+    lengths = torch.tensor([len(count) for count in counts], dtype=torch.long)
+    mask = np.concatenate([np.zeros(0, dtype=bool), *counts])
+    return Sequences(
+        tokens=torch.from_numpy(_flat([part for pair in pairs for part in pair])).to(device),
+        loss_mask=torch.from_numpy(mask).to(device),
+        lengths=lengths.to(device),
     )
 
 

@@ -51,6 +51,8 @@ class Renderer:
     tokenizer: Any
     catalog: Catalog
     prompt: PromptConfig
+    writes_items: bool = True
+    """Whether an item is what follows a prompt; else it is text."""
 
     def __post_init__(self) -> None:
         names = self.catalog.names.of(self.catalog.codebook_sizes)
@@ -77,7 +79,7 @@ class Renderer:
     def _behind(self) -> str:
         """What stands behind every prompt; a prefix may end in the name that begins an item."""
         begin = self.catalog.names.begin
-        return (self.prompt.prefix or "").removesuffix(begin) + begin
+        return (self.prompt.prefix or "").removesuffix(begin) + begin * self.writes_items
 
     @property
     def has_template(self) -> bool:
@@ -93,6 +95,10 @@ class Renderer:
             return self._rendered([{"role": "user", "content": said}], row)
 
         return Draft(len(words), text)
+
+    def question(self, content: str, row: int) -> Draft:
+        """A user message of which nothing may go."""
+        return Draft(0, lambda _: self._rendered([{"role": "user", "content": content}], row))
 
     def messages(self, content: str, row: int) -> Draft:
         """Messages as JSON, a list of objects with `role` and `content`."""

@@ -18,13 +18,16 @@ from recast.train.search import prompt_batches
 from recast.types import RecastError, require
 
 
-def check_weights(task: Task, rows: Int[Tensor, " N"], weights: Mapping[str, float]) -> None:
-    """Raise `RecastError` unless the weights are those of the tasks, each with rows to draw."""
+def check_weights(
+    task: Task, rows: Int[Tensor, " N"], weights: Mapping[str, float], further: str = ""
+) -> None:
+    """Raise `RecastError` unless the weights are those of the tasks, each with rows to draw;
+    `further` says which other names there are."""
     if not weights:
         return
     names = ", ".join(task.tasks)
     for name in weights:
-        remedy = f"the data has no such task, only {names}"
+        remedy = f"the data has no such task, only {names}{further}"
         require(name in task.tasks, "task_weights", name, remedy)
     missing = [name for name in task.tasks if name not in weights]
     remedy = f"give {', '.join(missing)} one too, 0 to leave it out"
@@ -92,13 +95,21 @@ def mixed_epoch(
             continue
         remedy = f"that is less than one of the {len(rows)} rows of an epoch: raise it, or give 0"
         require(share > 0, f"task_weights.{name}", weights[name], remedy)
-        first = epoch * share
-        passes = range(first // len(own), (first + share - 1) // len(own) + 1)
-        drawn = torch.cat(
-            [own[uniforms(seed, turn, own, "mixture", 1)[:, 0].argsort()] for turn in passes]
-        )
-        parts.append(drawn[first % len(own) :][:share])
+        parts.append(in_passes(own, share, seed=seed, epoch=epoch))
     return torch.cat(parts)
+
+
+def in_passes(
+    rows: Int[Tensor, " N"], count: int, *, seed: int, epoch: int, name: str = "mixture"
+) -> Int[Tensor, " C"]:
+    """So many rows for an epoch, the next ones of passes over all of them in a seeded order each:
+    one is read again only when all were."""
+    first = epoch * count
+    passes = range(first // len(rows), (first + count - 1) // len(rows) + 1)
+    drawn = torch.cat(
+        [rows[uniforms(seed, turn, rows, name, 1)[:, 0].argsort()] for turn in passes]
+    )
+    return drawn[first % len(rows) :][:count]
 
 
 def shares(task: Task, weights: Mapping[str, float], count: int) -> list[int]:

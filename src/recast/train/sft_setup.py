@@ -32,13 +32,13 @@ from recast.policy.tasks import HistoryTask, Task, check_catalog, load_source, m
 from recast.policy.threads import choose_threads
 from recast.policy.tokenizer import load_tokenizer
 from recast.run.doors import enter
+from recast.train.epochs import Epochs, further_tasks, make_epochs
 from recast.train.keeper import RunFacts, find_checkpoint
-from recast.train.mixture import check_weights, mixed_epoch
 from recast.train.premises import check_training
 from recast.train.rates import Rates, rates_of
 from recast.train.result import require_room
 from recast.train.sequences import MOST_SHARED, draw_negatives, learn
-from recast.types import LogprobSpace, RecastError, Sequences, require
+from recast.types import Interactions, LogprobSpace, RecastError, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +47,10 @@ class SFTSetup:
 
     policy: Policy
     task: Task
-    rows: Int[Tensor, " _rows"]
-    """That it learns from."""
+    epochs: Epochs
+    """What it reads."""
     num_windows: int
-    """Of the first epoch."""
+    """Of the first epoch, or rows of the data."""
     longest: int
     """Tokens of the longest of them."""
     epoch_steps: int
@@ -64,13 +64,6 @@ class SFTSetup:
     pass_tokens: int
     micro_batch_tokens: int
     run: RunFacts
-    task_weights: dict[str, float]
-    seed: int
-
-    def sequences(self, epoch: int) -> Sequences:
-        """What an epoch reads."""
-        rows = mixed_epoch(self.task, self.rows, self.task_weights, seed=self.seed, epoch=epoch)
-        return self.task.sequences(rows, epoch)
 
 
 def set_up_sft(config: SFTConfig) -> SFTSetup:
@@ -86,7 +79,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     check_catalog(config.data, catalog)
     _check_catalog_of(config, catalog)
     vectors = _vectors(config, catalog)
-    policy, task = _made(config, catalog, vectors)
+    policy, task, source = _made(config, catalog, vectors)
     _check_negatives(config.negatives, policy)
     policy.model.float()  # a small step is lost on weights of 8 bits
     chosen = config.resolved
@@ -97,14 +90,21 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     with dropping(policy.model, chosen.layer_dropout):
         pass  # a model whose blocks are not found says so now
     torch.manual_seed(config.seed)  # dropout is the only draw that is not counter-based
-    rows = torch.cat([task.rows(split) for split in config.splits]).unique()
-    check_weights(task, rows, config.task_weights)
-    drawn = mixed_epoch(task, rows, config.task_weights, seed=config.seed, epoch=0)
-    sequences = task.sequences(drawn, 0)
+    epochs = make_epochs(
+        policy,
+        task,
+        source,
+        splits=config.splits,
+        weights=config.task_weights,
+        loss_on=config.loss_on,
+        epochs=config.epochs,
+        seed=config.seed,
+    )
+    rows, sequences = epochs.rows, epochs.sequences(0)
     if not len(sequences):
         raise RecastError(f"{config.data} has no {_lacking(task)}: give more data")
     check_training(policy, task, rows, sequences)
-    longest = int(sequences.lengths.max())
+    longest = max(int(sequences.lengths.max()), epochs.longest)
     most = min(config.batch_windows, len(sequences))
     learned = int(sequences.loss_mask.sum()) * most // len(sequences)
     plan = plan_memory(policy, longest, config.micro_batch_tokens, reads=learned, has_lora=False)
@@ -138,11 +138,12 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     settings |= {"prompt": asdict(policy.prompt), "micro_batch_tokens": plan.micro_batch_tokens}
     valid_rows = require_valid(task, config.data, config.valid_rows)
     said = [_said(policy, config.model.path, new_rows), *task.notes(torch.cat([rows, valid_rows]))]
+    said += epochs.notes
     return SFTSetup(
         policy=policy,
         task=task,
-        rows=rows,
-        num_windows=len(sequences),
+        epochs=epochs,
+        num_windows=len(sequences) - sum(epochs.counts.values()),
         epoch_steps=epoch_steps,
         num_steps=min(config.epochs * epoch_steps, config.max_steps or sys.maxsize),
         rates=rates,
@@ -156,8 +157,6 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
             settings=settings | {"threads": threads, "pass_tokens": pass_tokens},
             resumed=resumed,
         ),
-        task_weights=config.task_weights,
-        seed=config.seed,
     )
 
 
@@ -182,8 +181,8 @@ def _check_catalog_of(config: SFTConfig, catalog: Catalog) -> None:
 
 def _made(
     config: SFTConfig, catalog: Catalog, vectors: Float[Tensor, "I D"] | None
-) -> tuple[Policy, Task]:
-    """The policy to train and what it reads."""
+) -> tuple[Policy, Task, Rows | Interactions]:
+    """The policy to train, what it reads and where that is from."""
     source = load_source(config.data)
     num_targets = int(source.targets.lengths.max()) if isinstance(source, Rows) else None
     policy = create_policy(
@@ -203,9 +202,9 @@ def _made(
         crop_frac=config.crop_frac,
         seed=config.seed,
     )
-    _check_windows(config, task)
-    space = _space_of(policy) if isinstance(task, HistoryTask) else "full"
-    return replace(policy, logprob_space=config.logprob_space or space), task
+    reads_text = _reads_text(config, task)
+    space = "full" if reads_text else _space_of(policy)
+    return replace(policy, logprob_space=config.logprob_space or space), task, source
 
 
 def _lacking(task: Task) -> str:
@@ -213,17 +212,25 @@ def _lacking(task: Task) -> str:
     return "user with 2 training events" if is_events else "row to train on"
 
 
-def _check_windows(config: SFTConfig, task: Task) -> None:
-    """Raise `RecastError` for settings of windows where rows are read as they are."""
-    if isinstance(task, HistoryTask):
-        return
+def _reads_text(config: SFTConfig, task: Task) -> bool:
+    """Whether rows are rendered, or further ones beside windows. Raises `RecastError` for settings
+    of windows where rows are read as they are, and for one of rendered rows without any."""
+    is_windows = isinstance(task, HistoryTask)
+    if is_windows and not any(
+        config.task_weights[x] for x in further_tasks(task, config.task_weights)
+    ):
+        need = "windows of events are learned from the first item on, leave it out"
+        require(config.loss_on == "answer", "loss_on", config.loss_on, need)
+        return False
     need = "prompts are read with their answers over the whole vocabulary, leave it out"
     fits = config.logprob_space in (None, "full")
     require(fits, "logprob_space", config.logprob_space, need)
     require(config.negatives is None, "negatives", config.negatives, need)
     need = "it belongs to windows of events, and these are rendered prompts or rows, leave it out"
     for name in ("backwards_frac", "crop_frac"):
-        require(not getattr(config, name), name, getattr(config, name), need)
+        fits = is_windows or not getattr(config, name)
+        require(fits, name, getattr(config, name), need)
+    return True
 
 
 def _space_of(policy: Policy) -> LogprobSpace:
