@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from recast.config import RLConfig
+from recast.evaluation.text import tell
 from recast.methods.guard import ask_signal, blame
 from recast.methods.parts import supply
 from recast.methods.table import Method
@@ -46,7 +47,9 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
     watch = partial(watch_tasks, valid_rows=setup.valid_counts, is_free=is_free)
     with setup.run.open(state, log) as (run, keeper):
         run.say(setup.text)
+        heard = partial(tell, run, policy, setup.probe, stage=setup.name)
         if not state.valid:
+            heard(step=0, when="before")
             with keeper.step():
                 metrics = judge(setup, state)
                 run.metrics(0, metrics, stage=setup.name)
@@ -66,7 +69,7 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
                         run.say(line)
         if told := _ending(config, state):
             run.say(told)
-        kept = state.take()
+        kept = state.take() | heard(step=state.step, when="after")
         save_result(policy, Path(config.output) / "policy", merge=config.lora.merge)
     return kept | state.counts
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recast.config import Precision, SFTConfig
 from recast.evaluation.rank import validate
+from recast.evaluation.text import tell
 from recast.policy.load import Policy, trained_parameters
 from recast.policy.tasks import HistoryTask
 from recast.run.log import RunLog
@@ -48,6 +49,9 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
         run.say(f"{said}, torch threads: {torch.get_num_threads()}")
         if setup.text:
             run.say(setup.text)
+        heard = partial(tell, run, policy, setup.probe, stage="SFT")
+        if not state.count:
+            heard(step=0, when="before")
         num_epochs = -(-setup.num_steps // setup.epoch_steps)
         with run.stage("SFT", total=num_epochs, done=state.step) as stage:
             while goes_on(setup, config, state):
@@ -59,7 +63,7 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
                     stage.advance(metrics, step=state.optimizer_steps)
                     state.end_epoch()
                     state.validated(metrics | {"sft/epoch": float(state.step)})
-        kept = state.take()
+        kept = state.take() | heard(step=state.optimizer_steps, when="after")
         save_result(policy, Path(config.output) / "policy")
     return kept | state.counts
 

@@ -129,9 +129,11 @@ class SFTConfig:
     them."""
     task_weights: dict[str, Any] = field(default_factory=dict)
     """How often each task of the data is read, as in `--task_weights.NAME 2`, 0: never; unset: by
-    its rows. Further ones, sid_to_title, title_to_sid and titles_to_sid, are read beside them: so
-    many rows for each of the data's, whose own tasks have weight 1 together unless they are
-    named."""
+    its rows. sid_to_title, title_to_sid, titles_to_sid and plain_text come beside them: so many
+    rows for each of the data's, whose own tasks have weight 1 together if none is named."""
+    plain_text: str | None = None
+    """File of chats or texts, of which a tenth tells before and after the run what the policy can
+    still say; task_weights.plain_text trains on the others."""
     loss_on: LossOn = "answer"
     """Of rendered rows the loss is on the answer alone, or on all tokens behind the first."""
     micro_batch_tokens: int | None = None
@@ -223,6 +225,9 @@ class RLConfig(StepConfig):
     valid_metrics: list[str] = field(default_factory=lambda: list(VALID_METRICS))
     """What each validation logs at item level: hr, pass, first_pass, recall or ndcg at a k, as in
     `--valid_metrics hr@1 hr@10 ndcg@10`; a k above 32 lists as many beams."""
+    plain_text: str | None = None
+    """File of chats or texts, of which a tenth tells before and after the run what the policy can
+    still say."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

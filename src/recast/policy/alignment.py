@@ -13,6 +13,8 @@ from dataclasses import replace
 
 import torch
 
+from recast.config import PromptConfig
+from recast.data.plain_text import PlainRow
 from recast.data.rows import Rows
 from recast.draws import uniforms
 from recast.items.catalog import Catalog
@@ -24,24 +26,28 @@ from recast.types import Interactions, RecastError, Sequences, require
 
 ITEM_TASKS = ("sid_to_title", "title_to_sid", "titles_to_sid")
 
+LONGEST_PLAIN = 512
+"""Tokens of a plain row: as many as a row of supervised training has that shares one."""
+
 SID_TO_TITLE = "What is the item {sid}{of} called?"
 TITLE_TO_SID = "Which item{of} is called {title}?"
 """`of` names the domain where the catalogue has several, whose items share semantic IDs."""
 
 
 def renderer_of(policy: Policy, name: str) -> Renderer:
-    """What renders a task of this name; raises `RecastError` for a policy that reads no text, and
-    for items without semantic IDs."""
+    """What renders rows of this name; raises `RecastError` for a policy that reads no text."""
     if policy.tokenizer is None:
         raise RecastError(
             f"{name} is text, and the policy has no tokenizer: start from a model with one, "
             "--model.path"
         )
-    sizes = policy.catalog.codebook_sizes
-    remedy = "the items have no semantic IDs, leave it out"
-    require(bool(sizes), "task_weights", name, remedy)
     prompt = prompt_of(policy.tokenizer, policy.prompt, "the policy", is_rows=True)
     return Renderer(tokenizer=policy.tokenizer, catalog=policy.catalog, prompt=prompt)
+
+
+def plain_renderer(policy: Policy, name: str) -> Renderer:
+    """What renders chats as they are: no setting of the policy's prompts is theirs."""
+    return replace(renderer_of(policy, name), prompt=PromptConfig(), writes_items=False)
 
 
 def item_rows(policy: Policy, name: str) -> tuple[Sequences, list[str]]:
@@ -51,8 +57,7 @@ def item_rows(policy: Policy, name: str) -> tuple[Sequences, list[str]]:
     Raises `RecastError` where there is no such item.
     """
     renderer, catalog = renderer_of(policy, name), policy.catalog
-    items = _items(catalog)
-    require(bool(items), "task_weights", name, "no item of the catalogue has a text, leave it out")
+    items = _items(catalog, name)
     titles = [catalog.texts[item].strip() for item in items]
     if name == "sid_to_title":
         renderer = replace(renderer, writes_items=False)
@@ -101,8 +106,7 @@ def history_rows(
     renderer_of(policy, name)
     remedy = "prompt.history is titles, which the rows of the data hold already, leave it out"
     require(policy.prompt.history != "titles", "task_weights", name, remedy)
-    has_text = bool(_items(policy.catalog))
-    require(has_text, "task_weights", name, "no item of the catalogue has a text, leave it out")
+    _items(policy.catalog, name)
     num_targets = int(source.targets.lengths.max()) if isinstance(source, Rows) else 1
     asked = replace(policy, prompt=replace(policy.prompt, history="titles"))
     task = chat_task(source, with_room(asked, num_targets), seed)
@@ -115,6 +119,38 @@ def history_rows(
     return task.sequences(rows, 0), [f"{name}: {line}" for line in task.notes(rows)]
 
 
+def plain_rows(policy: Policy, rows: Sequence[PlainRow], file: str) -> tuple[Sequences, list[str]]:
+    """Chats through the policy's template, as they are, with a loss on the last answer; texts as
+    its tokenizer reads them, with one on all but the first token; of both the first
+    `LONGEST_PLAIN` tokens. And lines on what was cut and on rows without a token to learn.
+
+    Raises `RecastError` for chats that the template does not take, and where no row is left.
+    """
+    renderer = plain_renderer(policy, file)
+    room = min(context_of(policy.model) or LONGEST_PLAIN, LONGEST_PLAIN)
+    answers = [row.answer for row in rows]
+    if rows[0].prompt is None:
+        read = renderer.tokenizer(answers, verbose=False)["input_ids"]
+        pairs = [(ids[:1], ids[1:]) for ids in read]
+    else:
+        try:
+            drafts = [renderer.messages(row.prompt or "", place) for place, row in enumerate(rows)]
+            prompts, _ = renderer.tokens(drafts, range(len(rows)), None)
+        except RecastError as error:
+            raise RecastError(f"{file}: {error}") from error
+        said = [[*ids, *renderer.end_of_turn] for ids in encoded(renderer, answers)]
+        pairs = list(zip(prompts, said, strict=True))
+    kept = [(prompt, answer[: room - len(prompt)]) for prompt, answer in pairs]
+    kept = [(prompt, answer) for prompt, answer in kept if answer and len(prompt) < room]
+    remedy = f"none has an answer within {room} tokens, give shorter ones"
+    require(bool(kept), "plain_text", file, remedy)
+    lost, cut = len(pairs) - len(kept), sum(len(p) + len(a) > room for p, a in pairs)
+    notes = [f"{file}: {cut:,} of {len(pairs):,} rows are cut at {room} tokens"] if cut else []
+    notes += [f"{file}: {lost:,} of {len(pairs):,} rows hold nothing to learn"] if lost else []
+    prompts, said = [prompt for prompt, _ in kept], [answer for _, answer in kept]
+    return sequences_of(prompts, said, policy.catalog.device), notes
+
+
 def encoded(renderer: Renderer, texts: list[str]) -> list[list[int]]:
     """Tokens of answers, without anything around them."""
     ids: list[list[int]] = renderer.tokenizer(texts, add_special_tokens=False, verbose=False)[
@@ -123,10 +159,14 @@ def encoded(renderer: Renderer, texts: list[str]) -> list[list[int]]:
     return ids
 
 
-def _items(catalog: Catalog) -> list[int]:
-    """Items that have a text and write something."""
+def _items(catalog: Catalog, name: str) -> list[int]:
+    """Items that have a text and a semantic ID, at least one."""
+    remedy = "the items have no semantic IDs, leave it out"
+    require(bool(catalog.codebook_sizes), "task_weights", name, remedy)
     written = catalog.is_written.tolist()
-    return [i for i, text in enumerate(catalog.texts) if written[i] and text.strip()]
+    items = [i for i, text in enumerate(catalog.texts) if written[i] and text.strip()]
+    require(bool(items), "task_weights", name, "no item of the catalogue has a text, leave it out")
+    return items
 
 
 def _of(catalog: Catalog, item: int) -> str:

@@ -51,7 +51,7 @@ def packed_gap(model: PreTrainedModel, catalog: Catalog) -> float:
     with _in_float32(model):
         packed = pack(prompts, lengths, branches)
         logits = model.get_output_embeddings()(packed_forward(model, packed))
-        with _own_attention(model):
+        with own_attention(model):
             alone = [
                 _last_logits(model, torch.cat([prompt[:length].expand(3, -1), own[:, :2]], dim=1))
                 for prompt, length, own in zip(prompts, lengths, branches, strict=True)
@@ -90,7 +90,7 @@ def _telling_tokens(model: PreTrainedModel, catalog: Catalog) -> Int[Tensor, " 1
 
 
 @contextmanager
-def _own_attention(model: PreTrainedModel) -> Iterator[None]:
+def own_attention(model: PreTrainedModel) -> Iterator[None]:
     """The attention that transformers wrote for this model, on the same weights."""
     configs = {id(x.config): x.config for x in model.modules() if hasattr(x, "config")}
     before = [(config, config._attn_implementation) for config in configs.values()]

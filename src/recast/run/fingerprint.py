@@ -59,6 +59,7 @@ _READ: dict[str, tuple[str, ...]] = {
     "policy": _POLICY,
     "ranker": _POLICY,
     "guide": _POLICY,
+    "plain_text": (),
     "embeddings": (*_CATALOG, "embeddings.safetensors"),
 }
 """Settings that name a file or a folder, and the files of the folder that a verb reads."""

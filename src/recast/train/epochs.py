@@ -15,15 +15,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 from recast.config.train import LossOn
+from recast.data.plain_text import PlainText
 from recast.data.rows import Rows
 from recast.draws import uniforms
-from recast.policy.alignment import ITEM_TASKS, history_rows, item_rows
+from recast.policy.alignment import ITEM_TASKS, history_rows, item_rows, plain_rows
 from recast.policy.load import Policy
 from recast.policy.tasks import Task
 from recast.train.mixture import check_weights, in_passes, mixed_epoch
-from recast.types import Interactions, Sequences, require
+from recast.types import Interactions, RecastError, Sequences, require
 
-FURTHER = ITEM_TASKS
+PLAIN_TEXT = "plain_text"
+FURTHER = (*ITEM_TASKS, PLAIN_TEXT)
 """Tasks that are not the data's own."""
 
 _MOST = 2**24
@@ -85,6 +87,7 @@ def make_epochs(
     task: Task,
     source: Rows | Interactions,
     *,
+    plain: PlainText | None,
     splits: Sequence[str],
     weights: Mapping[str, float],
     loss_on: LossOn,
@@ -116,6 +119,9 @@ def make_epochs(
     for name in asked:
         if name == "titles_to_sid":
             found = history_rows(policy, source, splits, epochs * counts[name], seed)
+        elif name == PLAIN_TEXT:
+            text = _to_train_on(plain, weights[name])
+            found = plain_rows(policy, text.rows, text.file)
         else:
             found = item_rows(policy, name)
         parts[name], more = found
@@ -123,6 +129,16 @@ def make_epochs(
     said = [f"{counts[name]:,} {name} (of {len(parts[name]):,})" for name in asked]
     notes = [f"an epoch reads further rows: {', '.join(said)}", *notes]
     return replace(alone, parts=parts, counts=counts, notes=notes)
+
+
+def _to_train_on(plain: PlainText | None, weight: float) -> PlainText:
+    """The rows of a file; raises `RecastError` without any."""
+    name = f"task_weights.{PLAIN_TEXT}"
+    if plain is None:
+        raise RecastError(f"{name} is {weight}: give their file, --plain_text FILE")
+    few = f"{plain.file} has no row beside those that are held out, give more"
+    require(bool(plain.rows), name, weight, few)
+    return plain
 
 
 def further_tasks(task: Task, weights: Mapping[str, float]) -> list[str]:

@@ -11,7 +11,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from recast.config import RLConfig
+from recast.data.plain_text import read_plain_text
 from recast.evaluation.rank import require_valid, rows_of_tasks, validate
+from recast.evaluation.text import TextProbe, make_probe
 from recast.methods.parts import find_part, spell
 from recast.methods.table import Method
 from recast.run.doors import enter
@@ -29,6 +31,8 @@ class RLSetup(StepSetup):
     """Of the run's stage on screen."""
     valid_rows: Int[Tensor, " N"]
     valid_metrics: list[str]
+    probe: TextProbe | None
+    """Tells what the policy can still say."""
     run: RunFacts
     """Its settings are the config, with what it left to the method filled in."""
 
@@ -60,6 +64,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     enter(config, RLConfig)
     resumed = find_checkpoint(config.output, config.resume)
     config = replace(config, **(resumed.measured(config) if resumed else {}))
+    plain = read_plain_text(config.plain_text) if config.plain_text else None
     method, policy, task = load_step(config, method)
     require_room(
         config.output, policy, copies=3 + (config.keep == "best"), checkpoints=1 if resumed else 2
@@ -88,6 +93,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         name=f"{method.label}, {name} rollouts" if name else method.label,
         valid_rows=valid_rows,
         valid_metrics=config.valid_metrics,
+        probe=make_probe(policy, plain) if plain else None,
         run=RunFacts(
             output=config.output,
             settings=_settings(config, step) | drawn_from,

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from recast.config import ModelConfig, NewRows, SFTConfig
 from recast.config.train import MOST_FULL
+from recast.data.plain_text import read_plain_text
 from recast.data.rows import Rows
 from recast.evaluation.rank import require_valid
+from recast.evaluation.text import TextProbe, make_probe
 from recast.items.card import splits_shown
 from recast.items.catalog import Catalog, load_catalog
 from recast.items.embed import has_vectors, load_vectors
@@ -49,6 +51,8 @@ class SFTSetup:
     task: Task
     epochs: Epochs
     """What it reads."""
+    probe: TextProbe | None
+    """Tells what the policy can still say."""
     num_windows: int
     """Of the first epoch, or rows of the data."""
     longest: int
@@ -79,6 +83,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     check_catalog(config.data, catalog)
     _check_catalog_of(config, catalog)
     vectors = _vectors(config, catalog)
+    plain = read_plain_text(config.plain_text) if config.plain_text else None
     policy, task, source = _made(config, catalog, vectors)
     _check_negatives(config.negatives, policy)
     policy.model.float()  # a small step is lost on weights of 8 bits
@@ -94,6 +99,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
         policy,
         task,
         source,
+        plain=plain,
         splits=config.splits,
         weights=config.task_weights,
         loss_on=config.loss_on,
@@ -143,6 +149,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
         policy=policy,
         task=task,
         epochs=epochs,
+        probe=make_probe(policy, plain) if plain else None,
         num_windows=len(sequences) - sum(epochs.counts.values()),
         epoch_steps=epoch_steps,
         num_steps=min(config.epochs * epoch_steps, config.max_steps or sys.maxsize),
