@@ -69,8 +69,9 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
                         run.say(line)
         if told := _ending(config, state):
             run.say(told)
-        kept = state.take() | heard(step=state.step, when="after")
+        kept = state.take()
         save_result(policy, Path(config.output) / "policy", merge=config.lora.merge)
+        kept |= heard(step=state.step, when="after")
     return kept | state.counts
 
 

@@ -63,8 +63,9 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
                     stage.advance(metrics, step=state.optimizer_steps)
                     state.end_epoch()
                     state.validated(metrics | {"sft/epoch": float(state.step)})
-        kept = state.take() | heard(step=state.optimizer_steps, when="after")
+        kept = state.take()
         save_result(policy, Path(config.output) / "policy")
+        kept |= heard(step=state.optimizer_steps, when="after")
     return kept | state.counts
 
 

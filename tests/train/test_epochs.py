@@ -125,6 +125,14 @@ def test_a_loss_on_all_tokens_but_the_first(policy: Policy, task: Task) -> None:
     assert int(answer.loss_mask.sum()) == 18 * 5  # three codes, what ends an item and a turn
 
 
+def test_of_many_plain_rows_those_that_a_run_reads(policy: Policy, task: Task) -> None:
+    many = PLAIN._replace(rows=[PlainRow(None, f"text {number}") for number in range(50)])
+    epochs = made(policy, task, {"plain_text": 0.25}, plain=many)
+    assert len(epochs.parts["plain_text"]) == 2 * 3
+    found = [x for n in range(2) for x in texts(policy, epochs.sequences(n)) if "text " in x]
+    assert len(set(found)) == 6
+
+
 @pytest.mark.parametrize(
     ("weights", "said"),
     [

@@ -121,7 +121,7 @@ def nats(policy: Policy, rows: Sequences) -> float:
         positions = place[:-1].expand(len(tokens), -1)
         hidden = hidden_states(policy.model, positions, tokens=tokens[:, :-1])
         labels = tokens[:, 1:][inside][:, None]
-        total -= float(vocabulary_scores(policy.model, hidden[inside], labels).double().sum())
+        total -= float(vocabulary_scores(policy.model, hidden[inside], labels).cpu().double().sum())
         count += len(labels)
     return total / count
 

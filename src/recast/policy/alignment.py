@@ -8,9 +8,10 @@ no event of the training period has too: a text is no event. RL and evaluation n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from recast.config import PromptConfig
@@ -28,6 +29,12 @@ ITEM_TASKS = ("sid_to_title", "title_to_sid", "titles_to_sid")
 
 LONGEST_PLAIN = 512
 """Tokens of a plain row: as many as a row of supervised training has that shares one."""
+
+Pair = tuple[np.ndarray, np.ndarray]
+"""Tokens of a prompt and of its answer."""
+
+_RENDERED = 4096
+"""Rows that are rendered and tokenized together."""
 
 SID_TO_TITLE = "What is the item {sid}{of} called?"
 TITLE_TO_SID = "Which item{of} is called {title}?"
@@ -58,17 +65,36 @@ def item_rows(policy: Policy, name: str) -> tuple[Sequences, list[str]]:
     """
     renderer, catalog = renderer_of(policy, name), policy.catalog
     items = _items(catalog, name)
+    pairs = [
+        pair
+        for start in range(0, len(items), _RENDERED)
+        for pair in _item_pairs(renderer, name, items[start : start + _RENDERED])
+    ]
+    context, most = context_of(policy.model), policy.prompt.max_tokens
+    kept = [
+        (prompt, answer)
+        for prompt, answer in pairs
+        if (context is None or len(prompt) + len(answer) <= context)
+        and (most is None or len(prompt) <= most)
+    ]
+    lost = len(pairs) - len(kept)
+    remedy = "no item's row fits into the model's context and prompt.max_tokens, leave it out"
+    require(bool(kept), "task_weights", name, remedy)
+    notes = [f"{name}: {lost:,} of {len(pairs):,} items are left out, too long"] if lost else []
+    return sequences_of(kept, catalog.device), notes
+
+
+def _item_pairs(renderer: Renderer, name: str, items: list[int]) -> Iterator[Pair]:
+    """Question and answer of each item."""
+    catalog, end = renderer.catalog, renderer.end_of_turn
     titles = [catalog.texts[item].strip() for item in items]
     if name == "sid_to_title":
         renderer = replace(renderer, writes_items=False)
         # Roles end a line in a template; without one the question does it here.
         template, before = SID_TO_TITLE, "" if renderer.has_template else "\n"
-        words = [before + title for title in titles]
-        answers = [[*ids, *renderer.end_of_turn] for ids in encoded(renderer, words)]
+        answers = [[*ids, *end] for ids in _encoded(renderer, [before + x for x in titles])]
     else:
-        template = TITLE_TO_SID
-        targets = torch.tensor(items)[:, None]
-        answers = answers_of(catalog, targets, renderer.end_of_turn)
+        template, answers = TITLE_TO_SID, answers_of(catalog, torch.tensor(items)[:, None], end)
     drafts = [
         renderer.question(
             template.format(sid=renderer.spelled[item], title=title, of=_of(catalog, item)), item
@@ -79,19 +105,7 @@ def item_rows(policy: Policy, name: str) -> tuple[Sequences, list[str]]:
         prompts, _ = renderer.tokens(drafts, items, None)
     except RecastError as error:
         raise RecastError(f"task_weights.{name}, by item: {error}") from error
-    context, most = context_of(policy.model), policy.prompt.max_tokens
-    kept = [
-        place
-        for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
-        if (context is None or len(prompt) + len(answer) <= context)
-        and (most is None or len(prompt) <= most)
-    ]
-    lost = len(prompts) - len(kept)
-    remedy = "no item's row fits into the model's context and prompt.max_tokens, leave it out"
-    require(bool(kept), "task_weights", name, remedy)
-    notes = [f"{name}: {lost:,} of {len(prompts):,} items are left out, too long"] if lost else []
-    pairs = ([prompts[place] for place in kept], [answers[place] for place in kept])
-    return sequences_of(*pairs, catalog.device), notes
+    return zip(map(_array, prompts), map(_array, answers), strict=True)
 
 
 def history_rows(
@@ -128,30 +142,44 @@ def plain_rows(policy: Policy, rows: Sequence[PlainRow], file: str) -> tuple[Seq
     """
     renderer = plain_renderer(policy, file)
     room = min(context_of(policy.model) or LONGEST_PLAIN, LONGEST_PLAIN)
+    pairs = [
+        pair
+        for start in range(0, len(rows), _RENDERED)
+        for pair in _plain_pairs(renderer, rows[start : start + _RENDERED], file, start)
+    ]
+    fits = [(prompt, answer) for prompt, answer in pairs if len(prompt) < room and len(answer)]
+    kept = [(prompt, answer[: room - len(prompt)]) for prompt, answer in fits]
+    remedy = f"none has an answer within {room} tokens, give shorter ones"
+    require(bool(kept), "plain_text", file, remedy)
+    lost, cut = len(pairs) - len(kept), sum(len(p) + len(a) > room for p, a in fits)
+    notes = [f"{file}: {cut:,} of {len(pairs):,} rows are cut at {room} tokens"] if cut else []
+    notes += [f"{file}: {lost:,} of {len(pairs):,} rows hold nothing to learn"] if lost else []
+    return sequences_of(kept, policy.catalog.device), notes
+
+
+def _plain_pairs(
+    renderer: Renderer, rows: Sequence[PlainRow], file: str, start: int
+) -> Iterator[Pair]:
+    """Prompt and answer of each row; of a text its first token and the others."""
     answers = [row.answer for row in rows]
     if rows[0].prompt is None:
         read = renderer.tokenizer(answers, verbose=False)["input_ids"]
-        pairs = [(ids[:1], ids[1:]) for ids in read]
-    else:
-        try:
-            drafts = [renderer.messages(row.prompt or "", place) for place, row in enumerate(rows)]
-            prompts, _ = renderer.tokens(drafts, range(len(rows)), None)
-        except RecastError as error:
-            raise RecastError(f"{file}: {error}") from error
-        said = [[*ids, *renderer.end_of_turn] for ids in encoded(renderer, answers)]
-        pairs = list(zip(prompts, said, strict=True))
-    kept = [(prompt, answer[: room - len(prompt)]) for prompt, answer in pairs]
-    kept = [(prompt, answer) for prompt, answer in kept if answer and len(prompt) < room]
-    remedy = f"none has an answer within {room} tokens, give shorter ones"
-    require(bool(kept), "plain_text", file, remedy)
-    lost, cut = len(pairs) - len(kept), sum(len(p) + len(a) > room for p, a in pairs)
-    notes = [f"{file}: {cut:,} of {len(pairs):,} rows are cut at {room} tokens"] if cut else []
-    notes += [f"{file}: {lost:,} of {len(pairs):,} rows hold nothing to learn"] if lost else []
-    prompts, said = [prompt for prompt, _ in kept], [answer for _, answer in kept]
-    return sequences_of(prompts, said, policy.catalog.device), notes
+        return ((_array(ids[:1]), _array(ids[1:])) for ids in read)
+    numbers = range(start, start + len(rows))
+    try:
+        drafts = [renderer.messages(x.prompt or "", n) for x, n in zip(rows, numbers, strict=True)]
+        prompts, _ = renderer.tokens(drafts, numbers, None)
+    except RecastError as error:
+        raise RecastError(f"{file}: {error}") from error
+    said = [[*ids, *renderer.end_of_turn] for ids in _encoded(renderer, answers)]
+    return zip(map(_array, prompts), map(_array, said), strict=True)
 
 
-def encoded(renderer: Renderer, texts: list[str]) -> list[list[int]]:
+def _array(tokens: list[int]) -> np.ndarray:
+    return np.array(tokens, dtype=np.int32)
+
+
+def _encoded(renderer: Renderer, texts: list[str]) -> list[list[int]]:
     """Tokens of answers, without anything around them."""
     ids: list[list[int]] = renderer.tokenizer(texts, add_special_tokens=False, verbose=False)[
         "input_ids"

@@ -136,7 +136,11 @@ class ChatTask:
         rows = rows[uniforms(self.seed, epoch, number, "shuffle", 1)[:, 0].argsort()]
         end = [] if self.renderer is None else self.renderer.end_of_turn
         answers = answers_of(self.catalog, self.targets(rows), end)
-        return sequences_of(self._tokens(rows), answers, self.catalog.device)
+        pairs = [
+            (prompt, np.array(answer, dtype=np.int32))
+            for prompt, answer in zip(self._tokens(rows), answers, strict=True)
+        ]
+        return sequences_of(pairs, self.catalog.device)
 
     def notes(self, rows: Int[Tensor, " N"]) -> list[str]:
         """How many of these prompts were cut."""
@@ -214,15 +218,9 @@ def chat_task(source: Rows | Interactions, policy: Policy, seed: int = 0) -> Cha
 
 
 def sequences_of(
-    prompts: Sequence[np.ndarray | list[int]],
-    answers: Sequence[list[int]],
-    device: torch.device | str,
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], device: torch.device | str
 ) -> Sequences:
     """Prompts with their answers, on which alone the loss is."""
-    pairs = [
-        (np.array(prompt, dtype=np.int32), np.array(answer, dtype=np.int32))
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
     counts = [np.arange(len(p) + len(a)) >= len(p) for p, a in pairs]
     lengths = torch.tensor([len(count) for count in counts], dtype=torch.long)
     mask = np.concatenate([np.zeros(0, dtype=bool), *counts])

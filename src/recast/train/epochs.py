@@ -120,7 +120,7 @@ def make_epochs(
         if name == "titles_to_sid":
             found = history_rows(policy, source, splits, epochs * counts[name], seed)
         elif name == PLAIN_TEXT:
-            text = _to_train_on(plain, weights[name])
+            text = _to_train_on(plain, weights[name], epochs * counts[name], seed)
             found = plain_rows(policy, text.rows, text.file)
         else:
             found = item_rows(policy, name)
@@ -131,14 +131,17 @@ def make_epochs(
     return replace(alone, parts=parts, counts=counts, notes=notes)
 
 
-def _to_train_on(plain: PlainText | None, weight: float) -> PlainText:
-    """The rows of a file; raises `RecastError` without any."""
+def _to_train_on(plain: PlainText | None, weight: float, most: int, seed: int) -> PlainText:
+    """The rows of a file, at most so many, a seeded sample; raises `RecastError` without any."""
     name = f"task_weights.{PLAIN_TEXT}"
     if plain is None:
         raise RecastError(f"{name} is {weight}: give their file, --plain_text FILE")
     few = f"{plain.file} has no row beside those that are held out, give more"
     require(bool(plain.rows), name, weight, few)
-    return plain
+    if len(plain.rows) <= most:
+        return plain
+    draws = uniforms(seed, 0, torch.arange(len(plain.rows)), PLAIN_TEXT, 1)[:, 0]
+    return plain._replace(rows=[plain.rows[n] for n in draws.argsort()[:most].tolist()])
 
 
 def further_tasks(task: Task, weights: Mapping[str, float]) -> list[str]:
