@@ -28,7 +28,7 @@ PLAIN_TEXT = "plain_text"
 FURTHER = (*ITEM_TASKS, PLAIN_TEXT)
 """Tasks that are not the data's own."""
 
-_MOST = 2**24
+_MOST = 2**22
 """Rows that a further task adds to an epoch: their tokens are held at once."""
 
 
