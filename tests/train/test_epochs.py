@@ -90,7 +90,7 @@ def test_weights_of_further_tasks_alone_leave_own_rows(policy: Policy, task: Tas
     ]
     assert sorted(titles.count(text) for text in set(titles)) == [1] * 4 + [2] * 4
     order = kinds(policy, epochs.sequences(0))
-    assert order != sorted(order, key=list(KINDS).index)  # they are mixed
+    assert set(order[:12]) - {"buy", "watch"}  # they are mixed
     assert order != kinds(policy, epochs.sequences(1))
     again = made(policy, task, weights).sequences(1)
     assert torch.equal(epochs.sequences(1).tokens, again.tokens)
