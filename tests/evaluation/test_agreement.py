@@ -45,8 +45,8 @@ def ranks_of(targets: list[list[int]]) -> Ranks:
     catalog = build_catalog(torch.arange(12)[:, None], (12,))
     prompts = tiny.make_prompts(catalog, [[0]] * 8, [[0]] * 8)
     prompts = tiny.with_targets(catalog, prompts, items)
-    groups = tiny.groups_of_items(catalog, prompts, torch.tensor(BEAMS))
-    places = dict(zip(FIELDS, places_in_beams(groups, catalog, distinct(items), None), strict=True))
+    found = places_in_beams(torch.tensor(BEAMS), prompts.seen, catalog, distinct(items), None)
+    places = dict(zip(FIELDS, found, strict=True))
     masks = {name: places.pop(name).bool() for name in ("item_mask", "sid_mask")}
     rows = torch.arange(8)
     return Ranks(row_ids=rows, users=rows, **masks, **places)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -36,15 +36,6 @@ SHARED = build_catalog(
 )
 SIDS = [[0, 1], [2], [3], [4], [5, 6, 7]]
 SID_OF = {item: sid for sid, items in enumerate(SIDS) for item in items}
-
-
-def groups_of(beams: list[list[int]], targets: list[list[int]], seen: list[list[int]]) -> Any:
-    """Beams as SIDs, best first; -1 where there is none."""
-    prompts = tiny.make_prompts(SHARED, [[0]] * len(beams), [[0]] * len(beams))
-    prompts = replace(prompts, seen=torch.tensor(seen, dtype=torch.long).reshape(len(seen), -1))
-    prompts = tiny.with_targets(SHARED, prompts, torch.tensor(targets))
-    first = torch.tensor([[SIDS[sid][0] if sid >= 0 else -1 for sid in row] for row in beams])
-    return tiny.groups_of_items(SHARED, prompts, first)
 
 
 def padded(values: list[int], width: int) -> list[int]:
@@ -84,10 +75,11 @@ def test_reference_places_in_beams(data: st.DataObject) -> None:
             left = set(SIDS[sid]) - set(gone)
             shown |= left if before < most else set()
             before += len(left)
-    groups = groups_of(beams, targets, seen)
+    first = torch.tensor([[SIDS[sid][0] if sid >= 0 else -1 for sid in row] for row in beams])
     within = places_within_sids(SHARED, torch.tensor(popularity).double(), seed=0)
-    found = places_in_beams(groups, SHARED, distinct(groups.prompts.target_items), within)
-    assert shown_in_beams(groups, SHARED, most).tolist() == sorted(shown)
+    named = distinct(torch.tensor(targets))
+    found = places_in_beams(first, torch.tensor(seen), SHARED, named, within)
+    assert shown_in_beams(first, torch.tensor(seen), SHARED, most).tolist() == sorted(shown)
     assert found.shape[:2] == (len(FIELDS), len(beams))
     for i, row in enumerate(wanted):
         assert found[:, i, : len(row)].T.tolist() == [list(map(int, place)) for place in row]

@@ -56,16 +56,19 @@ class EvaluateConfig:
 
     data: str
     """Folder made by `recast prepare`."""
-    policy: str
-    """Folder of the policy (it carries its catalogue), or of one of `recast baselines`."""
     output: str
     """Folder to create."""
+    policy: str | None = None
+    """Folder of the policy (it carries its catalogue), or of one of `recast baselines`."""
+    predictions: str | None = None
+    """In place of a policy: lists that MiniOneRec's evaluate.py or OpenOneRec's benchmark wrote
+    (`TASK/test_generated.json`, or the folder of all tasks), of the semantic IDs of `catalog`."""
     catalog: str | None = None
     """The policy's catalogue with new items, made by `recast tokenize --extend`, in its place."""
     split: Literal["valid", "test"] = "test"
     """Whose rows are ranked."""
     beam_width: int = 50
-    """Beams per row; metrics at k need k."""
+    """Beams per row, of published lists at most; metrics at k need k."""
     at: list[int] = field(default_factory=list)
     """Every k of the metrics, such as 1,3,5,10; unset: HR at 1, 5, 10, 50, NDCG at 5, 10."""
     levels: list[Level] = field(default_factory=lambda: ["item", "sid"])
@@ -124,6 +127,22 @@ class EvaluateConfig:
             remedy += "leave it out"
             require(self.guide is None, "guide", self.guide, remedy)
             require(self.alpha is None, "alpha", self.alpha, remedy)
+        if self.predictions is None:
+            need = "give the folder of a policy or of a baseline, or --predictions with lists"
+            require(self.policy is not None, "policy", self.policy, need)
+        else:
+            self._check_predictions()
+
+    def _check_predictions(self) -> None:
+        """Nothing is decoded: what says how is refused."""
+        remedy = "published lists are judged without a policy: leave out one of the two"
+        require(self.policy is None, "policy", self.policy, remedy)
+        need = "published lists need the catalogue of their semantic IDs: give that of `recast "
+        need += "tokenize` on this data"
+        require(self.catalog is not None, "catalog", self.catalog, need)
+        remedy = "published lists are decoded already: leave it out"
+        require(self.decoder == "beam", "decoder", self.decoder, remedy)
+        require(not self.exact_rows, "exact_rows", self.exact_rows, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)

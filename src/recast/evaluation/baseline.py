@@ -30,6 +30,7 @@ def evaluate_baseline(config: EvaluateConfig) -> Metrics:
     `RecastError` for a guide and for `exact_rows`, which are of a policy alone, and for other items
     or events than it was fitted on.
     """
+    assert config.policy is not None
     remedy = f"{config.policy} is a baseline, which mixes with no guide: leave it out"
     require(config.decoder == "beam", "decoder", config.decoder, remedy)
     remedy = f"{config.policy} is a baseline, which ranks without beams: leave it out"

@@ -34,6 +34,7 @@ from recast.evaluation.rank import (
     sample_rows,
 )
 from recast.evaluation.ranks import Ranks
+from recast.evaluation.rescore import evaluate_predictions
 from recast.policy.baselines import FIT_SPLITS
 from recast.policy.device import find_device
 from recast.policy.load import Policy, load_policy
@@ -52,20 +53,24 @@ _CHOOSING = 2000  # validation rows
 def evaluate_policy(config: EvaluateConfig) -> Metrics:
     """`recast evaluate`: rank a whole split, write `eval.json` and `rows.parquet`.
 
-    The policy may be a folder of `recast baselines`. Returns the means; `eval.json` adds their 95 %
+    The policy may be a folder of `recast baselines`, or published lists may stand in its place.
+    Returns the means; `eval.json` adds their 95 %
     intervals over users, what they cover and the settings. Raises `RecastError` when data and
     policy do not belong together or the split has no row.
     """
     enter(config, EvaluateConfig)
     find_device(config.device)
+    if config.predictions is not None:
+        return evaluate_predictions(config)
+    assert config.policy is not None  # one of the two
     if is_baseline(config.policy):
         return evaluate_baseline(config)
     with parts_of(config.output) as parts:
-        return _evaluate(config, parts)
+        return _evaluate(config, config.policy, parts)
 
 
-def _evaluate(config: EvaluateConfig, parts: Parts) -> Metrics:
-    policy = load_policy(config.policy, config.catalog).to(config.device)
+def _evaluate(config: EvaluateConfig, folder: str, parts: Parts) -> Metrics:
+    policy = load_policy(folder, config.catalog).to(config.device)
     policy.model.float()  # as in training, where near ties are told apart
     task = load_task(config.data, policy)
     rows = rows_to_rank(task, config.data, config.split)
@@ -94,7 +99,7 @@ def _evaluate(config: EvaluateConfig, parts: Parts) -> Metrics:
     few = rows[next(batches_of(policy, task, rows, config.beam_width))[:32]]
     wanted = parts.threads or config.threads
     threads = choose_threads(lambda: rank(few), wanted, config.device)
-    chosen_on, valid = None, valid_of(config.policy)
+    chosen_on, valid = None, valid_of(folder)
     if decoder.guide:
         alpha, valid = config.alpha, None
         if alpha is None:
@@ -107,7 +112,7 @@ def _evaluate(config: EvaluateConfig, parts: Parts) -> Metrics:
             chosen_on = {"split": "valid", "rows": len(few), "ndcg@10": tried}
         decoder = replace(decoder, alpha=alpha)
     ranks = rank(rows, parts)
-    facts = facts_of(ranks.facts, config, decoder)
+    facts = facts_of(ranks.facts, config, folder, decoder)
     chosen_on_split = "valid" if chosen_on else None
     ranks = replace(ranks, facts=replace(facts, valid_ndcg=valid, alpha_chosen_on=chosen_on_split))
     exact = _against_exact(policy, task, ranks, config, decoder, parts)
@@ -163,9 +168,9 @@ def alpha_curve(
     }
 
 
-def facts_of(facts: Facts, config: EvaluateConfig, decoder: Decoder) -> Facts:
+def facts_of(facts: Facts, config: EvaluateConfig, folder: str, decoder: Decoder) -> Facts:
     """What the ranks hang on besides how they were made: the run of the policy, and the guide."""
-    events_seen, training_seed = training_of(config.policy, config.data)
+    events_seen, training_seed = training_of(folder, config.data)
     guide = None
     if decoder.guide and config.guide:
         guide = f"{config.decoder}, alpha {decoder.alpha:g}, with {config.guide}"
@@ -175,7 +180,7 @@ def facts_of(facts: Facts, config: EvaluateConfig, decoder: Decoder) -> Facts:
         data=data_hash(config.data),
         events_seen=events_seen,
         training_seed=training_seed,
-        kept=kept_of(config.policy),
+        kept=kept_of(folder),
         guide=guide,
     )
 

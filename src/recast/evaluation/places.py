@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recast.groups import is_first
 from recast.items.catalog import Catalog
-from recast.types import RecastError, RolloutGroups
+from recast.types import RecastError
 
 FIELDS = ("sid_rank", "items_before", "num_sharing", "popular_rank", "item_mask", "sid_mask")
 
@@ -70,26 +70,28 @@ def places_within_sids(
 
 
 def places_in_beams(
-    groups: RolloutGroups,
+    beams: Int[Tensor, "B G"],
+    seen: Int[Tensor, "B S"],
     catalog: Catalog,
     targets: Int[Tensor, "B T"],
     within_sids: Int[Tensor, " I"] | None,
 ) -> Int[Tensor, "F B T"]:
-    """Places in the distinct SIDs that a beam search listed, most probable first.
+    """Places in the distinct SIDs that a search listed, each as one of its items, best first.
 
-    `targets` are `distinct`, `within_sids` comes from `places_within_sids`; without it nobody's
-    `popular_rank` is known and all are 0.
+    What is -1 keeps its place for nothing, and so does a SID of seen items alone. `targets` are
+    `distinct`, `within_sids` comes from `places_within_sids`; without it nobody's `popular_rank` is
+    known and all are 0.
     """
-    prompts, trie = groups.prompts, catalog.trie
-    nowhere, missing = trie.num_leaves, groups.items.shape[1]
+    trie = catalog.trie
+    nowhere, missing = trie.num_leaves, beams.shape[1]
 
     def leaves(items: Int[Tensor, "B N"], padding: int) -> Int[Tensor, "B N"]:
         return _leaves(items, catalog, padding)
 
     # Padding sorts behind every leaf; what it says of missing targets is masked in the end.
-    listed, target = leaves(groups.items, nowhere), leaves(targets, nowhere)
-    seen = leaves(prompts.seen, nowhere + 1)
-    taken = seen.sort(1).values
+    listed, target = leaves(beams, nowhere), leaves(targets, nowhere)
+    gone_leaves = leaves(seen, nowhere + 1)
+    taken = gone_leaves.sort(1).values
 
     def candidates(leaf: Int[Tensor, "B N"]) -> Int[Tensor, "B N"]:
         low, high = (torch.searchsorted(taken, leaf, right=right) for right in (False, True))
@@ -99,11 +101,16 @@ def places_in_beams(
     found, mask = hit.any(2), targets >= 0
     place = torch.where(found, hit.int().argmax(2), missing)
     sid_rank = torch.where(found, place + 1, 0)
-    before = torch.nn.functional.pad(candidates(listed).cumsum(1), (1, 0)).gather(1, place)
+    size = candidates(listed)
+    is_followed = (listed < nowhere).flip(1).cummax(1).values.flip(1)  # by a SID of the list
+    size = size.maximum(is_followed.long())
+    before = torch.nn.functional.pad(size.cumsum(1), (1, 0)).gather(1, place)
     popular_rank = torch.zeros_like(sid_rank)
     if within_sids is not None:
-        own, other = within_sids[targets.clamp(min=0)], within_sids[prompts.seen.clamp(min=0)]
-        gone = (seen[:, None, :] == target[:, :, None]) & (other[:, None, :] < own[:, :, None])
+        own, other = within_sids[targets.clamp(min=0)], within_sids[seen.clamp(min=0)]
+        gone = (gone_leaves[:, None, :] == target[:, :, None]) & (
+            other[:, None, :] < own[:, :, None]
+        )
         popular_rank = sid_rank * (own == gone.sum(2))
     values = sid_rank, before, candidates(target), popular_rank
     masks = mask, mask & is_first(target[..., None])
@@ -150,15 +157,16 @@ def places_in_scores(
     return torch.cat([torch.stack(columns, 2) * mask, masks.long()])
 
 
-def shown_in_beams(groups: RolloutGroups, catalog: Catalog, most: int = SHOWN) -> Int[Tensor, " C"]:
+def shown_in_beams(
+    beams: Int[Tensor, "B G"], seen: Int[Tensor, "B S"], catalog: Catalog, most: int = SHOWN
+) -> Int[Tensor, " C"]:
     """Distinct items that may be among the first `most` of a row: of SIDs that several items share
     all those that the row has not seen, in whatever order."""
-    trie, beams = catalog.trie, groups.items
+    trie = catalog.trie
     leaves = _leaves(beams, catalog, trie.num_leaves)
-    seen = groups.prompts.seen
     gone = _leaves(seen, catalog, trie.num_leaves + 1).sort(1).values
     low, high = (torch.searchsorted(gone, leaves, right=right) for right in (False, True))
-    size = trie.sharing(leaves) - (high - low)
+    size = (trie.sharing(leaves) - (high - low)).clamp(min=1)
     row, place = ((size.cumsum(1) - size < most) & (beams >= 0)).nonzero(as_tuple=True)
     chosen = leaves[row, place]
     counts = trie.sharing(chosen)

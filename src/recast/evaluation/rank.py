@@ -96,13 +96,13 @@ def rank_scores(
     facts = Facts(
         split=SPLITS[splits[0]] if len(splits) == 1 else None,
         split_name=interactions.split_name,
-        num_candidates=_candidates(catalog, catalog.domain_of[wanted[:, 0]].long()),
+        num_candidates=num_candidates(catalog, catalog.domain_of[wanted[:, 0]].long()),
         exclude_seen=interactions.exclude_seen,
         ties="random",
         seed=seed,
         events_seen=events_seen,
     )
-    return _ranks(rows, interactions.users[rows], places, facts, shown)
+    return as_ranks(rows, interactions.users[rows], places, facts, shown)
 
 
 def rank_policy(
@@ -142,10 +142,10 @@ def rank_policy(
         prompts = task.prompts(rows[index])
         targets = distinct(prompts.target_items)
         check_targets(targets, prompts.seen, prompts.row_ids)
-        groups = beam_search(policy, prompts, width, draw, decoder)
+        listed = beam_search(policy, prompts, width, draw, decoder).items
         return {
-            "places": places_in_beams(groups, policy.catalog, targets, within).cpu(),
-            "shown": shown_in_beams(groups, policy.catalog).cpu(),
+            "places": places_in_beams(listed, prompts.seen, policy.catalog, targets, within).cpu(),
+            "shown": shown_in_beams(listed, prompts.seen, policy.catalog).cpu(),
             "domains": prompts.domains.unique().cpu(),
         }
 
@@ -160,18 +160,18 @@ def rank_policy(
     facts = Facts(
         split=split,
         split_name=task.split_name,
-        num_candidates=_candidates(policy.catalog, domains),
+        num_candidates=num_candidates(policy.catalog, domains),
         exclude_seen=task.exclude_seen,
         beam_width=beam_width if beam_width < most else None,
         ties="expectation",
         seed=None if within is None else seed,
     )
     shown = [part["shown"] for part in done]
-    ranks = _ranks(rows, task.users(rows), places[:, order.argsort()], facts, shown)
+    ranks = as_ranks(rows, task.users(rows), places[:, order.argsort()], facts, shown)
     return ranks if within is not None else replace(ranks, popular_rank=None)
 
 
-def _candidates(catalog: Catalog, domains: Int[Tensor, " N"]) -> int:
+def num_candidates(catalog: Catalog, domains: Int[Tensor, " N"]) -> int:
     """Items that are candidates of some row, seen ones among them; of no row all."""
     domains = domains.unique() if len(domains) else torch.arange(len(catalog.domains))
     return int(catalog.num_candidates(domains.to(catalog.device)).sum())
@@ -184,7 +184,7 @@ def _check_rows(rows: Int[Tensor, " N"]) -> None:
     require(not negative, "row", negative, "row numbers start at 0")
 
 
-def _ranks(
+def as_ranks(
     rows: Int[Tensor, " N"],
     users: Int[Tensor, " N"],
     places: Int[Tensor, "F N T"],
