@@ -121,6 +121,13 @@ def add_sid_tokens(
     return catalog
 
 
+def num_rows(tokenizer: Any, catalog: Catalog) -> int:
+    """Tokens that a model needs for what its tokenizer knows and for semantic IDs that it lacks."""
+    known, names = {} if tokenizer is None else tokenizer.get_vocab(), _names(catalog)
+    new = 0 if any(name in known for name in names) else len(names)
+    return max(known.values(), default=-1) + 1 + new
+
+
 def _names(catalog: Catalog) -> list[str]:
     return catalog.names.of(catalog.codebook_sizes)
 
