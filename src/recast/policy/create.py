@@ -59,7 +59,7 @@ def create_policy(
             if vectors is not None:
                 add_vectors(model, catalog, vectors, config.initializer_range)
         elif is_policy(name):
-            policy = load_policy(name)
+            policy = load_policy(name, masters=True)
             catalog = numbered_like(policy.catalog, catalog, name)
             if torch.equal(policy.catalog.codes, catalog.codes):
                 _require_same_items(policy.catalog, catalog, name)

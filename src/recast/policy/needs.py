@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from recast.config import LoRAConfig
-from recast.policy.folder import ADAPTERS, require_model_folder
+from recast.policy.folder import ADAPTERS, place_of, require_model_folder
 from recast.policy.lora import read_adapters
 from recast.policy.memory import all_bytes, size
+from recast.run.doors import is_gguf
 from recast.run.reading import LOADING
 from recast.types import RecastError
 
@@ -131,16 +132,18 @@ def tell_needs(
     path = Path(folder)
     if (path / ADAPTERS).is_file():
         path = Path(read_adapters(path))
-    if require_model_folder(path) < _TOLD:
+    if not is_gguf(path) and require_model_folder(path) < _TOLD:
         return
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(**place_of(path))
         whole = needs_of(config, reference=reference, num_rows=num_rows)
         rank = lora.rank if lora and lora.rank else RANK
         layers = lora.layers if lora else "all-linear"
         adapters = needs_of(config, rank=rank, layers=layers, num_rows=num_rows)
     except LOADING:
         return  # loading it says why
+    if whole.trained < 4 * _TOLD:
+        return
     asked, there = adapters if lora and lora.rank else whole, all_bytes(torch.device(device))
     if asked.total > there:
         ways = []

@@ -15,6 +15,8 @@ from transformers import AutoTokenizer
 
 from recast.items.numbering import numbered_as
 from recast.items.writes import Catalog
+from recast.policy.folder import place_of
+from recast.run.doors import is_gguf
 from recast.run.reading import LOADING, reason_of
 from recast.types import RecastError
 
@@ -27,20 +29,19 @@ _START = "start from the model without semantic IDs, or from a policy that `reca
 
 
 def load_tokenizer(folder: Path) -> Any | None:
-    """The tokenizer of a Hugging Face folder, None where there is none.
+    """The tokenizer of a Hugging Face folder or of a GGUF file, None where there is none.
 
     Raises `RecastError` when it does not load, or has no vocabulary (transformers makes an empty
     one out of a config alone).
     """
-    if not any((folder / name).is_file() for name in _FILES):
+    if not (is_gguf(folder) or any((folder / name).is_file() for name in _FILES)):
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(**place_of(folder))
     except LOADING as error:
+        remedy = "give a whole GGUF file" if is_gguf(folder) else _REMEDY
         raise RecastError(
-            f"{folder}: its tokenizer does not load ({reason_of(error, 200)}): {_REMEDY}"
+            f"{folder}: its tokenizer does not load ({reason_of(error, 200)}): {remedy}"
         ) from error
     if len(tokenizer) == len(tokenizer.get_added_vocab()):
         raise RecastError(f"{folder}: its tokenizer has no vocabulary: {_REMEDY}")

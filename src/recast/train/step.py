@@ -67,9 +67,10 @@ def load_step(config: StepConfig, method: Method | None = None) -> tuple[Method,
     """The method in the policy's space, the policy as it is trained and the task."""
     find_device(config.device)
     method = resolve(config, method)
-    reference = _compares(method) and config.lora.rank is None
+    is_whole = config.lora.rank is None
+    reference = _compares(method) and is_whole
     tell_needs(config.policy, config.device, lora=config.lora, reference=reference)
-    policy = load_policy(config.policy, config.catalog).to(config.device)
+    policy = load_policy(config.policy, config.catalog, masters=is_whole).to(config.device)
     method = in_space_of(method, config, policy)
     task = load_task(config.data, policy)
     policy = _trainable(policy, config)
