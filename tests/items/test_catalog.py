@@ -155,6 +155,8 @@ def test_bad_folders_are_refused(catalog: Catalog, tmp_path: Path) -> None:
         ({"first_token": 2.0}, "sid.json has first_token 2.0 and first_token 2.0"),
         ({"bos_token": 2}, "sid.json has bos_token 2 and first_token 2"),
         ({"pad_token": -1}, "sid.json has pad_token -1 and first_token 2"),
+        ({"names": {"numbers": [[0, 0]]}}, "has numbers [[0, 0]]: no lists of different ones"),
+        ({"names": {"numbers": [[0, 1]]}}, "numbers of the names is [2]: codebooks ["),
         ({"other": 1}, "unexpected keyword argument 'other'"),
     ],
 )

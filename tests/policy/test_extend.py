@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, GPT2Config, PhiConfig
 
 from recast.config import ModelConfig
@@ -16,7 +17,7 @@ from recast.items.catalog import Catalog, build_catalog, build_token_catalog
 from recast.items.names import SidNames
 from recast.policy.create import create_policy
 from recast.policy.extend import add_sid_tokens, choose_new_rows, title_weights, vector_rows
-from recast.policy.load import save_policy
+from recast.policy.load import load_policy, save_policy
 from recast.types import RecastError
 
 TEXTS = ["w4 w4 W5", "w5 nothing", "w6 <a_1> w7", "", "nothing", "w6 w7", "", ""]
@@ -287,3 +288,34 @@ def test_items_without_a_semantic_id_pad_with_the_models_pad() -> None:
     catalog = add_sid_tokens(model, tiny.tiny_tokenizer(12), given, "text", 0, "m")
     assert catalog.tokens.tolist() == [[12], [5]]
     assert catalog.codes.tolist() == [[0], [-1]]
+
+
+def test_a_checkpoint_that_sorted_its_names_as_text_stays_as_it_is(tmp_path: Path) -> None:
+    """MiniOneRec's way: <a_10> before <a_2>, no name for a code without an item."""
+    codes = torch.tensor([[0, 2], [2, 10], [10, 2]])
+    given = build_catalog(codes, (11, 11), item_ids=["x", "y", "z"])
+    tokenizer = tiny.tiny_tokenizer(12)
+    words = ["<a_0>", "<a_10>", "<a_2>", "<b_10>", "<b_2>"]
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(tiny.tiny_config("qwen3", 17))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    policy = create_policy(ModelConfig(path=str(tmp_path / "model")), given, window=4, seed=0)
+    assert policy.model.get_input_embeddings().weight.equal(model.get_input_embeddings().weight)
+    assert policy.catalog.tokens.tolist() == [[12, 16], [14, 15], [13, 16]]
+    save_policy(policy, tmp_path / "policy")
+    given.save(tmp_path / "given")
+    # The catalogue as it was given says the same, also with an item more.
+    more = build_catalog([*codes.tolist(), [0, 10]], (11, 11), item_ids=["x", "y", "z", "new"])
+    more.save(tmp_path / "more")
+    assert load_policy(tmp_path / "policy").catalog.tokens.equal(policy.catalog.tokens)
+    other = load_policy(tmp_path / "policy", tmp_path / "given").catalog
+    assert other.tokens.equal(policy.catalog.tokens)
+    config = ModelConfig(path=str(tmp_path / "policy"))
+    for catalog, last in ((given, [13, 16]), (policy.catalog, [13, 16]), (more, [12, 15])):
+        assert create_policy(config, catalog, 4, 0).catalog.tokens[-1].tolist() == last
+    unnamed = build_catalog([*codes.tolist(), [3, 10]], (11, 11), item_ids=["x", "y", "z", "new"])
+    with pytest.raises(RecastError, match="policy knows no <a_3>, which item 'new' writes"):
+        create_policy(config, unnamed, 4, 0)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recast.config import LoRAConfig, ModelConfig
 from recast.policy.create import create_policy
-from recast.policy.load import load_policy, save_policy
+from recast.policy.load import Policy, load_policy, save_policy
 from recast.policy.lora import add_adapters
 from recast.policy.save import rounding
 from recast.run import checkpoint
@@ -117,8 +117,10 @@ def test_rounding_is_said_and_what_does_not_fit_is_refused(tmp_path: Path) -> No
     policy = create_policy(config, tiny.tiny_catalog(), window=5, seed=0)
     assert rounding(policy.model) == []
     policy.model.float()
-    said = ["weights are trained in float32 and rounded to float16, as they came, on disk"]
-    assert rounding(policy.model) == said
+    said = "weights are trained in float32 and rounded to float16, as they came, on disk"
+    assert rounding(policy.model) == [f"{said}; masters/ keeps them as they are trained"]
+    adapted = add_adapters(policy.model, LoRAConfig(rank=2), "start", seed=0)
+    assert rounding(adapted) == [said]
     with torch.no_grad():
         policy.model.get_input_embeddings().weight[3, 0] = 1e5
     with pytest.raises(RecastError, match=r"embed_tokens.weight of the policy does not fit into f"):
@@ -143,6 +145,63 @@ def test_every_rank_writes_what_it_is_asked_for(tmp_path: Path, merge: bool) -> 
         weight.equal(again[name])
         for name, weight in load_policy(tmp_path / "start").model.state_dict().items()
     )
+
+
+def nudged(policy: Policy) -> Policy:
+    """As training leaves it: a step that no weight of 16 bits follows."""
+    policy.model.float()
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            weight.mul_(1 + 2**-14)
+    return policy
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_trains_on_loses_nothing_to_rounding(tmp_path: Path, dtype: torch.dtype) -> None:
+    model, catalog = ModelConfig(path=backbone(tmp_path / "model", dtype)), tiny.tiny_catalog()
+    save_policy(create_policy(model, catalog, 5, 0), tmp_path / "start")
+    assert not (tmp_path / "start" / "masters").exists()  # nothing was trained
+    one = nudged(load_policy(tmp_path / "start"))
+    save_policy(one, tmp_path / "one")
+    two = nudged(load_policy(tmp_path / "one", masters=True))
+    save_policy(two, tmp_path / "two")
+    further = create_policy(ModelConfig(path=str(tmp_path / "two")), catalog, 5, 0).model
+    served = load_policy(tmp_path / "two").model
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "two")
+    lost = 0
+    for name, weight in two.model.named_parameters():
+        assert further.get_parameter(name).equal(weight)
+        assert served.get_parameter(name).equal(weight.to(dtype))
+        assert plain.get_parameter(name).equal(weight.to(dtype))
+        lost += int((weight.to(dtype) == one.model.get_parameter(name).to(dtype)).sum())
+    assert lost > 1000  # steps that rounding hides
+    save_policy(replace(two, model=further), tmp_path / "three")
+    for name in ("model.safetensors", "masters/model.safetensors"):
+        files = [load_file(tmp_path / run / name) for run in ("two", "three")]
+        assert all(weight.equal(files[1][key]) for key, weight in files[0].items())
+
+
+def test_masters_of_other_weights_are_refused(tmp_path: Path) -> None:
+    model = ModelConfig(path=backbone(tmp_path / "model", torch.bfloat16))
+    policy = nudged(create_policy(model, tiny.tiny_catalog(), 5, 0))
+    save_policy(policy, tmp_path / "policy")
+    file = tmp_path / "policy" / "masters" / "model.safetensors"
+    whole = load_file(file)
+    others = (
+        ({"model.norm.weight": whole["model.norm.weight"] * 1.1}, "model.norm.weight is another o"),
+        ({"model.norm.weight": whole["model.norm.weight"][:4]}, "model.norm.weight is another one"),
+        ({"model.other": torch.ones(2)}, "no 'model.other'"),
+    )
+    for tensors, line in others:
+        save_file(tensors, file)
+        with pytest.raises(
+            RecastError, match=rf"masters/model.safetensors is .* \({line}.*\): use"
+        ):
+            load_policy(tmp_path / "policy", masters=True)
+    file.write_bytes(b"broken")
+    with pytest.raises(RecastError, match=r"or remove .*masters to go on from its rounded weights"):
+        load_policy(tmp_path / "policy", masters=True)
+    load_policy(tmp_path / "policy")  # what is served is whole
 
 
 def cut(tensors: dict[str, Tensor]) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
+import torch
+from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
+from recast.items.catalog import Catalog, build_catalog
 from recast.items.names import PLAIN, SidNames
-from recast.policy.tokenizer import add_names, find_names, load_tokenizer
+from recast.policy.tokenizer import add_names, find_sids, load_tokenizer
 from recast.types import RecastError
 
 
@@ -71,23 +75,63 @@ def test_a_tokenizer_that_is_not_the_models_is_refused() -> None:
         add_names(tiny.tiny_tokenizer(10), PLAIN.of((3,)), rows=9, name="m")
 
 
-def test_names_that_are_taken_are_refused() -> None:
+def known(words: list[str], names: SidNames = PLAIN, **settings: Any) -> tuple[int, Catalog] | None:
+    """What a tokenizer of 10 tokens and these words has for `tiny.CODES`."""
     made = tiny.tiny_tokenizer(10)
-    made.add_tokens(["<b_1>"])
-    with pytest.raises(RecastError, match="m: its tokenizer knows <b_1> already, as token 10"):
-        add_names(made, PLAIN.of((3, 3)), rows=64, name="m")
+    made.add_tokens([AddedToken(word, normalized=False) for word in words])
+    return find_sids(made, build_catalog(tiny.CODES, tiny.SIZES, names=names, **settings), "m")
 
 
-def test_names_that_are_all_known_are_taken_as_they_are() -> None:
-    made, names = tiny.tiny_tokenizer(10), SidNames(pattern="<s_{level}_{code}>", begin="<b>")
-    assert find_names(made, names.of((2, 2))) is None
-    assert add_names(made, names.of((2, 2)), rows=64, name="m") == 10
-    assert (find_names(made, names.of((2, 2))), len(made)) == (10, 15)
-    # In another order, fewer of a level, and what stands around them elsewhere: not these.
-    for other, sizes in ((names, (1, 2)), (names, (2, 3)), (SidNames(begin="<b>"), (2, 2))):
-        assert find_names(made, other.of(sizes)) is None
-    with pytest.raises(RecastError, match=r"knows <s_a_0> already, as token 10, and not all 4 na"):
-        add_names(made, names.of((1, 2)), rows=64, name="m")
+def test_names_that_are_known_are_taken_as_they_are() -> None:
+    names = SidNames(pattern="<s_{level}_{code}>", begin="<b>")
+    assert known([]) is None
+    found = known(names.of(tiny.SIZES), names)
+    assert found is not None
+    assert (found[0], found[1].names.numbers) == (10, ())
+
+
+def test_names_in_another_order_and_number_keep_their_places() -> None:
+    """As MiniOneRec adds them: sorted as text, none for a code that no item has (c_11 is spare)."""
+    codes = torch.tensor([[0, 2], [2, 10], [10, 2]])
+    words = ["<a_0>", "<a_10>", "<a_2>", "<b_10>", "<b_11>", "<b_2>"]
+    made = tiny.tiny_tokenizer(10)
+    made.add_tokens([AddedToken(word, normalized=False) for word in words])
+    found = find_sids(made, build_catalog(codes, (11, 11)), "m")
+    assert found is not None
+    first, catalog = found
+    assert (first, catalog.codebook_sizes) == (10, (3, 3))
+    assert catalog.codes.tolist() == [[0, 2], [2, 0], [1, 2]]
+    spelled = catalog.spell(torch.arange(3))
+    assert spelled == ["<a_0><b_2>", "<a_2><b_10>", "<a_10><b_2>"]
+    assert [made.encode(text) for text in spelled] == (catalog.tokens + 8).tolist()
+    # A catalogue that counts like it is not counted anew.
+    again = find_sids(made, catalog, "m")
+    assert again is not None
+    assert again[1] is catalog
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["<b_1>"], "knows <b_1> already, as token 10, and no name such as <a_0>: start from"),
+        (PLAIN.of((3, 3, 3)), "m knows no <c_3>, which item '7' writes, but other names of that"),
+        (PLAIN.of((3, 3, 4))[::-1], "knows <a_2> already, as token 17, and <b_2> as 14, where"),
+        (["<c_4>", *PLAIN.of((3, 3, 4))], "as token 11, and <c_4> as 10, where names stand one"),
+        ([*PLAIN.of((3, 3)), "x", *PLAIN.of((3, 3, 4))[6:]], r"and <c_0> as 17, .* this one is 16"),
+        (["<a_2><b_0>", *PLAIN.of((3, 3, 4))], "as token 11, and does not read it as that one"),
+    ],
+)
+def test_names_in_places_that_are_none_of_a_catalogues(words: list[str], line: str) -> None:
+    with pytest.raises(RecastError, match=line):
+        known(words)
+
+
+def test_names_around_items_stand_behind_them() -> None:
+    names = SidNames(begin="<b>")
+    with pytest.raises(RecastError, match=r"knows <a_0> already, .* and <b> as none, where"):
+        known(names.of(tiny.SIZES)[:-1], names)
+    with pytest.raises(RecastError, match="knows <b> already, as token 10, and no name such as"):
+        known(["<b>"], names)
 
 
 def test_there_are_as_many_levels_as_letters() -> None:

@@ -20,7 +20,7 @@ from recast.items.writes import Catalog
 from recast.run.doors import require_kind
 from recast.run.fingerprint import check_seal
 from recast.run.reading import read_json, reading, reason_of
-from recast.types import RecastError, require
+from recast.types import RecastError, in_short, require
 
 _MOST = 2**31  # tokens are kept in 32 bits
 _MOST_CODES = 2**20  # of a level with fewer items: each code is a row of a policy's embeddings
@@ -66,6 +66,9 @@ def build_catalog(
             f"item {item_ids[row]!r} has the code {codes[row].tolist()}, outside the codebooks "
             f"{list(codebook_sizes)}: codes run from 0 to size - 1"
         )
+    called = [len(numbers) for numbers in names.numbers] or list(codebook_sizes)
+    remedy = f"codebooks {list(codebook_sizes)} need as many"
+    require(called == list(codebook_sizes), "numbers of the names", called, remedy)
     remedy = f"codebooks {list(codebook_sizes)} then need more tokens than fit into 32 bits"
     end = first_token + sum(codebook_sizes)
     require(first_token >= 0 and end <= _MOST, "first_token", first_token, remedy)
@@ -271,7 +274,18 @@ def _read_sid(file: Path) -> dict[str, Any]:
     domains, names = sid.get("domains", ["items"]), sid.get("names", {})
     if not (isinstance(domains, list) and domains and all(type(x) is str for x in domains)):
         raise ValueError(f"sid.json has domains {domains!r}: no list of names")
-    if not (isinstance(names, dict) and all(type(x) is str for x in names.values())):
-        raise ValueError(f"sid.json has names {names!r}: no table of texts")
-    sid["names"] = SidNames(**names)
+    if not isinstance(names, dict):
+        raise ValueError(f"sid.json has names {in_short(names)}: no table of texts")
+    numbers = names.pop("numbers", [])
+    if not all(type(x) is str for x in names.values()):
+        raise ValueError(f"sid.json has names {in_short(names)}: no table of texts")
+    if not (isinstance(numbers, list) and all(map(_are_numbers, numbers))):
+        raise ValueError(f"sid.json has numbers {in_short(numbers)}: no lists of different ones")
+    sid["names"] = SidNames(**names, numbers=tuple(map(tuple, numbers)))
     return sid
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether it is a list of whole numbers from 0 on, each once."""
+    is_whole = isinstance(values, list) and all(type(x) is int and x >= 0 for x in values)
+    return is_whole and len(set(values)) == len(values)

@@ -6,11 +6,13 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from recast.types import require
 
 _REMEDY = "give a text with {level} and then {code}, once each, such as <{level}_{code}>"
+_MOST_DIGITS = 10
 _MOST_LEVELS = len(string.ascii_lowercase)
 _SEPARATED = r"[^\w<]{0,8}"
 """Between two items of a run: commas, semicolons, spaces, line breaks."""
@@ -28,6 +30,9 @@ class SidNames:
     pattern: str = "<{level}_{code}>"
     begin: str = ""
     end: str = ""
+    numbers: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+    """What the codes of every level are called by; empty: by themselves. A tokenizer that was made
+    elsewhere may know them in another order and without those that no item has."""
 
     def __post_init__(self) -> None:
         before, level, rest = self.pattern.partition("{level}")
@@ -41,11 +46,16 @@ class SidNames:
     def name(self, level: int, code: int) -> str:
         """Of one code.
 
-        >>> SidNames().name(1, 159)
-        '<b_159>'
+        >>> SidNames().name(1, 159), SidNames(numbers=((0, 10, 2),)).name(0, 1)
+        ('<b_159>', '<a_10>')
         """
+        code = self.numbers[level][code] if self.numbers else code
         letter = string.ascii_lowercase[level]
         return self.pattern.replace("{level}", letter).replace("{code}", str(code))
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON holds it; without numbers where there are none."""
+        return {name: value for name, value in asdict(self).items() if name != "numbers" or value}
 
     def spell(self, codes: Sequence[int]) -> str:
         """One semantic ID, with what stands around it.
@@ -55,6 +65,22 @@ class SidNames:
         """
         names = [self.name(level, code) for level, code in enumerate(codes)]
         return "".join([self.begin, *names, self.end])
+
+    def number(self, level: int, word: str) -> int | None:
+        """What a name of a level calls its code by; None of another word.
+
+        >>> SidNames().number(1, "<b_159>"), SidNames().number(0, "<b_159>")
+        (159, None)
+        """
+        letter = string.ascii_lowercase[level]
+        before, _, behind = self.pattern.replace("{level}", letter).partition("{code}")
+        if not word.startswith(before):
+            return None
+        digits = word[len(before) : len(word) - len(behind)]
+        is_number = digits.isascii() and digits.isdecimal() and len(digits) < _MOST_DIGITS
+        if not (is_number and word == f"{before}{int(digits)}{behind}"):
+            return None
+        return int(digits)
 
     def any_code(self, level: int) -> str:
         """A regular expression of the names of one level, whatever the code."""

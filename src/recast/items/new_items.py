@@ -25,6 +25,7 @@ from recast.items.catalog import Catalog, load_catalog
 from recast.items.collisions import resolve_nearest_free
 from recast.items.embed import Kept, beside_neighbours, has_vectors, load_kept
 from recast.items.encoder import embed_texts
+from recast.items.numbering import numbered_like
 from recast.items.quantize import nearest_codes
 from recast.items.rq_vae import encode
 from recast.run.parts import Parts
@@ -163,6 +164,7 @@ def in_place_of(old: Catalog, new: Catalog, name: str) -> Catalog:
     Raises `RecastError` unless both have codebooks of the same sizes and shared items, whose codes
     are the same.
     """
+    new = numbered_like(old, new, name)
     if not old.codebook_sizes or old.codebook_sizes != new.codebook_sizes:
         raise RecastError(
             f"{name} writes other semantic IDs than this catalogue: codebooks of the sizes "

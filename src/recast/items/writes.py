@@ -8,7 +8,7 @@ token of their own are another. Nothing outside this room knows which.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -325,7 +325,7 @@ class Catalog:
             "pad_token": self.pad_token,
             "bos_token": self.bos_token,
             "domains": list(self.domains),
-            "names": asdict(self.names),
+            "names": self.names.facts(),
         }
         sid = seal(sid, folder, "catalog.parquet")
         (folder / "sid.json").write_text(json.dumps(sid, indent=2) + "\n")

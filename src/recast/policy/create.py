@@ -15,6 +15,7 @@ from recast.config import ModelConfig, PromptConfig
 from recast.config.prompt import UNSET
 from recast.items.catalog import Catalog
 from recast.items.new_items import in_place_of, require_alike
+from recast.items.numbering import numbered_like
 from recast.policy.attention import ATTENTION
 from recast.policy.extend import add_sid_tokens, add_vectors, choose_new_rows, is_policy
 from recast.policy.load import Policy, as_policy, load_policy
@@ -58,7 +59,8 @@ def create_policy(
             if vectors is not None:
                 add_vectors(model, catalog, vectors, config.initializer_range)
         elif is_policy(name):
-            policy = load_policy(name)
+            policy = load_policy(name, masters=True)
+            catalog = numbered_like(policy.catalog, catalog, name)
             if torch.equal(policy.catalog.codes, catalog.codes):
                 _require_same_items(policy.catalog, catalog, name)
             else:

@@ -32,7 +32,7 @@ from torch import Tensor
 from recast.config import ModelConfig, NewRows
 from recast.items.catalog import Catalog
 from recast.policy.body import text_config
-from recast.policy.tokenizer import add_names, find_names
+from recast.policy.tokenizer import add_names, find_sids
 from recast.types import RecastError, require
 
 _TEXT_NOISE = 0.1
@@ -69,7 +69,7 @@ def choose_new_rows(
         remedy = f"{config.path} is a policy and has its rows, leave it out"
         require(asked is None, "model.new_rows", asked, remedy)
         return None
-    if tokenizer is not None and find_names(tokenizer, _names(catalog)) is not None:
+    if tokenizer is not None and find_sids(tokenizer, catalog, config.path) is not None:
         remedy = f"{config.path} knows the semantic IDs and has their rows, leave it out"
         require(asked is None, "model.new_rows", asked, remedy)
         return None
@@ -91,13 +91,17 @@ def add_sid_tokens(
     own one or its end of text, unless prompts begin with it; `name` is what errors call the model.
 
     Raises `RecastError` when there is no token to begin with, when the tokenizer is not the model's
-    or knows some of the names of semantic IDs already.
+    or knows the names of semantic IDs
+    in places that are none of a catalogue's.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     first = rows
     if tokenizer is not None:
-        known = find_names(tokenizer, _names(catalog))
-        first = add_names(tokenizer, _names(catalog), rows, name) if known is None else known
+        known = find_sids(tokenizer, catalog, name)
+        if known is None:
+            first = add_names(tokenizer, _names(catalog), rows, name)
+        else:
+            first, catalog = known
     count = catalog.vocab_size - catalog.first_token
     bos, pad = _begin_and_pad(model, tokenizer, first, count, name)
     tokens = catalog.tokens + (first - catalog.first_token)
@@ -115,6 +119,13 @@ def add_sid_tokens(
         rows = table.data if table.ndim == 2 else table.data[:, None]
         begin_rows(rows, first, count, titles, draw)
     return catalog
+
+
+def num_rows(tokenizer: Any, catalog: Catalog) -> int:
+    """Tokens that a model needs for what its tokenizer knows and for semantic IDs that it lacks."""
+    known, names = {} if tokenizer is None else tokenizer.get_vocab(), _names(catalog)
+    new = 0 if any(name in known for name in names) else len(names)
+    return max(known.values(), default=-1) + 1 + new
 
 
 def _names(catalog: Catalog) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from recast.run.doors import is_gguf, require_gguf
 from recast.run.environment import memory_gib
 from recast.run.reading import LOADING, read_json, reading, reason_of, require_plain_files
 from recast.types import RecastError
@@ -54,6 +55,18 @@ def require_model_folder(path: Path) -> int:
     except LOADING as error:
         raise RecastError(f"{path} does not load ({reason_of(error)}): {_AS_SAVED}") from error
     return sum(stored)
+
+
+def place_of(path: Path) -> dict[str, Any]:
+    """What transformers' `from_pretrained` needs to read a folder or a GGUF file, and no more.
+
+    Raises `RecastError` for a file that is none, and without the package that reads it.
+    """
+    plain = {"local_files_only": True, "trust_remote_code": False}  # asks nobody, runs no code
+    if not is_gguf(path):
+        return {"pretrained_model_name_or_path": path} | plain
+    require_gguf(path)
+    return {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name} | plain
 
 
 def read_object(file: Path) -> dict[str, Any]:

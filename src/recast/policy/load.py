@@ -23,6 +23,7 @@ from recast.policy.body import text_config
 from recast.policy.device import find_device
 from recast.policy.folder import ADAPTERS, read_object
 from recast.policy.lora import has_adapters, load_adapters, read_adapters, save_adapters
+from recast.policy.masters import take_masters
 from recast.policy.packable import LARGEST_GAP, is_packable, other_attention, packed_gap
 from recast.policy.room import prompt_of, read_prompt, require_room
 from recast.policy.save import save_generation, save_weights
@@ -75,8 +76,10 @@ def save_policy(policy: Policy, folder: str | Path, *, merge: bool = True) -> No
 
     What came with the backbone stays: its tokenizer and chat template, its settings of generation
     but for `do_sample`, which is off, and the precision of its weights, to which trained ones are
-    rounded. Adapters are added to the weights they belong to, unless `merge` is False: then the
-    folder holds them alone, as PEFT reads them. Raises `RecastError` when a weight is not finite.
+    rounded; `masters/` holds these as they were. Adapters are added to the weights they belong to,
+    unless `merge` is False: then the folder holds them alone, as PEFT reads them.
+
+    Raises `RecastError` when a weight is not finite.
     """
     require_finite(policy.model, "the policy")
     with staged_folder(folder) as stage:
@@ -100,9 +103,12 @@ def save_policy(policy: Policy, folder: str | Path, *, merge: bool = True) -> No
         policy.catalog.write(stage / "catalog")
 
 
-def load_policy(folder: str | Path, catalog: str | Path | None = None) -> Policy:
+def load_policy(
+    folder: str | Path, catalog: str | Path | None = None, *, masters: bool = False
+) -> Policy:
     """A policy written by `save_policy`, in evaluation mode; with another `catalog` it writes the
-    items of that one, which `recast tokenize --extend` made of its own: no weight is touched.
+    items of that one, which `recast tokenize --extend` made of its own: no weight is touched. To
+    train on it takes its `masters`: the weights in float32 that are saved in 16 bits.
 
     Raises `RecastError` when the folder holds none or its vocabulary does not fit its catalogue.
     """
@@ -116,6 +122,8 @@ def load_policy(folder: str | Path, catalog: str | Path | None = None) -> Policy
         require_finite(model, str(path))
     else:
         model = load_model(path)
+        if masters:
+            take_masters(model, path)
     policy = as_policy(model, own, window, str(path), prompt)
     if "catalog" in record and record["catalog"] != _digest(own):  # older folders note none
         raise RecastError(

@@ -94,8 +94,7 @@ def plan_memory(
 
 def _refuse_more_than_all(policy: Policy, needed: int, to_lora: bool, reference: bool) -> None:
     device = policy.catalog.device
-    is_gpu = device.type == "cuda"
-    there = torch.cuda.mem_get_info(device)[1] if is_gpu else (memory_gib() or inf) * 2**30
+    there = all_bytes(device)
     if needed > there:
         ways = ["set lora.rank"] if to_lora else []
         ways += ["set kl_coef to 0, which needs no reference"] if reference else []
@@ -104,6 +103,13 @@ def _refuse_more_than_all(policy: Policy, needed: int, to_lora: bool, reference:
             f"{'and the reference' if reference else ''}, and {size(there)} are all that there is: "
             + " or ".join([*ways, "choose a smaller policy"])
         )
+
+
+def all_bytes(device: torch.device) -> float:
+    """Memory that the device has; infinite where the system does not tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[1])
+    return (memory_gib() or inf) * 2**30
 
 
 def require_memory(config: ModelConfig, catalog: Catalog) -> None:

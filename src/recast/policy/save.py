@@ -11,6 +11,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from recast.policy.lora import has_adapters, merged_weights
+from recast.policy.masters import FOLDER, save_masters
 from recast.run.checkpoint import save_tensors
 from recast.types import RecastError
 
@@ -28,11 +29,13 @@ def rounding(model: Any) -> list[str]:
     dtype = saved_dtype(model)
     if all(kind.itemsize <= dtype.itemsize for kind in trained):
         return []
-    return [f"weights are trained in float32 and rounded to {_name(dtype)}, as they came, on disk"]
+    how = f"weights are trained in float32 and rounded to {_name(dtype)}, as they came, on disk"
+    return [how if has_adapters(model) else f"{how}; {FOLDER}/ keeps them as they are trained"]
 
 
 def save_weights(model: Any, folder: Path) -> None:
-    """The weights, adapters added to them, in the precision of the backbone, and the config; what
+    """The weights, adapters added to them, in the precision of the backbone, the masters of those
+    that are more precise (`recast.policy.masters`), and the config; what
     transformers' `save_pretrained` writes, which on other ranks than 0 writes nothing.
 
     Raises `RecastError` for a weight beyond what that precision holds, and for a disk that gives
@@ -42,6 +45,8 @@ def save_weights(model: Any, folder: Path) -> None:
     weights = model.state_dict()
     if has_adapters(model):
         weights, model = merged_weights(model), model.get_base_model()
+    else:
+        save_masters(dict(model.named_parameters()), dtype, folder)
     own = {name: id(weight) for name, weight in model.named_parameters(remove_duplicate=False)}
     rounded: dict[Any, torch.Tensor] = {}  # by their parameter: tied weights stay tied
     for name, weight in weights.items():

@@ -6,12 +6,17 @@ what begins and what ends an item.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
+from recast.items.numbering import numbered_as
+from recast.items.writes import Catalog
+from recast.policy.folder import place_of
+from recast.run.doors import is_gguf
 from recast.run.reading import LOADING, reason_of
 from recast.types import RecastError
 
@@ -20,57 +25,79 @@ _FILES = (
     *("sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tekken.json"),
 )
 _REMEDY = "give its folder with the tokenizer's files as they were published, or without any"
+_START = "start from the model without semantic IDs, or from a policy that `recast sft` made"
 
 
 def load_tokenizer(folder: Path) -> Any | None:
-    """The tokenizer of a Hugging Face folder, None where there is none.
+    """The tokenizer of a Hugging Face folder or of a GGUF file, None where there is none.
 
     Raises `RecastError` when it does not load, or has no vocabulary (transformers makes an empty
     one out of a config alone).
     """
-    if not any((folder / name).is_file() for name in _FILES):
+    if not (is_gguf(folder) or any((folder / name).is_file() for name in _FILES)):
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(**place_of(folder))
     except LOADING as error:
+        remedy = "give a whole GGUF file" if is_gguf(folder) else _REMEDY
         raise RecastError(
-            f"{folder}: its tokenizer does not load ({reason_of(error, 200)}): {_REMEDY}"
+            f"{folder}: its tokenizer does not load ({reason_of(error, 200)}): {remedy}"
         ) from error
     if len(tokenizer) == len(tokenizer.get_added_vocab()):
         raise RecastError(f"{folder}: its tokenizer has no vocabulary: {_REMEDY}")
     return tokenizer
 
 
-def find_names(tokenizer: Any, names: list[str]) -> int | None:
-    """The token of the first of these names, where the tokenizer knows all of them already, in this
-    order, one after the other and each as one token; else None."""
-    known = tokenizer.get_vocab()
-    first = known.get(names[0])
-    if first is None or [known.get(name) for name in names] != _block(first, names):
+def find_sids(tokenizer: Any, catalog: Catalog, name: str) -> tuple[int, Catalog] | None:
+    """Where the tokenizer knows the names of the semantic IDs already: the token of the first one,
+    and the catalogue with its codes as they stand there; None where it knows none of them.
+
+    The names of a level stand one after the other, in any order, the levels in turn, and behind
+    them what begins and what ends an item. A level may have more names than the catalogue has
+    codes, and none for those that no item has, as in published checkpoints.
+
+    Raises `RecastError` for other places, and for an item with a code that has no name.
+    """
+    names, vocab, sizes = catalog.names, tokenizer.get_vocab(), catalog.codebook_sizes
+    words, levels = names.of(sizes), range(len(sizes))
+    in_turn = sorted((token, word) for word, token in vocab.items())
+    called = [[names.number(level, word) for _, word in in_turn] for level in levels]
+    numbers = tuple(tuple(x for x in level if x is not None) for level in called)
+    taken = [replace(names, numbers=numbers).name(i, 0) for i in levels if numbers[i]]
+    taken += [word for word in (names.begin, names.end) if word in vocab]
+    if not taken:
         return None
-    return int(first) if _reads(tokenizer, names, first) else None
+    first = vocab[taken[0]]
+    at = f"{name}: its tokenizer knows {taken[0]} already, as token {first}"
+    if not all(numbers):
+        lacking = names.name(numbers.index(()), 0)
+        raise RecastError(f"{at}, and no name such as {lacking}: {_START}")
+    if numbers != (names.numbers or tuple(tuple(range(size)) for size in sizes)):
+        catalog = numbered_as(catalog, numbers, name)
+        words = catalog.names.of(catalog.codebook_sizes)
+    for token, word in enumerate(words, first):
+        if vocab.get(word) != token:
+            raise RecastError(
+                f"{at}, and {word} as {vocab.get(word, 'none')}, where names stand one after the "
+                f"other, level by level, and this one is {token}: {_START}"
+            )
+    if not _reads(tokenizer, words, first):
+        raise RecastError(f"{at}, and does not read it as that one: {_REMEDY}")
+    return int(first), catalog
 
 
 def add_names(tokenizer: Any, names: list[str], rows: int, name: str) -> int:
     """Teach the tokenizer new names of semantic IDs, in order; returns the first one's token.
 
     A name stays one token whatever stands around it. `rows` is how many tokens the model has.
-    Raises `RecastError` when the tokenizer is not the model's, knows a name already or cannot
-    number them one after the other.
+    Raises `RecastError` when the tokenizer is not the model's or cannot number them one after the
+    other.
     """
     known = tokenizer.get_vocab()
     last = max(known.values())
     if last >= rows:
         raise RecastError(
             f"{name}: its tokenizer knows token {last}, its model {rows} tokens: {_REMEDY}"
-        )
-    if twice := next((word for word in names if word in known), None):
-        raise RecastError(
-            f"{name}: its tokenizer knows {twice} already, as token {known[twice]}, and not all "
-            f"{len(names)} names in their order: start from the model without semantic IDs, or "
-            "from a policy that `recast sft` made"
         )
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in names])
     first = tokenizer.convert_tokens_to_ids(names[0])

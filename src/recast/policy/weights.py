@@ -1,4 +1,4 @@
-"""The model in a folder: its own weights, all of them, and none made up.
+"""The model in a folder or a GGUF file: its own weights, all of them, and none made up.
 
 Enters: a path. Leaves: a causal language model under the packed attention. No code of the folder
 runs and nothing is asked on stdin.
@@ -6,8 +6,9 @@ runs and nothing is asked on stdin.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    GenerationConfig,
 )
 from transformers.utils import logging as hf_logging
 
 from recast.policy.attention import ATTENTION
 from recast.policy.body import text_config
-from recast.policy.folder import require_model_folder, require_size
+from recast.policy.folder import place_of, require_model_folder, require_size
 from recast.policy.packable import other_attention
+from recast.run.doors import is_gguf
 from recast.run.reading import LOADING, reason_of
 from recast.types import RecastError
 
@@ -31,25 +34,26 @@ _TABLES = (".inv_freq", ".attn.bias", ".masked_bias", ".position_ids", ".attenti
 
 
 def load_model(path: Path) -> Any:
-    stored = require_model_folder(path)
+    from_file = is_gguf(path)
+    stored = None if from_file else require_model_folder(path)
+    place = place_of(path)
     try:
-        with no_bars():
-            config = AutoConfig.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
+        # The library that reads such a file has a bar of its own.
+        with no_bars(), redirect_stderr(io.StringIO()) if from_file else nullcontext():
+            config = AutoConfig.from_pretrained(**place)
             _require_decoder(config, path)
-            require_size(config, stored, path)
+            if stored is not None:
+                require_size(config, stored, path)
             model, found = AutoModelForCausalLM.from_pretrained(
-                path,
-                config=config,
+                **place,
+                **({} if from_file else {"config": config, "use_safetensors": True}),
                 attn_implementation=ATTENTION,
-                local_files_only=True,
-                trust_remote_code=False,  # never asks on stdin whether to run a folder's code
-                use_safetensors=True,
-                dtype="auto",
+                dtype=torch.float32 if from_file else "auto",
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
+            if from_file:
+                _as_plain(model)
     except RecastError:
         raise
     except LOADING as error:
@@ -57,7 +61,7 @@ def load_model(path: Path) -> Any:
             raise other_attention(str(path), "model") from error
         raise RecastError(
             f"{path} does not load ({reason_of(error, 200)}): "
-            "give a whole Hugging Face folder with safetensors"
+            "give a whole Hugging Face folder with safetensors, or a whole GGUF file"
         ) from error
     # transformers would fill these with random numbers and go on.
     wrong = sorted(found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]})
@@ -80,6 +84,14 @@ def load_model(path: Path) -> Any:
         )
     require_finite(model, str(path))
     return model
+
+
+def _as_plain(model: Any) -> None:
+    """Let a model hold what its quantised weights stand for as its own, in float32: transformers
+    would neither train nor save it."""
+    del model.config.quantization_config
+    model.is_quantized, model.hf_quantizer = False, None
+    model.generation_config = GenerationConfig.from_model_config(model.config)
 
 
 def require_same_shapes(model: Any, name: str) -> None:

@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from recast.config import InspectConfig
+from recast.config import InspectConfig, LoRAConfig
 from recast.evaluation.rank import sample_rows
 from recast.methods.guard import ask_reward, raise_fault
 from recast.methods.parts import name_of
 from recast.policy.load import Policy
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.memory import peak_bytes, size
+from recast.policy.needs import RANK, needs_of, needs_text
 from recast.policy.tasks import Task
 from recast.rl import learn, roll_out
 from recast.rollout.add_gt import add_gt
@@ -65,7 +66,7 @@ def inspect_policy(config: InspectConfig) -> str:
         _target(setup, groups),
         _rollouts(setup, groups),
         _lengths(task, rows, split),
-        _step(setup),
+        _step(setup, config.lora),
     ]
     return "\n".join(line for section in sections for line in section)
 
@@ -185,7 +186,7 @@ class _Timed(NamedTuple):
     phases: dict[str, float]
 
 
-def _step(setup: StepSetup) -> Iterator[str]:
+def _step(setup: StepSetup, lora: LoRAConfig) -> Iterator[str]:
     """What a step takes: measured, or where that is long, scaled from a few prompts."""
     size_of_step = setup.batches.shape[1]
     few = min(_FEW, size_of_step)
@@ -200,8 +201,16 @@ def _step(setup: StepSetup) -> Iterator[str]:
     yield f"step      {size_of_step} prompts of {group} rollouts: {took}"
     threads = f"{setup.threads} torch thread{'s' * (setup.threads > 1)}"
     most = size(peak_bytes(setup.policy.catalog.device))
-    for line in (f"{phases}; {threads}, at most {most} in use so far", *setup.text.splitlines()):
+    lines = [f"{phases}; {threads}, at most {most} in use so far", *setup.text.splitlines()]
+    for line in (*lines, _needs(setup, lora)):
         yield from _wrapped(line)
+
+
+def _needs(setup: StepSetup, lora: LoRAConfig) -> str:
+    """What training holds of this model, all of it or adapters, and on which card."""
+    rank, config = lora.rank or RANK, setup.policy.model.config
+    whole = needs_of(config, reference=setup.actor.reference is not None)
+    return needs_text(whole, needs_of(config, rank=rank, layers=lora.layers), rank)
 
 
 def _time(setup: StepSetup) -> _Timed:

@@ -3,6 +3,7 @@ out."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from recast.config.check import RANKERS, names_code, refuse_ranks, split_baselin
 from recast.config.evaluation import EvaluateConfig
 from recast.errors import RecastError
 from recast.run.files import refuse_existing
-from recast.run.reading import kind_of
+from recast.run.reading import kind_of, reading
 
 _KINDS = {
     "data": (
@@ -71,8 +72,30 @@ def enter(config: Any, config_type: type, *, goes_on: bool = False) -> None:
             )
 
 
+def is_gguf(path: str | Path) -> bool:
+    """Whether a path names a GGUF file, as llama.cpp writes them, by its ending."""
+    return Path(path).suffix.lower() == ".gguf"
+
+
+def require_gguf(path: str | Path) -> None:
+    """Raise `RecastError` unless it is a GGUF file that can be read here."""
+    if not Path(path).is_file():
+        raise RecastError(f"{path}: no such file: check the path")
+    with reading(path, "check its permissions"), Path(path).open("rb") as opened:
+        begins = opened.read(4)
+    if begins != b"GGUF":
+        raise RecastError(
+            f"{path} is no GGUF file (it begins with {begins!r}): give one as it was published"
+        )
+    if find_spec("gguf") is None:
+        raise RecastError(f'{path} is read by the package gguf: pip install "recast-rl[gguf]"')
+
+
 def require_kind(name: str, folder: str | Path) -> None:
     """Raise `RecastError` unless a folder is what the setting `name` asks for."""
+    if name == "model.path" and is_gguf(folder) and not Path(folder).is_dir():
+        require_gguf(folder)
+        return
     files, lacks = _KINDS[name]
     names = [file.split("|") for file in files]
     missing = [some[0] for some in names if not any((Path(folder) / n).is_file() for n in some)]

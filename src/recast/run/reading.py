@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ except ImportError:  # a Python without it unpacks no such member
 LOADING = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
     *(AssertionError, MemoryError, ImportError, StrictDataclassError, SafetensorError),
+    struct.error,
 )
 """What transformers, tokenizers and safetensors raise for broken files and missing packages."""
 

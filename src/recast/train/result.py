@@ -14,6 +14,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from recast.policy.load import Policy, save_policy
+from recast.policy.lora import has_adapters
 from recast.policy.save import saved_dtype
 from recast.run.files import UnwritableError
 from recast.run.space import require_space
@@ -28,7 +29,10 @@ def require_room(output: str, policy: Policy, *, copies: int, checkpoints: int) 
     with so many copies of the trained weights: themselves, AdamW's two moments, the best ones."""
     numbers = sum(p.numel() for p in policy.model.parameters())
     saved = numbers * saved_dtype(policy.model).itemsize
-    kept = copies * sum(p.nbytes for p in policy.model.parameters() if p.requires_grad)
+    trained = sum(p.nbytes for p in policy.model.parameters() if p.requires_grad)
+    if saved_dtype(policy.model).itemsize < 4 and not has_adapters(policy.model):
+        saved += trained  # the masters
+    kept = copies * trained
     require_space(output, saved + checkpoints * kept, largest=max(saved, kept))
 
 

@@ -24,10 +24,11 @@ from recast.policy.body import dropping
 from recast.policy.chat import ChatTask, with_room
 from recast.policy.create import create_policy
 from recast.policy.device import find_device
-from recast.policy.extend import choose_new_rows
+from recast.policy.extend import choose_new_rows, num_rows
 from recast.policy.load import Policy
 from recast.policy.logprobs import require_levels
 from recast.policy.memory import plan_memory, require_memory
+from recast.policy.needs import tell_needs
 from recast.policy.passes import MOST_MEASURED, MOST_PASS_TOKENS, measure_pass_tokens
 from recast.policy.save import rounding
 from recast.policy.tasks import HistoryTask, Task, check_catalog, load_source, make_task
@@ -183,6 +184,10 @@ def _check_catalog_of(config: SFTConfig, catalog: Catalog) -> None:
     require(not ahead, "splits", config.splits, f"{remedy}train alone")
     if config.model.path is None:
         require_memory(config.model, catalog)
+    else:
+        tokenizer = load_tokenizer(Path(config.model.path))
+        rows = num_rows(tokenizer, catalog)
+        tell_needs(config.model.path, config.device, num_rows=rows)
     _check_space(config.logprob_space, catalog)
 
 

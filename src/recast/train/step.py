@@ -25,6 +25,7 @@ from recast.policy.load import (
 from recast.policy.logprobs import branch_logprobs
 from recast.policy.lora import add_adapters, has_adapters
 from recast.policy.memory import MemoryPlan, plan_memory
+from recast.policy.needs import tell_needs
 from recast.policy.passes import MOST_MEASURED, MOST_PASS_TOKENS, measure_pass_tokens
 from recast.policy.save import rounding
 from recast.policy.tasks import Task, load_task
@@ -66,7 +67,10 @@ def load_step(config: StepConfig, method: Method | None = None) -> tuple[Method,
     """The method in the policy's space, the policy as it is trained and the task."""
     find_device(config.device)
     method = resolve(config, method)
-    policy = load_policy(config.policy, config.catalog).to(config.device)
+    is_whole = config.lora.rank is None
+    reference = _compares(method) and is_whole
+    tell_needs(config.policy, config.device, lora=config.lora, reference=reference)
+    policy = load_policy(config.policy, config.catalog, masters=is_whole).to(config.device)
     method = in_space_of(method, config, policy)
     task = load_task(config.data, policy)
     policy = _trainable(policy, config)
