@@ -257,3 +257,35 @@ def test_one_process_at_a_time(moved: Path, events: Path) -> None:
         line = refusal(moved, cells_of(moved, events))
     assert line == f"{moved} is in use by another process: wait for it, or choose another output"
     run_cells(moved, cells_of(moved, events))
+
+
+@pytest.mark.skipif(os.environ.get("RECAST_TORTURE") != "1", reason="workers take seconds to start")
+def test_cells_of_a_stage_run_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both wait for the other; what they say stands in files of their own."""
+    cells = [
+        Cell(name=name, config=Meeting(output=str(tmp_path / "run" / name)), run=meet, stage="all")
+        for name in ("a", "b")
+    ]
+    found = run_cells(tmp_path / "run", cells, workers=2)
+    assert found == {"a": {"met": 1.0}, "b": {"met": 1.0}}
+    assert [(tmp_path / "run" / "screens" / f"{n}.txt").read_text() for n in "ab"] == ["I\n"] * 2
+    capsys.readouterr()
+    assert run_cells(tmp_path / "run", cells, workers=2) == found
+    assert capsys.readouterr().out.splitlines() == [f"{name}: {SKIPPED}" for name in "ab"]
+
+
+@dataclass(frozen=True)
+class Meeting:
+    output: str
+
+
+def meet(config: Meeting, log: RunLog | None) -> Metrics:
+    """Waits until there are two."""
+    print("I")
+    own = Path(config.output)
+    (own.parent / f"{own.name}.here").touch()
+    until = time.monotonic() + 60
+    while len(list(own.parent.glob("*.here"))) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    own.mkdir()
+    return {"met": float(time.monotonic() < until)}

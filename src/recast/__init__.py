@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from recast.baselines import fit_baselines as fit_baselines
     from recast.cell import Cell as Cell
     from recast.config.baselines import BaselinesConfig as BaselinesConfig
+    from recast.config.compare import CompareConfig as CompareConfig
     from recast.config.data import PrepareConfig as PrepareConfig
     from recast.config.data import TokenizeConfig as TokenizeConfig
     from recast.config.evaluation import EvaluateConfig as EvaluateConfig
@@ -58,6 +59,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "BaselinesConfig": "recast.config.baselines",
     "Cell": "recast.cell",
+    "CompareConfig": "recast.config.compare",
     "EvaluateConfig": "recast.config.evaluation",
     "ExportConfig": "recast.config.export",
     "InspectConfig": "recast.config.inspect",

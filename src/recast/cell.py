@@ -55,8 +55,9 @@ class Cell:
     """A verb's config; for `run` any dataclass with an `output`."""
     method: Method | None = None
     """A method by value, for an `RLConfig`."""
-    run: Callable[[Any, RunLog], Metrics] | None = None
-    """A small function of the config in place of a verb; it makes the folder `output`."""
+    run: Callable[[Any, Any], Metrics] | None = None
+    """A small function of the config, and of the `RunLog` of the experiment (None in a worker), in
+    place of a verb; it makes the folder `output`."""
     stage: str = ""
     """Neighbours of one stage share a line of the plan and a bar; unset: the name."""
     unit: str = ""
@@ -86,7 +87,7 @@ class Verb(NamedTuple):
     """How a cell is run."""
 
     name: str
-    run: Callable[[Cell, RunLog], Metrics]
+    run: Callable[[Cell, RunLog | None], Metrics]
     describe: Callable[[Path], str] | None = None
     """Says what is in the output folder."""
     has_stage: bool = False
@@ -105,30 +106,31 @@ def verb_of(cell: Cell) -> Verb:
     return _VERBS[type(cell.config)]
 
 
-def _prepare(cell: Cell, log: RunLog) -> Metrics:
+def _prepare(cell: Cell, log: RunLog | None) -> Metrics:
     prepare(cell.config)
-    log.environment(data_hash(cell.folder))
+    if log:
+        log.environment(data_hash(cell.folder))
     return {}
 
 
-def _tokenize(cell: Cell, log: RunLog) -> Metrics:
+def _tokenize(cell: Cell, log: RunLog | None) -> Metrics:
     tokenize(cell.config)
     return {}
 
 
-def _baselines(cell: Cell, log: RunLog) -> Metrics:
+def _baselines(cell: Cell, log: RunLog | None) -> Metrics:
     return fit_baselines(cell.config, log)
 
 
-def _sft(cell: Cell, log: RunLog) -> Metrics:
+def _sft(cell: Cell, log: RunLog | None) -> Metrics:
     return train_sft(cell.config, log)
 
 
-def _rl(cell: Cell, log: RunLog) -> Metrics:
+def _rl(cell: Cell, log: RunLog | None) -> Metrics:
     return train_rl(cell.config, log, cell.method)
 
 
-def _evaluate(cell: Cell, log: RunLog) -> Metrics:
+def _evaluate(cell: Cell, log: RunLog | None) -> Metrics:
     return evaluate_policy(cell.config)
 
 

@@ -49,6 +49,8 @@ class Verb(NamedTuple):
     """Refuses a config before the stage is imported."""
     goes_on: bool = False
     """Its output may exist: it goes on there."""
+    takes_file: bool = False
+    """Its first argument may be the file of its settings."""
 
 
 VERBS = {
@@ -92,6 +94,14 @@ VERBS = {
         "recast.report.inspection:inspect_policy",
         "look at a prompt, its target, its reward, its rollouts and a step before `rl`",
         check="recast.methods.table:check_method",
+    ),
+    "compare": Verb(
+        "CompareConfig",
+        "recast.compare:compare_methods",
+        "methods against each other and their controls, over seeds",
+        check="recast.methods.table:check_methods",
+        goes_on=True,
+        takes_file=True,
     ),
     "evaluate": Verb(
         "EvaluateConfig",
@@ -203,8 +213,10 @@ def configure(name: str, args: list[str]) -> Any:
         if unknown := set(args) - {"-h", "--help"}:
             fail(f"recast {name} takes no settings: leave out {' '.join(sorted(unknown))}")
         return None
+    if verb.takes_file and args and not args[0].startswith("-"):
+        args = ["--config", *args]
     asks = bool({"-h", "--help"} & set(args))  # the table of methods takes two seconds to import
-    epilog = methods_help() if asks and name in ("rl", "inspect") else ""
+    epilog = methods_help() if asks and name in ("rl", "inspect", "compare") else ""
     return arguments.parse(name, getattr(configs, verb.config), verb.summary, epilog, args)
 
 

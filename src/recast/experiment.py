@@ -1,5 +1,5 @@
-"""An experiment: a list of cells in, each run in turn into a folder of its own, what they returned
-out; a finished cell is never run again.
+"""An experiment: a list of cells in, each run into a folder of its own, in turn or several at once,
+what they returned out; a finished cell is never run again.
 
 When a list is run again the settings of a cell and the digests of the files that it read, which
 stand in its record, decide whether it is the same.
@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -39,11 +40,21 @@ from recast.run.files import alone_in, refuse_existing
 from recast.run.fingerprint import Input, plain
 from recast.run.log import RunLog
 from recast.run.reading import reading
+from recast.run.stage import Stage, duration, shown
+from recast.run.workers import in_workers
 from recast.types import Metrics, RecastError, require
+
+SCREENS = "screens"
+"""Folder of what cells say that run at once."""
 
 
 def run_cells(
-    folder: str | Path, cells: Iterable[Cell], settings: dict[str, Any] | None = None
+    folder: str | Path,
+    cells: Iterable[Cell],
+    settings: dict[str, Any] | None = None,
+    *,
+    workers: int = 1,
+    goes_on: bool = False,
 ) -> dict[str, Metrics]:
     """Run the cells in their order; returns what each of them returned, by name.
 
@@ -51,6 +62,10 @@ def run_cells(
     cells), `env.json` and `metrics.jsonl` with the lines of all cells; those of an interrupted
     cell stay, before those of its second run. Threads that are left open are measured by the first
     RL cell and kept by the RL and evaluation cells after it, so that their CPU seconds compare.
+
+    With several `workers` the cells of a stage run at once, each with one thread unless its config
+    says how many; their lines stand in their own `metrics.jsonl` alone, what they say in
+    `screens/NAME.txt`. `goes_on` says that other cells of the same experiment were run there.
 
     Raises `RecastError`, before anything is run or written, for cells that no run could use, for a
     finished cell that has other settings, read other files or is damaged, for an output that no
@@ -62,14 +77,14 @@ def run_cells(
     used = _check(root, cells)
     with alone_in(root):
         runs = _Runs(root, cells, used)
-        goes_on = any(mark_of(cell).exists() or begun_of(cell).exists() for cell in cells)
+        goes_on |= any(mark_of(cell).exists() or begun_of(cell).exists() for cell in cells)
         told = settings or {cell.name: plain(cell.config, cell.name) for cell in cells}
         with RunLog(root, told, goes_on=goes_on) as log:
-            plan = runs.plan()
+            plan = runs.plan(workers)
             if any(seconds for _, seconds in plan):
                 log.plan(plan)
             for _, stage in groupby(cells, key=_stage_of):
-                runs.run_stage(list(stage), log)
+                runs.run_stage(list(stage), log, workers)
     return {cell.name: runs.done[cell.name]["returned"] for cell in cells}
 
 
@@ -99,38 +114,80 @@ class _Runs:
             if cell.name not in self.done:
                 to_come.append(cell.folder)
 
-    def plan(self) -> list[tuple[str, float]]:
+    def plan(self, workers: int) -> list[tuple[str, float]]:
         """The stages that are left and their seconds."""
         rest = [cell for cell in self._cells if cell.name not in self.done]
         plan = []
         for name, members in groupby(rest, key=_stage_of):
             stage = list(members)
             unit = f", {len(stage)} {stage[0].unit}" if stage[0].unit and len(stage) > 1 else ""
-            plan.append((name + unit, sum(cell.estimate_s for cell in stage)))
+            seconds = sum(cell.estimate_s for cell in stage) / min(workers, len(stage))
+            plan.append((name + unit, seconds))
         return plan
 
-    def run_stage(self, cells: list[Cell], log: RunLog) -> None:
+    def run_stage(self, cells: list[Cell], log: RunLog, workers: int) -> None:
         """Run those of a stage's cells that are not done."""
         rest = [cell for cell in cells if cell.name not in self.done]
-        seconds = sum(cell.estimate_s for cell in rest)
-        is_silent = rest and not verb_of(rest[0]).has_stage
-        shown = log.stage(_stage_of(rest[0]), len(rest), seconds) if is_silent else nullcontext()
-        with shown as stage:
+        at_once = min(workers, len(rest))
+        seconds = sum(cell.estimate_s for cell in rest) / max(at_once, 1)
+        is_silent = rest and (at_once > 1 or not verb_of(rest[0]).has_stage)
+        told = log.stage(_stage_of(rest[0]), len(rest), seconds) if is_silent else nullcontext()
+        with told as stage:
             for cell in cells:
                 if cell.name in self.done:
                     _refuse_changed(cell, self.done[cell.name]["reads"], self._reads(cell))
                     tidy(cell)
                     log.say(f"{cell.name}: finished before, not run again")
-                    continue
-                self.done[cell.name] = self._run(cell, log)
-                if stage and len(rest) > 1:
-                    stage.advance()
+                elif at_once == 1:
+                    self._run(cell, log)
+                    if stage and len(rest) > 1:
+                        stage.advance()
+            if at_once > 1:
+                assert stage
+                self._run_at_once(rest, log, stage, at_once)
         for cell in rest:
             if describe := verb_of(cell).describe:
                 log.say(describe(cell.folder))
 
-    def _run(self, cell: Cell, log: RunLog) -> Record:
-        """Run a cell and mark its folder; returns its record."""
+    def _run(self, cell: Cell, log: RunLog) -> None:
+        ready, record = self._begin(cell, log)
+        try:
+            returned = verb_of(cell).run(ready, log)
+        except BaseException:
+            _leave(cell)
+            raise
+        self._end(ready, record, returned, torch.get_num_threads())
+
+    def _run_at_once(self, cells: list[Cell], log: RunLog, stage: Stage, workers: int) -> None:
+        begun: dict[str, tuple[Cell, Record, float]] = {}
+        screens = self._root / SCREENS
+
+        def tasks() -> Iterator[tuple[Cell, Path]]:
+            screens.mkdir(exist_ok=True)
+            for cell in cells:
+                ready, record = self._begin(cell, log, apart=True)
+                if getattr(ready.config, "threads", 1) is None:
+                    ready = replace(ready, config=replace(ready.config, threads=1))
+                begun[cell.name] = ready, record, time.monotonic()
+                yield ready, screens / f"{cell.name.replace(os.sep, '_')}.txt"
+
+        def done(task: tuple[Cell, Path], result: tuple[Metrics, int]) -> None:
+            ready, record, began = begun.pop(task[0].name)
+            self._end(ready, record, *result)
+            told = shown({key: result[0][key] for key in ("valid/ndcg@10",) if key in result[0]})
+            log.say(f"{ready.name}: done in {duration(time.monotonic() - began)}  {told}".rstrip())
+            stage.advance()
+
+        try:
+            in_workers(run_apart, tasks(), done, workers)
+        except BaseException:
+            for cell, *_ in begun.values():
+                _leave(cell)
+            raise
+
+    def _begin(self, cell: Cell, log: RunLog, *, apart: bool = False) -> tuple[Cell, Record]:
+        """Mark a cell as begun; returns it as it is to be run, and its record so far. One that runs
+        `apart` writes no line here."""
         record: Record = {
             "cell": cell.name,
             "settings": self._used[cell.name],
@@ -146,20 +203,17 @@ class _Runs:
                 log.say(f"{cell.name}: was begun but not finished, begins anew")
                 empty(cell.folder)
                 log.cut_metrics(then.get("metrics_bytes", sys.maxsize))
-            record["metrics_bytes"] = log.position()["bytes"][0]
+            record["metrics_bytes"] = sys.maxsize if apart else log.position()["bytes"][0]
             write_record(begun, record)
-        try:
-            returned = verb_of(cell).run(cell, log)
-        except BaseException:
-            if not cell.folder.exists() or not any(cell.folder.iterdir()):
-                begun.unlink()
-            raise
+        return cell, record
+
+    def _end(self, cell: Cell, record: Record, returned: Metrics, threads: int) -> None:
+        """Mark a cell as done."""
         del record["metrics_bytes"]
-        threads, version = torch.get_num_threads(), recast.__version__
-        record |= {"returned": returned, "threads": threads, "recast": version}
+        record |= {"returned": returned, "threads": threads, "recast": recast.__version__}
         write_record(mark_of(cell), record)
         tidy(cell)
-        return record
+        self.done[cell.name] = record
 
     def _with_threads(self, cell: Cell) -> Cell:
         """The cell with the threads of the first RL cell, where it leaves them open."""
@@ -190,6 +244,19 @@ class _Runs:
             shown = path.relative_to(self._root) if _is_below(path, [self._root]) else path
             reads[key] = {"path": shown.as_posix(), "sha256": self._digests[source]}
         return reads
+
+
+def run_apart(task: tuple[Cell, Path]) -> tuple[Metrics, int]:
+    """Run a cell in a worker; what it says goes into a file. Returns its metrics and threads."""
+    cell, screen = task
+    with screen.open("a", encoding="utf-8") as file, redirect_stdout(file):
+        return verb_of(cell).run(cell, None), torch.get_num_threads()
+
+
+def _leave(cell: Cell) -> None:
+    """Forget a cell that has written nothing."""
+    if not cell.folder.exists() or not any(cell.folder.iterdir()):
+        begun_of(cell).unlink(missing_ok=True)
 
 
 def _check(root: Path, cells: list[Cell]) -> dict[str, dict[str, Any]]:

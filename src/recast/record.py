@@ -28,7 +28,7 @@ WRITTEN = (
     *(CHECKPOINTS, "diverged.jsonl"),
     *("interactions.parquet", "users.parquet", "items.parquet", "data.json"),
     *("catalog.parquet", "sid.json", "card.json", "embeddings.safetensors"),
-    *("rows.parquet", "eval.json", ".*.partial"),
+    *("rows.parquet", "eval.json", "drift.json", ".*.partial"),
     *("popularity", "item_knn", "sasrec", "catalog", "baselines.json"),
 )
 """What verbs write into their folders; whatever else lies there is not ours to remove."""

@@ -6,6 +6,7 @@ Every field is read by the code; a value out of range is refused here, by name, 
 from __future__ import annotations
 
 from recast.config.baselines import BaselinesConfig as BaselinesConfig
+from recast.config.compare import CompareConfig as CompareConfig
 from recast.config.data import PrepareConfig as PrepareConfig
 from recast.config.data import TokenizeConfig as TokenizeConfig
 from recast.config.evaluation import METRICS as METRICS

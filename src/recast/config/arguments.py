@@ -160,7 +160,9 @@ def _read_file(file: str, hints: dict[str, Any], flags: set[str]) -> dict[str, A
                 continue
             if isinstance(value, str):
                 check_text(f"{file}: {path}", value)
-            if not fits_type(value, hint) and not (isinstance(value, str) and hint == list[str]):
+            if isinstance(value, str) and hint == list[str]:
+                mapping[key] = [value]
+            elif not fits_type(value, hint):
                 raise RecastError(f"{file}: {path} is {in_short(value)}: give {in_words(hint)}")
 
     check(content, "")
@@ -177,8 +179,8 @@ def _read_file(file: str, hints: dict[str, Any], flags: set[str]) -> dict[str, A
 
 
 def _join_lists(args: list[str], hints: dict[str, Any]) -> list[str]:
-    """`--text a b` as the one argument `--text=["a", "b"]` that the parser wants, and `--resume`
-    without a value as `--resume=true`."""
+    """`--text a b` as the one argument `--text=["a", "b"]` that the parser wants, and a flag such
+    as `--resume` without a value as `--resume=true`."""
     joined: list[str] = []
     rest = list(args)
     while rest:
@@ -191,13 +193,14 @@ def _join_lists(args: list[str], hints: dict[str, Any]) -> list[str]:
                 del rest[: len(words)]
             is_json = len(words) == 1 and words[0].startswith("[")
             (entry,) = get_args(hints[flag.removeprefix("--")])
-            if entry is int and not is_json:
+            if entry in (int, float) and not is_json:
                 words, is_json = [f"[{','.join(words)}]"], True  # 1,3,5 or 1 3 5
             elif get_origin(entry) is Literal and not is_json:  # no name of ours has a comma
                 words = [word.strip() for some in words for word in some.split(",")]
             arg = f"{flag}={words[0] if is_json else json.dumps(words)}"
-        elif flag == "--resume" and not equals and (not rest or rest[0].startswith("--")):
-            arg = "--resume=true"
+        elif hints.get(flag.removeprefix("--")) is bool and not equals:
+            is_alone = not rest or rest[0].startswith("--")
+            arg = f"{flag}=true" if is_alone else arg
         joined.append(arg)
     return joined
 

@@ -79,6 +79,8 @@ def check_settings(config: object) -> None:
             if folder is not None:
                 folder = _expand(full, folder)
                 value = f"{baseline}:{folder}" if baseline else folder
+        if name in _PATHS and isinstance(value, list):
+            value = [_expand(full, path) for path in value]
         object.__setattr__(config, name, value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -42,6 +43,24 @@ def grouped(
     values = {name.removeprefix("item/"): metric for name, metric in metrics.items()}
     groups = {"events_of": list(splits), "by_events": _groups(events, EVENTS, values)}
     return groups | ({"by_history": _groups(before, HISTORY, values)} if before.any() else {})
+
+
+def groups_of(
+    events: Int[Tensor, " N"], before: Int[Tensor, " N"]
+) -> dict[str, tuple[list[str], Int[Tensor, " N"]]]:
+    """Names of the groups of rows, and each row's (-1: none), by the events of the target (0: a
+    cold item) and by those before the row."""
+    kinds = {
+        "events of the target": (events, (0, 1, *EVENTS[1:])),
+        "events before": (before, HISTORY),
+    }
+    found = {}
+    for kind, (counts, least) in kinds.items():
+        names = [str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in pairwise(least)]
+        index = torch.bucketize(counts, torch.tensor(least), right=True) - 1
+        if bool((index >= 0).any()):
+            found[kind] = [*names, f"{least[-1]}+"], index
+    return found
 
 
 def _groups(

@@ -146,6 +146,12 @@ def _check(
             if key not in EXTRAS:
                 raise RecastError(f"extra {key!r} of {name}: choose from {', '.join(EXTRAS)}")
             require_range(f"extra {key} of {name}", value, 0, 1e15)
+    refuse_other_rows(methods)
+
+
+def refuse_other_rows(methods: Mapping[str, Ranks]) -> None:
+    """Raise `RecastError` unless all ranked the same rows, users and targets, and share the facts
+    that ranks hang on."""
     reference, *others = methods.items()
     for name, ranks in others:
         if not torch.equal(ranks.row_ids, reference[1].row_ids):

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recast import losses, rewards, signals
-from recast.config import LossAgg, StepConfig
+from recast.config import CompareConfig, LossAgg, StepConfig
 from recast.config.plugin import load_function
 from recast.methods.names import nearest, require_ours
 from recast.types import LogprobSpace, Loss, RecastError, Signal, require
@@ -314,6 +314,22 @@ METHODS: dict[str, Method] = {
         kl_coef=0.0,
     ),
 }
+
+
+def check_methods(config: CompareConfig) -> None:
+    """`check_method` of every method and group size that are compared."""
+    for name in config.methods:
+        sampler = config.sampler if find_method(name).samplers else None
+        for size in config.group_sizes:
+            check_method(
+                StepConfig(
+                    data=config.data,
+                    policy=config.policy[0],
+                    method=name,
+                    group_size=size,
+                    sampler=sampler,
+                )
+            )
 
 
 def find_method(name: str) -> Method:

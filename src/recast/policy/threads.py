@@ -24,7 +24,7 @@ def choose_threads(
     if wanted is None and device != "cpu":
         wanted = torch.get_num_threads()
     if wanted is None:
-        wanted = _faster(work, _usable_cores(), repeats)
+        wanted = _faster(work, usable_cores(), repeats)
     torch.set_num_threads(wanted)
     return wanted
 
@@ -43,7 +43,8 @@ def _faster(work: Callable[[], object], most: int, repeats: int) -> int:
     return most if median(_timed(work) for _ in range(repeats)) < 2 / 3 * single else 1
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """That this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -37,7 +37,7 @@ _DRIFT = 0.2
 """Of the larger of both: more is said."""
 
 # Only a rule under the heading: the same characters on every terminal and in a file.
-_RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
 def results_table(results: Results, title: str = "", width: int = 120) -> Group:
@@ -185,7 +185,7 @@ def _table(results: Results, columns: Sequence[Column], title: str = "") -> Tabl
     table = Table(
         title=Text(title) if title else None,
         title_justify="left",
-        box=_RULED,
+        box=RULED,
         show_edge=False,
         pad_edge=False,
         padding=0,

@@ -49,7 +49,12 @@ def enter(config: Any, config_type: type, *, goes_on: bool = False) -> None:
     if output and not (goes_on and output.is_dir()):
         refuse_existing(output)
     settings = vars(config) | {"model.path": getattr(getattr(config, "model", None), "path", None)}
-    for name, value in settings.items():
+    paths = [
+        (name, path)
+        for name, value in settings.items()
+        for path in (value if isinstance(value, list) else [value])
+    ]
+    for name, value in paths:
         if value is None or value in PUBLISHED:
             continue
         if name in ("texts", "plain_text", "predictions") and not Path(value).exists():

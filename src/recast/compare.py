@@ -1,0 +1,292 @@
+"""`recast compare`: methods and a start in, a table that a sceptic can check out.
+
+Every row of the table searches its learning rate with seed 0 on validation rows, the same number of
+tries for all, then runs the other seeds with the best one. All runs of a seed read the same prompts
+in the same order. Test rows are ranked when all is chosen; `test.json` says how often that was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recast.cell import Cell
+from recast.config import CompareConfig, EvaluateConfig, RLConfig
+from recast.evaluation.breakdown import groups_of
+from recast.evaluation.comparison import Groups, compare_seeds
+from recast.evaluation.curves import CURVE, budget, joined_curve, mean_metrics, read_run
+from recast.evaluation.drift import DriftConfig, measure_drift
+from recast.evaluation.metrics import read_ranks
+from recast.evaluation.ranks import Ranks
+from recast.evaluation.seed_results import Comparison, MethodRow, Trial
+from recast.experiment import run_cells
+from recast.methods.parts import find_part, resources
+from recast.methods.table import METHODS, check_methods
+from recast.policy.load import load_policy
+from recast.policy.tasks import load_task
+from recast.policy.threads import usable_cores
+from recast.report.comparison import markdown, plain
+from recast.report.verdict import verdict
+from recast.run.doors import enter
+from recast.run.files import staged_file
+from recast.run.reading import read_json, reading
+from recast.types import Metrics, RecastError, require
+
+START, CONTROL = "start", "sft_continued"
+"""Rows that every table has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A row of the table: a method with a group size."""
+
+    name: str
+    method: str
+    group_size: int | None
+    """None without rollouts."""
+
+
+def compare_methods(config: CompareConfig) -> str:
+    """Run what is missing below `config.output`, write `results.json` and `results.md`; returns the
+    verdict and the tables as text.
+
+    Raises `RecastError` where finished runs do not belong to this comparison, and with `verify`
+    for a value outside of its band.
+    """
+    enter(config, CompareConfig, goes_on=True)
+    check_methods(config)
+    out, rows = Path(config.output), rows_of(config)
+    for name in config.expected:
+        require(name in [START, *(r.name for r in rows)], "expected", name, _names(rows))
+    settings = {k: v for k, v in asdict(config).items() if k not in ("verify", "workers")}
+    workers = config.workers or (usable_cores() if config.device == "cpu" else 1)
+
+    def run(cells: list[Cell], *, goes_on: bool = True) -> dict[str, Metrics]:
+        return run_cells(out, cells, settings, workers=workers, goes_on=goes_on)
+
+    trials = [run_cell(config, row, lr, 0, "search") for row in rows for lr in config.lrs]
+    found = run(trials, goes_on=False)
+    tried = {
+        row.name: [
+            Trial(lr=lr, value=found[_run_name(row, lr, 0)][CURVE]) for lr in sorted(config.lrs)
+        ]
+        for row in rows
+    }
+    lrs = {name: max(some, key=lambda trial: trial.value).lr for name, some in tried.items()}
+    if config.seeds > 1:
+        seeds = range(1, config.seeds)
+        found |= run([run_cell(config, r, lrs[r.name], s, "seeds") for r in rows for s in seeds])
+    runs = {
+        row.name: [_run_name(row, lrs[row.name], seed) for seed in range(config.seeds)]
+        for row in rows
+    }
+    ranked = {START: config.policy} | {
+        row: [str(out / name / "policy") for name in names] for row, names in runs.items()
+    }
+    reads = _note_test(out, {"lrs": lrs, "seeds": config.seeds, "policies": config.policy})
+    cells = [drift_cell(config, name) for names in runs.values() for name in names]
+    cells += [
+        evaluate_cell(config, name, seed, policy)
+        for name, policies in ranked.items()
+        for seed, policy in enumerate(policies)
+    ]
+    found |= run(cells)
+    results = tabulate(config, rows, runs, found, tried, reads)
+    results.save(out / "results.json")
+    with staged_file(out / "results.md") as file:
+        file.write_text(markdown(results), encoding="utf-8")
+    if config.verify:
+        refuse_outside(config.expected, results)
+    return plain(results)
+
+
+def rows_of(config: CompareConfig) -> list[Row]:
+    """The methods in their order, the control last where it is not named."""
+    rows = []
+    for method in [*config.methods, *([CONTROL] if CONTROL not in config.methods else [])]:
+        sizes: Sequence[int | None] = config.group_sizes if METHODS[method].samplers else [None]
+        for size in sizes:
+            name = f"{method}@{size}" if len(sizes) > 1 else method
+            rows.append(Row(name=name, method=method, group_size=size))
+    return rows
+
+
+def _names(rows: Sequence[Row]) -> str:
+    return f"the rows are {', '.join([START, *(row.name for row in rows)])}"
+
+
+def _run_name(row: Row, lr: float, seed: int) -> str:
+    return f"rl/{row.name}/lr_{lr:g}_seed_{seed}"
+
+
+def run_cell(config: CompareConfig, row: Row, lr: float, seed: int, stage: str) -> Cell:
+    """A run; what its method has no use for is left out."""
+    method, name = METHODS[row.method], _run_name(row, lr, seed)
+    sampler = config.sampler if method.samplers else None
+    parts: list[Any] = [method.reward, method.signal, method.loss]
+    if drawn_by := sampler or method.sampler:
+        parts.append(find_part("sampler", drawn_by))
+    asked = set[str]().union(*(resources(part) for part in parts))
+    rl = RLConfig(
+        data=config.data,
+        policy=config.policy[seed % len(config.policy)],
+        output=str(Path(config.output) / name),
+        method=row.method,
+        sampler=sampler,
+        ranker=config.ranker if "ranker" in asked else None,
+        embeddings=config.embeddings if "embeddings" in asked else None,
+        group_size=row.group_size or RLConfig.group_size,
+        prompts_per_step=config.prompts_per_step,
+        steps=config.steps,
+        eval_every=config.eval_every,
+        valid_rows=config.valid_rows,
+        valid_metrics=["ndcg@10", "hr@1", "hr@10", "hr@50"],
+        mini_batch_rows=config.mini_batch_rows,
+        lr=lr,
+        seed=seed,
+        device=config.device,
+        threads=_threads(config),
+    )
+    return Cell(name=name, config=rl, stage=stage, unit="runs")
+
+
+def drift_cell(config: CompareConfig, run: str) -> Cell:
+    out = Path(config.output)
+    drift = DriftConfig(
+        data=config.data, policy=str(out / run / "policy"), output=str(out / "drift" / run[3:])
+    )
+    return Cell(name=f"drift/{run[3:]}", config=drift, run=measure_drift, stage="judge")
+
+
+def evaluate_cell(config: CompareConfig, row: str, seed: int, policy: str) -> Cell:
+    name = f"test/{row}/seed_{seed}"
+    evaluate = EvaluateConfig(
+        data=config.data,
+        policy=policy,
+        output=str(Path(config.output) / name),
+        beam_width=config.beam_width,
+        exact_rows=0,
+        device=config.device,
+        threads=_threads(config),
+    )
+    return Cell(name=name, config=evaluate, stage="judge")
+
+
+def _threads(config: CompareConfig) -> int | None:
+    return 1 if config.device == "cpu" else None
+
+
+def _note_test(out: Path, choices: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every set of choices that test rows were ranked with, this one included."""
+    file, reads = out / "test.json", []
+    if file.is_file():
+        with reading(file, "remove it, and say that test was read before"):
+            reads = read_json(file, list)
+            reads = [
+                {"when": str(read["when"]), "choices": dict(read["choices"])} for read in reads
+            ]
+    if choices not in [read["choices"] for read in reads]:
+        reads.append({"when": f"{datetime.now():%Y-%m-%d %H:%M}", "choices": choices})
+        with staged_file(file) as stage:
+            stage.write_text(json.dumps(reads, indent=2) + "\n")
+    return reads
+
+
+def tabulate(
+    config: CompareConfig,
+    rows: Sequence[Row],
+    runs: Mapping[str, Sequence[str]],
+    found: Mapping[str, Metrics],
+    tried: Mapping[str, list[Trial]],
+    reads: Sequence[Mapping[str, Any]],
+) -> Comparison:
+    """All that the folders say, together; `found` is what the cells returned."""
+    out = Path(config.output)
+    ranks: dict[str, list[Ranks]] = {
+        name: [read_ranks(out / "test" / name / f"seed_{seed}") for seed in range(count)]
+        for name, count in [(START, len(config.policy)), *((r, config.seeds) for r in runs)]
+    }
+    first = next((row.name for row in rows if row.method != CONTROL), CONTROL)
+    against = list(dict.fromkeys([START, CONTROL, first]))
+    compared = compare_seeds(ranks, against, _groups(config, ranks[START][0]))
+    trained = {name: [read_run(out / one) for one in names] for name, names in runs.items()}
+    table = {START: MethodRow(method=None, group_size=None, lr=None, compared=compared[START])}
+    for row in rows:
+        own = trained[row.name]
+        drifts = [found[f"drift/{name[3:]}"] for name in runs[row.name]]
+        costs = [found[name] for name in runs[row.name]]
+        means: Metrics = {
+            key: float(np.mean([cost[key] for cost in costs]))
+            for key in ("rollouts", "optimizer_steps", "cpu_s")
+        }
+        for key in ("kl", "kl_tail_frac"):
+            if all(key in drift for drift in drifts):
+                means[f"valid/{key}"] = float(np.mean([drift[key] for drift in drifts]))
+        table[row.name] = MethodRow(
+            method=row.method,
+            group_size=row.group_size,
+            lr=max(tried[row.name], key=lambda trial: trial.value).lr,
+            compared=compared[row.name],
+            trials=list(tried[row.name]),
+            training=means | mean_metrics(own),
+            curve={
+                name: joined_curve(own, f"valid/{name}") for name in ("ndcg@10", "hr@1", "hr@50")
+            },
+            budget={other: budget(own, trained[other]) for other in trained if other != row.name},
+        )
+    start = ranks[START][0]
+    results = Comparison(
+        split=start.facts.split,
+        split_name=start.facts.split_name,
+        num_candidates=start.facts.num_candidates,
+        exclude_seen=start.facts.exclude_seen,
+        beam_width=config.beam_width,
+        rows=len(start.row_ids),
+        users=len(start.users.unique()),
+        seeds=config.seeds,
+        reseeded="SFT and RL" if len(config.policy) > 1 else "RL",
+        steps=config.steps,
+        prompts_per_step=config.prompts_per_step,
+        mini_batch_rows=config.mini_batch_rows,
+        against=against,
+        test_reads=list(map(dict, reads)),
+        methods=table,
+        verdict=[],
+    )
+    return replace(results, verdict=verdict(results))
+
+
+def _groups(config: CompareConfig, ranks: Ranks) -> Groups:
+    """Slices of the test rows: popularity (0: cold) and history, and the task where there are
+    several."""
+    task = load_task(config.data, load_policy(config.policy[0]))
+    rows = ranks.row_ids
+    events = task.item_counts(("train", "rl"))[task.targets(rows)[:, 0]]
+    groups = groups_of(events, task.history_lengths(rows))
+    if len(task.tasks) > 1:
+        groups["task"] = list(task.tasks), task.task_of(rows)
+    return {kind: (names, index.numpy()) for kind, (names, index) in groups.items()}
+
+
+def refuse_outside(expected: Mapping[str, Any], results: Comparison) -> None:
+    """Raise `RecastError` for values outside of their bands."""
+    wrong = []
+    for name, bands in expected.items():
+        metrics = results.methods[name].compared.metrics
+        for metric, (least, most) in bands.items():
+            remedy = f"choose from {', '.join(metrics)}"
+            require(metric in metrics, f"expected.{name}", metric, remedy)
+            value = metrics[metric].mean
+            if not least <= value <= most:
+                wrong.append(f"{metric} of {name} is {value:.4f}, outside {least:g} to {most:g}")
+    if wrong:
+        raise RecastError(
+            f"{'; '.join(wrong)}: the results are in results.md, the recipe's "
+            "expected bands do not hold"
+        )
