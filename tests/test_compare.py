@@ -15,8 +15,10 @@ from recast import cli
 from recast.compare import compare_methods, rows_of
 from recast.config import CompareConfig
 from recast.evaluation.metrics import read_ranks, row_metrics
+from recast.methods.table import check_methods
 from recast.types import RecastError
 
+ROOT = Path(__file__).parent.parent
 PRIMARY = "item/ndcg@10"
 RECIPE = """\
 data: {walk}/data
@@ -156,6 +158,8 @@ def test_a_damaged_cell_is_refused(recipe: Path, walk: Path, tmp_path: Path) -> 
     [
         ({"methods": ["recast", "rer"]}, "method is 'rer': did you mean 'rere'"),
         ({"methods": ["recast", "recast"]}, "methods is .*one is there twice"),
+        ({"ranker": "item_knn"}, "ranker is 'item_knn': none of these methods uses one, leave"),
+        ({"methods": ["adagrpo"]}, "give --ranker item_knn, another"),
         ({"lrs": [0.0]}, "lrs is .*: give positive rates"),
         ({"group_sizes": [1]}, "group_size is 1: method 'recast' needs 2"),
         ({"policy": ["a", "b", "c"]}, "policy is .*give one, or one for each of the 2 seeds"),
@@ -180,6 +184,14 @@ def test_a_recipe_with_an_unknown_key(
     line, code = failure(capsys, "compare", str(file))
     assert line == f"{file} has the unknown key 'seed': did you mean seeds?"
     assert code == 2
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples" / "recipes").iterdir()), ids=str)
+def test_our_recipes_are_settings(file: Path) -> None:
+    config = cli.configure("compare", [str(file)])
+    names = {"start", "sft_continued", *(row.name for row in rows_of(config))}
+    assert {"start", *config.methods} <= config.expected.keys() <= names
+    check_methods(config)
 
 
 def test_rows_are_named_by_what_tells_them_apart(recipe: Path, walk: Path) -> None:

@@ -23,6 +23,7 @@ from recast.evaluation.comparison import Groups, compare_seeds
 from recast.evaluation.curves import CURVE, budget, joined_curve, mean_metrics, read_run
 from recast.evaluation.drift import DriftConfig, measure_drift
 from recast.evaluation.metrics import read_ranks
+from recast.evaluation.rank import rows_to_rank
 from recast.evaluation.ranks import Ranks
 from recast.evaluation.seed_results import Comparison, MethodRow, Trial
 from recast.experiment import run_cells
@@ -64,6 +65,7 @@ def compare_methods(config: CompareConfig) -> str:
     out, rows = Path(config.output), rows_of(config)
     for name in config.expected:
         require(name in [START, *(r.name for r in rows)], "expected", name, _names(rows))
+    _refuse_early(config, rows)
     settings = {k: v for k, v in asdict(config).items() if k not in ("verify", "workers")}
     workers = config.workers or (usable_cores() if config.device == "cpu" else 1)
 
@@ -121,24 +123,42 @@ def _names(rows: Sequence[Row]) -> str:
     return f"the rows are {', '.join([START, *(row.name for row in rows)])}"
 
 
+def _refuse_early(config: CompareConfig, rows: Sequence[Row]) -> None:
+    """Raise `RecastError` for what would come up behind the training: settings that no method
+    reads, and no row to rank."""
+    asked = set[str]().union(*(_reads(config, row) for row in rows))
+    for name in ("ranker", "embeddings", "sampler"):
+        value = getattr(config, name)
+        if value is not None and name not in asked:
+            raise RecastError(f"{name} is {value!r}: none of these methods uses one, leave it out")
+    for policy in config.policy:
+        rows_to_rank(load_task(config.data, load_policy(policy)), config.data, "test")
+
+
+def _reads(config: CompareConfig, row: Row) -> set[str]:
+    """The resources of a method's parts; `sampler` where it has rollouts."""
+    method = METHODS[row.method]
+    parts: list[Any] = [method.reward, method.signal, method.loss]
+    drawn_by = (config.sampler or method.sampler) if method.samplers else None
+    if drawn_by:
+        parts.append(find_part("sampler", drawn_by))
+    found = set[str]().union(*(resources(part) for part in parts))
+    return found | ({"sampler"} if drawn_by else set())
+
+
 def _run_name(row: Row, lr: float, seed: int) -> str:
     return f"rl/{row.name}/lr_{lr:g}_seed_{seed}"
 
 
 def run_cell(config: CompareConfig, row: Row, lr: float, seed: int, stage: str) -> Cell:
     """A run; what its method has no use for is left out."""
-    method, name = METHODS[row.method], _run_name(row, lr, seed)
-    sampler = config.sampler if method.samplers else None
-    parts: list[Any] = [method.reward, method.signal, method.loss]
-    if drawn_by := sampler or method.sampler:
-        parts.append(find_part("sampler", drawn_by))
-    asked = set[str]().union(*(resources(part) for part in parts))
+    name, asked = _run_name(row, lr, seed), _reads(config, row)
     rl = RLConfig(
         data=config.data,
         policy=config.policy[seed % len(config.policy)],
         output=str(Path(config.output) / name),
         method=row.method,
-        sampler=sampler,
+        sampler=config.sampler if "sampler" in asked else None,
         ranker=config.ranker if "ranker" in asked else None,
         embeddings=config.embeddings if "embeddings" in asked else None,
         group_size=row.group_size or RLConfig.group_size,

@@ -147,7 +147,12 @@ def _values(
     methods: Mapping[str, Sequence[Ranks]],
 ) -> tuple[list[str], dict[str, Float[np.ndarray, "S N M"]]]:
     """The metrics that all have, and their values by seed and row."""
-    found = {name: [row_metrics(one) for one in ranks] for name, ranks in methods.items()}
+    every = [one for ranks in methods.values() for one in ranks]
+    several = any(bool((one.item_mask.sum(1) > 1).any()) for one in every)
+    names = ["hr", "ndcg", *(["recall"] if several else [])]
+    found = {
+        name: [row_metrics(one, names=names) for one in ranks] for name, ranks in methods.items()
+    }
     first, *others = [one for some in found.values() for one in some]
     keys = [key for key in first if all(key in one for one in others)]
     for key in ("item/hr@10", PRIMARY):

@@ -80,7 +80,8 @@ def caption(results: Comparison) -> list[str]:
         f"{results.split} split ({results.split_name}): {results.rows:,} rows of {results.users:,} "
         f"users, item level, {results.beam_width} beams; {results.num_candidates:,} candidates, "
         f"{seen} those of the row's own history.",
-        f"{results.seeds} seeds, which draw {results.reseeded} anew. Per seed all methods read the "
+        f"{results.seeds} seed{'s, which draw' if results.seeds > 1 else ', which draws'} "
+        f"{results.reseeded} anew. Per seed all methods read the "
         f"same prompts in the same order: {results.steps} steps of {results.prompts_per_step} "
         f"prompts, {step} per rollout batch.",
         "Each row tried the same learning rates with seed 0; the best by validation NDCG@10 went "
