@@ -250,6 +250,13 @@ def check_rate(config: object, name: str) -> None:
         require(rate <= 1, name, rate, "give 1 or less")
 
 
+def check_breaks(name: str, text: str | None) -> None:
+    """Raise `RecastError` for a line break that is spelled out: a template has real ones."""
+    escape = re.search(r"\\[nt]", text or "")
+    need = "a shell passes backslash and letter on: write a line break, in bash $'...'"
+    require(escape is None, name, text, need)
+
+
 def check_weights(weights: dict[str, Any]) -> None:
     """How often each task is drawn: relative, so that only their ratios count."""
     for name, weight in weights.items():
