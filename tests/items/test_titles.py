@@ -16,7 +16,7 @@ from small_walk import failure
 from recast import cli
 from recast.items.catalog import Catalog, load_catalog
 from recast.items.new_items import in_place_of
-from recast.items.titles import Written, check_writer, title_catalog
+from recast.items.titles import Written, check_writer, title_card, title_catalog
 from recast.types import RecastError
 
 END = 302  # <|im_end|>
@@ -67,7 +67,10 @@ def test_titles_that_look_alike_are_numbered() -> None:
         RecastError, match=r"'i3' has the title 'w3 w9', which the tokenizer reads li"
     ):
         written("w3", "w4", "W3", "w3 w9", tokenizer=small)
-    assert written("w3", "w3 w4", tokenizer=small).catalog.lengths.tolist() == [2, 3]
+    few = written("w3", "w3 w4", "w9 w3", tokenizer=small)
+    assert few.catalog.lengths.tolist() == [2, 3, 3]
+    card = title_card(few, small)
+    assert (few.catalog.pad_token, card["unknown_titles"], card["most_decisions"]) == (5, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +160,7 @@ def test_the_verb_says_what_it_made_and_refuses_what_means_nothing(
     for more, message in (
         ("", "tokenizer is None: give the folder of the model that is to write the titles"),
         (f"--tokenizer {tmp_path}/data", "the folder holds none, give that of the model"),
+        (f"--tokenizer {tmp_path}/none", "holds no tokenizer: give the folder of the model"),
         (f"--tokenizer {tmp_path}/model --num_levels 3", "num_levels is 3: with items_as titles"),
         (f"--tokenizer {tmp_path}/model --form pen", "form is 'pen': write {title} once"),
         (f"--tokenizer {tmp_path}/model --form {{title}}\\n", "write a line break"),

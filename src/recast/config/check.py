@@ -23,7 +23,7 @@ _GROUPS = {"ModelConfig": "model.", "LoRAConfig": "lora.", "PromptConfig": "prom
 _PATHS = (
     *("output", "data", "catalog", "policy", "interactions", "rows", "items", "texts"),
     *("encoder", "path", "ranker", "guide", "embeddings", "items_as", "extend", "plain_text"),
-    "predictions",
+    *("predictions", "tokenizer"),
 )
 """Settings that name a file or a folder, or may."""
 

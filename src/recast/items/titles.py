@@ -35,9 +35,7 @@ class Written(NamedTuple):
 
 def load_writer(folder: str) -> Any:
     """The tokenizer of a folder; `RecastError` where it has none."""
-    path = Path(folder)
-    require(path.is_dir(), "tokenizer", folder, "give the folder of the model that is to write")
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(Path(folder))
     remedy = "the folder holds none, give that of the model that is to write the titles"
     require(tokenizer is not None, "tokenizer", folder, remedy)
     return tokenizer
@@ -108,6 +106,7 @@ def title_card(
     )
     unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
     assert catalog.end_token is not None, "titles end in it"
+    inside = torch.arange(catalog.max_length) < catalog.lengths[:, None]  # pads may be of its kind
     return {
         "num_items": catalog.num_items,
         "codebook_sizes": [],
@@ -120,7 +119,7 @@ def title_card(
         "most_decisions": int(decisions.max()),
         "edges": edges,
         "numbered_titles": written.num_numbered,
-        "unknown_titles": int((tokens == unknown).any(1).sum()),
+        "unknown_titles": int(((tokens == unknown) & inside).any(1).sum()),
         "collaborative_weight": 0.0,
         "empty_texts": 0,
         "encoder": encoder,
