@@ -28,6 +28,7 @@ MODULES = (
     "step",
     "lengths",
     "rendered",
+    "titles",
     "evaluation",
     "trl",
     "trie",

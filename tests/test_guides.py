@@ -132,3 +132,30 @@ def test_recif_bench_from_its_files_to_the_table(
         cells = lines[2 + 3 * place].split("|")
         assert cells[1].strip() == task
         assert int(cells[2]) == reachable[task]["rows"]
+
+
+def test_the_way_of_titles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With ReRe's own settings, but for what takes time."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(GUIDES.parents[1] / "examples")
+    small_chat.save_model(Path("model"))
+    users = [(u, (u + s) % 12, 10 * s + u) for u in range(10) for s in range(6)]
+    pl.DataFrame(users, schema=["user", "item", "time"], orient="row").write_csv("events.csv")
+    words = ["Red pen", "Red ink", "Blue pen", "Pen", "Red pencil", "Glue"]
+    titles = words + [f"New {word}" for word in words]
+    pl.DataFrame({"item": range(12), "title": titles}).write_csv("items.csv")
+    fast = "--threads=1 --valid_rows=4 --pass_tokens=4096"
+    more = {
+        "sft": f"--window=3 {fast}",
+        "inspect": "--threads=1 --pass_tokens=4096 --group_size=4 --prompts_per_step=2",
+        "rl": f"--steps=2 --ref_every=1 --prompts_per_step=2 --group_size=4 {fast}",
+        "evaluate": "--threads=1 --invalid_rows=2",
+    }
+    assert run_commands((GUIDES / "titles.md").read_text(), more) == 6
+    shown = capsys.readouterr().out
+    assert "12 items write their titles as '\"{title}\"\\n', then <|endoftext|>" in shown
+    assert '| The user has palyed the following toys and gamess before: "' in shown
+    told = json.loads(Path("run/eval/eval.json").read_text())
+    assert told["metrics"]["item/hr@50"]["value"] == 1.0

@@ -39,10 +39,8 @@ def _case(catalog: Catalog, seen: list[list[int]] | None = None) -> tuple[Policy
 def _slow_beams(
     policy: Policy, prompts: Prompts, row: int, width: int, space: LogprobSpace
 ) -> list[tuple[list[int], float]]:
-    """Beam search by decisions: ranked by all up to the choice, then what has to follow is added.
-
-    A beam that has ended stays among the others with the score that it has.
-    """
+    """Beam search token by token: an item among the best `width` continuations leaves the beam for
+    the list of the best items, the best `width` of the others go on."""
     catalog, seen = policy.catalog, [i for i in prompts.seen[row].tolist() if i >= 0]
     prompt = prompts.tokens[row, : int(prompts.lengths[row])].tolist()
     items = [naive.written(catalog, i) for i in range(catalog.num_items) if i not in seen]
@@ -54,26 +52,18 @@ def _slow_beams(
             return float(logits[token] - logits[over].logsumexp(0))
         return float(logits.log_softmax(-1)[token])
 
-    def follow(path: list[int], value: float) -> tuple[list[int], float]:
-        """All tokens up to the next place where any item of the catalogue decides."""
-        while path not in items:
-            every = naive.allowed_children(catalog, [], path)
-            if len(every) > 1:
-                break
-            value += score(path, every[0])
-            path = [*path, every[0]]
-        return path, value
-
     beams: list[tuple[list[int], float]] = [([], 0.0)]
-    for _ in range(catalog.num_levels):
-        grown = [(path, value) for path, value in beams if path in items]
-        for path, value in beams:
-            if path not in items:
-                children = naive.allowed_children(catalog, seen, path)
-                grown += [([*path, c], value + score(path, c)) for c in children]
-        kept = sorted(grown, key=lambda x: -x[1])[:width]
-        beams = [follow(*beam) for beam in kept]
-    return sorted(beams, key=lambda x: -x[1])
+    found: list[tuple[list[int], float]] = []
+    while beams:
+        grown = [
+            ([*path, token], value + score(path, token))
+            for path, value in beams
+            for token in naive.allowed_children(catalog, seen, path)
+        ]
+        grown.sort(key=lambda x: -x[1])
+        found += [beam for beam in grown[:width] if beam[0] in items]
+        beams = [beam for beam in grown if beam[0] not in items][:width]
+    return sorted(found, key=lambda x: -x[1])[:width]
 
 
 @pytest.mark.parametrize("space", SPACES)

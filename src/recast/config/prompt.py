@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from recast.config.check import check_settings, within
+from recast.config.check import check_breaks, check_settings, within
 from recast.errors import require
 
 HistoryAs = Literal["sids", "titles", "both"]
@@ -33,21 +32,28 @@ class PromptConfig:
     unset: what the model's context leaves."""
     history: HistoryAs | None = None
     """How an item of a history is written: its semantic ID (sids), its text (titles), or the text
-    and the ID behind it (both); unset: sids."""
+    and the ID behind it (both); unset: sids, of a catalogue of titles titles."""
     template: str | None = None
-    """User message of a history, with {history} where the items stand, a comma between them."""
+    """User message of a history, with {history} where the items stand."""
+    item: str | None = None
+    """What an item of a history is written in, with {item} where it stands; unset: itself."""
+    separator: str | None = None
+    """What stands between the items of a history; unset: a comma and a space."""
+    plain: bool | None = None
+    """Read the message of a history as it is, not through the tokenizer's chat template."""
 
     def __post_init__(self) -> None:
         check_settings(self)
         within(self, 1, MOST_PROMPT, "max_tokens")
-        for name in ("system", "suffix", "prefix", "template"):
-            text = getattr(self, name) or ""
-            escape = re.search(r"\\[nt]", text)
-            need = "a shell passes backslash and letter on: write a line break, in bash $'...'"
-            require(escape is None, f"prompt.{name}", text, need)
+        for name in ("system", "suffix", "prefix", "template", "item", "separator"):
+            check_breaks(f"prompt.{name}", getattr(self, name))
         need = "write {history} once, where the items stand"
         fits = self.template is None or self.template.count("{history}") == 1
         require(fits, "prompt.template", self.template, need)
+        fits = self.item is None or self.item.count("{item}") == 1
+        require(fits, "prompt.item", self.item, "write {item} once, where an item stands")
+        need = "it is part of the chat template, and prompt.plain leaves that out: leave one out"
+        require(not (self.plain and self.system), "prompt.system", self.system, need)
 
     @property
     def given(self) -> dict[str, Any]:

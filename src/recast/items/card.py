@@ -1,4 +1,4 @@
-"""The semantic-ID card: codes before and after collisions were resolved in, their quality out."""
+"""The card of a catalogue: codes before and after collisions were resolved in, quality out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from recast.items.quantize import random_codes
+from recast.items.titles import title_lines
 from recast.items.writes import Catalog
 from recast.run.reading import read_json, reading
 
@@ -202,12 +203,15 @@ def format_card(card: dict[str, Any]) -> str:
             f"{card['new_items']:,} of them are new to {card['extends']}, "
             f"{card['left_out_items']:,} items of which are not in the data"
         )
-    is_given = card.get("items_as") == "given"
+    is_given, is_title = (card.get("items_as") == kind for kind in ("given", "titles"))
+    if is_title:
+        lines = title_lines(card)
     if is_given:
         lines += _given_lines(card)
-    for when in () if is_item or is_given else ("before", "after"):
+    is_made = not (is_item or is_given or is_title)
+    for when in ("before", "after") if is_made else ():
         lines.append(_shared(f" {when}", card[when]))
-    if not (is_item or is_given):
+    if is_made:
         lines.append(f"resolved by {card['resolve']}: {card['moved_items']:,} items moved")
     for level, size in enumerate(sizes[:1] if is_item else sizes):
         lines.append(

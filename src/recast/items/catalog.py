@@ -106,9 +106,10 @@ def build_token_catalog(
     texts: Any = None,
     pad_token: SupportsIndex = 0,
     bos_token: SupportsIndex = 1,
+    form: str | None = None,
 ) -> Catalog:
     """A catalogue of items that write sequences of unequal lengths, as texts do: tokens `[I, L]`
-    and how many of them count, `[I]`.
+    and how many of them count, `[I]`; `form` of titles (`recast.items.titles`).
 
     What follows an item's last token is ignored. Raises `RecastError` for duplicate item ids, for
     an item that holds the pad token or none at all, and for one that another begins with.
@@ -131,8 +132,11 @@ def build_token_catalog(
         )
     width = max(int(lengths.max()), 1) if len(lengths) else 0
     trie = build_compressed_trie(tokens[:, :width], lengths, pad_token)
+    tokens = tokens[:, :width].masked_fill(outside[:, :width], pad_token)
+    last = tokens.gather(1, (lengths - 1)[:, None]).flatten().unique().tolist()
+    is_end = len(last) == 1 and int((tokens == last[0]).sum()) == len(tokens)
     return Catalog(
-        tokens=tokens[:, :width].masked_fill(outside[:, :width], pad_token).int(),
+        tokens=tokens.int(),
         lengths=lengths.int(),
         codebook_sizes=(),
         item_ids=item_ids,
@@ -141,6 +145,8 @@ def build_token_catalog(
         domain_of=torch.zeros(len(tokens), dtype=torch.int32),
         pad_token=pad_token,
         bos_token=bos_token,
+        form=form,
+        end_token=last[0] if is_end else None,
     )
 
 
@@ -281,6 +287,9 @@ def _read_sid(file: Path) -> dict[str, Any]:
         raise ValueError(f"sid.json has names {in_short(names)}: no table of texts")
     if not (isinstance(numbers, list) and all(map(_are_numbers, numbers))):
         raise ValueError(f"sid.json has numbers {in_short(numbers)}: no lists of different ones")
+    form = sid.get("form", "{title}")
+    if not (type(form) is str and form.count("{title}") == 1 and not (sizes and "form" in sid)):
+        raise ValueError(f"sid.json has form {in_short(form)}: no text around a title")
     sid["names"] = SidNames(**names, numbers=tuple(map(tuple, numbers)))
     return sid
 

@@ -30,7 +30,7 @@ from recast.items.quantize import nearest_codes
 from recast.items.rq_vae import encode
 from recast.run.parts import Parts
 from recast.run.reading import reading
-from recast.types import Interactions, RecastError, require
+from recast.types import Interactions, RecastError, in_short, require
 
 _PROBES = 4  # items that are embedded again, to see whether the encoder is the same
 _SAME = 1e-3  # of vectors of length 1: batches of other shapes differ by 1e-7
@@ -71,6 +71,11 @@ def load_extension(folder: str, item_ids: list[str]) -> Extension:
         raise RecastError(
             f"extend is {folder!r}, where every item has a token of its own: a policy has no row "
             "for a new one, make it again from this data, or extend a catalogue of codes"
+        )
+    if config.items_as == "titles":
+        raise RecastError(
+            f"extend is {folder!r}, a catalogue of titles, and new items bring their own: make it "
+            "of this data with items_as titles and the same tokenizer, and give it as `--catalog`"
         )
     is_made = config.items_as in (None, "codes") and config.quantizer != "random"
     if not is_made or not has_vectors(folder):
@@ -126,7 +131,7 @@ def _embed(extension: Extension, texts: list[str], parts: Parts) -> Float[Tensor
     if not any(text.strip() for text in new):
         return torch.zeros(len(new), kept.shape[1])
     probes = [item for item, text in enumerate(catalog.texts) if text.strip()][:_PROBES]
-    encoder = extension.config.encoder
+    encoder = extension.config.encoder or "minilm"
     vectors = embed_texts(new + [catalog.texts[item] for item in probes], encoder, parts).vectors
     again, then = vectors[len(new) :], F.normalize(kept[probes], dim=1)
     if again.shape != then.shape or float((again - then).abs().max()) > _SAME:
@@ -164,6 +169,14 @@ def in_place_of(old: Catalog, new: Catalog, name: str) -> Catalog:
     Raises `RecastError` unless both have codebooks of the same sizes and shared items, whose codes
     are the same.
     """
+    if old.form is not None and new.form is not None:
+        return _titles_in_place_of(old, new, name)
+    kinds = ["titles" if x.form is not None else "semantic IDs" for x in (old, new)]
+    if kinds[0] != kinds[1]:
+        raise RecastError(
+            f"{name} writes {kinds[0]}, and the items of this catalogue write {kinds[1]}: give the "
+            "policy's own, or train a policy on this one"
+        )
     new = numbered_like(old, new, name)
     if not old.codebook_sizes or old.codebook_sizes != new.codebook_sizes:
         raise RecastError(
@@ -193,6 +206,24 @@ def in_place_of(old: Catalog, new: Catalog, name: str) -> Catalog:
         bos_token=old.bos_token,
         pad_token=old.pad_token,
     )
+
+
+def _titles_in_place_of(old: Catalog, new: Catalog, name: str) -> Catalog:
+    remedy = f"{name} has another one, make it by `recast tokenize` with the same settings"
+    for what in ("form", "end_token", "bos_token"):
+        value = getattr(new, what)
+        require(value == getattr(old, what), f"{what} of the catalogue", value, remedy)
+    index = {item: row for row, item in enumerate(old.item_ids)}
+    pairs = [(index[item], row) for row, item in enumerate(new.item_ids) if item in index]
+    for theirs, ours in pairs:
+        before = old.tokens[theirs, : int(old.lengths[theirs])]
+        if not torch.equal(before, new.tokens[ours, : int(new.lengths[ours])]):
+            raise RecastError(
+                f"{name} writes item {new.item_ids[ours]!r} as {in_short(old.texts[theirs])}, this "
+                f"catalogue as {in_short(new.texts[ours])}: keep the titles of the policy's items"
+            )
+    require(bool(pairs), "items of the policy in the catalogue", 0, "give one of the same data")
+    return new
 
 
 def require_alike(old: Catalog, new: Catalog, name: str) -> None:

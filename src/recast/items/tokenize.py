@@ -1,11 +1,11 @@
-"""`recast tokenize`: a data folder in, a folder with the catalogue of semantic IDs out.
+"""`recast tokenize`: a data folder in, a folder with the catalogue of what its items write out.
 
 Semantic IDs that a file or the data holds are taken as they are. The folder holds the catalogue
 (`catalog.parquet`, `sid.json`), its quality (`card.json`), the vectors it came from
 (`embeddings.safetensors`: `text`, `collaborative`, `centroids.0`, ..., of an RQ-VAE
 `encoder.0.weight`, ... too) and the resolved `config.yaml`. With `items_as` item the vectors are
 clustered once, and the token behind the cluster is the item itself. A catalogue of one level, for a
-ranker, and one of random codes have no vectors.
+ranker, one of random codes, and one of titles without an encoder have no vectors.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from recast.items.quantize import (
     rq_kmeans,
 )
 from recast.items.rq_vae import LR, STEPS, rq_vae
+from recast.items.titles import load_writer, title_card, title_catalog
 from recast.run.doors import enter
 from recast.run.files import staged_folder
 from recast.run.parts import Parts, parts_of, say
@@ -76,11 +77,14 @@ def _tokenize(config: TokenizeConfig, parts: Parts) -> Catalog:
     item_ids, texts = items["item_id"].to_list(), items["text"].to_list()
     if config.extend is not None:
         return _extend(config, config.extend, item_ids, texts, parts)
+    if config.items_as == "titles":
+        return _titles(config, item_ids, texts, parts)
     is_file = config.items_as not in (None, "codes", "item")
     if is_file or (config.items_as is None and data_has_sids(config.data)):
         return _given(config, item_ids, texts)
     if config.num_levels == 1 and config.resolve != "extra_level":
         return _one_token_each(config, item_ids, texts)
+    config = replace(config, encoder=config.encoder or "minilm")
     config, sizes = _shaped(config, len(texts))
     if config.quantizer == "random":
         before = random_codes(len(texts), sizes, config.seed)
@@ -223,6 +227,24 @@ def _given(config: TokenizeConfig, item_ids: list[str], texts: list[str]) -> Cat
     return catalog
 
 
+def _titles(config: TokenizeConfig, item_ids: list[str], texts: list[str], parts: Parts) -> Catalog:
+    """Titles in the tokens of a model, and with an encoder the vectors of the texts."""
+    assert config.tokenizer is not None, "checked with the settings"
+    tokenizer = load_writer(config.tokenizer)
+    written = title_catalog(
+        tokenizer, texts, item_ids, form=config.form, end_token=config.end_token
+    )
+    kept, facts = None, None
+    if config.encoder is not None:
+        used = replace(config, collaborative_weight=0.0)
+        _require_space(used, texts)
+        blocks, facts = _embed(used, texts, None, parts)
+        kept = Kept(blocks, None, [], {})
+    card = title_card(written, tokenizer, facts)
+    _save(config, written.catalog, card | {"tokenizer": config.tokenizer}, kept)
+    return written.catalog
+
+
 def _write(
     config: TokenizeConfig,
     catalog: Catalog,
@@ -279,7 +301,7 @@ def _embed(
     of the first."""
     blocks, facts = {}, None
     if config.collaborative_weight < 1:
-        made = embed_texts(texts, config.encoder, parts)
+        made = embed_texts(texts, config.encoder or "minilm", parts)
         blocks["text"] = made.vectors
         facts = asdict(made.pooling) | {"longest": made.longest, "cut_texts": made.num_cut}
     if interactions is not None and config.collaborative_weight > 0:

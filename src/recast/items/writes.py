@@ -52,6 +52,10 @@ class Catalog:
     """Of the semantic IDs."""
     pad_token: int = 0
     bos_token: int = 1
+    form: str | None = None
+    """Of titles: the text of an item, with {title} where that stands; its end follows."""
+    end_token: int | None = None
+    """Of texts: what they all end in, if it stands nowhere else."""
 
     @property
     def num_items(self) -> int:
@@ -327,5 +331,6 @@ class Catalog:
             "domains": list(self.domains),
             "names": self.names.facts(),
         }
+        sid |= {} if self.form is None else {"form": self.form}
         sid = seal(sid, folder, "catalog.parquet")
         (folder / "sid.json").write_text(json.dumps(sid, indent=2) + "\n")

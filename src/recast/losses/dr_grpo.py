@@ -5,8 +5,8 @@
 A mean over a rollout's own tokens would push long wrong answers down less than short ones. The
 other half of Dr. GRPO, advantages without the division by the standard deviation, is a signal.
 
-Differs from the paper: its L is the largest number of new tokens, here the number of levels. With
-semantic IDs, which are all equally long, it is the mean over a rollout's tokens.
+Differs from the paper: its L is the largest number of new tokens, here the tokens of the longest
+item. With semantic IDs, which are all equally long, it is the mean over a rollout's tokens.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ from recast.methods.parts import (
 from recast.methods.probe import probe_groups, probe_loss, probe_resources
 from recast.methods.table import Method, find_method, require_group
 from recast.policy.load import Policy
+from recast.policy.logprobs import require_levels
 from recast.policy.ranker import load_ranker
 from recast.types import LogprobSpace, RecastError, RolloutGroups, require
 
@@ -159,6 +160,8 @@ def in_space_of(method: Method, config: StepConfig, policy: Policy) -> Method:
     if config.logprob_space is None and method.space == "full":
         method = replace(method, space=policy.logprob_space)
         _refuse_free(method, config, "the policy")
+    if method.space == "level":
+        require_levels(policy.catalog)
     own = policy.logprob_space
     need = f"{config.policy} was trained over {own} and knows no other tokens, leave it out"
     is_known = spaces.index(method.space) >= spaces.index(own)

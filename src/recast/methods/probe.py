@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recast.items.catalog import Catalog, build_catalog
+from recast.items.catalog import Catalog, build_catalog, build_token_catalog
 from recast.policy.prompts import make_prompts
 from recast.types import Prompts, RecastError, RolloutGroups, require
 
@@ -39,12 +39,14 @@ def probe_groups(
     kinds: Sequence[str] = KINDS,
     list_length: int = 1,
     weighted: bool = False,
+    as_texts: bool = False,
     seed: int = 0,
 ) -> RolloutGroups:
     """One group per kind: hits, near misses of every level, misses, most probable first.
 
     With a `list_length` of N the rows are G / N lists of N items in the order of the lists;
-    `weighted` sets importance weights. Rollouts are distinct in the kinds "one hit", "all zero" and
+    `weighted` sets importance weights; `as_texts` the items write texts of unequal lengths, whose
+    forced tokens have probability 1. Rollouts are distinct in the kinds "one hit", "all zero" and
     "several targets"; with G <= L the first two tie in no score either.
     """
     remedy = "made-up groups need a positive multiple of list_length"
@@ -79,19 +81,25 @@ def probe_groups(
         [_logprobs(tables, leaf, i) for i, leaf in enumerate(targets.clamp(min=0))]
     )
     probability = logprobs.sum(-1).exp()
-    catalog = _catalog(base, num_levels)
-    tokens = catalog.tokens_of(rollouts.masked_fill(~exists | (rollouts == outside), -1))
-    nowhere = torch.tensor([catalog.level_tokens(level)[1] - 1 for level in range(num_levels)])
-    tokens = torch.where((exists & (rollouts == outside))[..., None], nowhere, tokens)
+    catalog, places, nowhere = _writing(base, num_levels, as_texts)
+    items = rollouts.masked_fill(~exists | (rollouts == outside), -1)
+    is_outside = (exists & (rollouts == outside))[..., None]
+    tokens = torch.where(is_outside, nowhere, catalog.tokens_of(items))
+    named = catalog.sids_of(tokens).masked_fill(~exists[..., None], -1)
+
+    def by_token(values: Float[Tensor, "*n D"], leaves: Int[Tensor, "*n"]) -> Float[Tensor, "*n L"]:
+        whole = values.new_zeros(*leaves.shape, len(nowhere))
+        return whole.scatter(-1, places[leaves], values)
+
     included = -torch.expm1(group_size * torch.log1p(-probability))
     return RolloutGroups(
         prompts=_prompts(targets, catalog, draw),
         tokens=tokens,
-        items=rollouts.masked_fill(~exists | (rollouts == outside), -1),
-        predictions=tokens.masked_fill(~exists[..., None], -1)[:, :, None],
-        rollout_logprobs=logprobs * exists[..., None],
-        target_logprobs=wanted * is_target[..., None],
-        loss_mask=exists[..., None].expand(logprobs.shape).clone(),
+        items=items,
+        predictions=named[:, :, None],
+        rollout_logprobs=by_token(logprobs, rollouts) * exists[..., None],
+        target_logprobs=by_token(wanted, targets.clamp(min=0)) * is_target[..., None],
+        loss_mask=catalog.mask_of(items) | (is_outside & (nowhere != catalog.pad_token)),
         seed=seed,
         step=0,
         weights=probability / included * exists if weighted else None,
@@ -108,7 +116,7 @@ def probe_resources(groups: RolloutGroups, *, list_length: int = 1) -> dict[str,
     return {
         "ranker": _ranker,
         "embeddings": embeddings * (item % 7 != 6),
-        "fan_out": lambda of: (1 + of.tokens % 3) * of.exists[..., None],
+        "fan_out": lambda of: (1 + of.tokens % 3) * of.loss_mask,
         "natural_frac": 0.1,
         "list_length": list_length,
     }
@@ -183,11 +191,36 @@ def _logprobs(
     return torch.stack([x[row, leaves // (num_leaves // x.shape[1])] for x in tables], dim=-1)
 
 
+class Writing(NamedTuple):
+    """What the leaves of the tree write: semantic IDs, or texts in which every code has a token and
+    up to two forced ones behind it."""
+
+    catalog: Catalog
+    """Of all leaves but the last, which no item has."""
+    places: Int[Tensor, "N D"]
+    """Of every leaf the tokens that decide."""
+    nowhere: Int[Tensor, " L"]
+    """What is no item."""
+
+
 @cache
-def _catalog(base: int, num_levels: int) -> Catalog:
-    """All SIDs but the last, which no item has."""
+def _writing(base: int, num_levels: int, as_texts: bool) -> Writing:
     codes = torch.cartesian_prod(*[torch.arange(base)] * num_levels).view(-1, num_levels)
-    return build_catalog(codes[:-1], (base,) * num_levels)
+    if not as_texts:
+        places = torch.arange(num_levels).expand(codes.shape)
+        catalog = build_catalog(codes[:-1], (base,) * num_levels)
+        last = [catalog.level_tokens(level)[1] - 1 for level in range(num_levels)]
+        return Writing(catalog, places, torch.tensor(last))
+    end, forced, first = 2, 3, 4
+    sizes = 1 + (codes + torch.arange(num_levels)) % 3
+    places, lengths = sizes.cumsum(1) - sizes, sizes.sum(1) + 1
+    tokens = torch.full((len(codes), int(lengths.max())), forced)
+    tokens.scatter_(1, places, first + base * torch.arange(num_levels) + codes)
+    tokens.scatter_(1, lengths[:, None] - 1, end)
+    catalog = build_token_catalog(tokens[:-1], lengths[:-1])
+    nowhere = catalog.tokens[0].long()
+    nowhere[places[0, -1]] = first + base * num_levels
+    return Writing(catalog, places.clamp(max=catalog.max_length - 1), nowhere)
 
 
 def _prompts(targets: Int[Tensor, "B T"], catalog: Catalog, draw: torch.Generator) -> Prompts:

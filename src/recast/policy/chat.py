@@ -130,12 +130,17 @@ class ChatTask:
 
     def sequences(self, rows: Int[Tensor, " N"], epoch: int) -> Sequences:
         """The prompts with their answers, in a new order every epoch; what follows the prompt
-        counts."""
+        counts. Of titles, each of which is an answer of its own, a row with several targets is as
+        many sequences."""
         self._tokens(rows)  # an error then names the first row in the order of the file
         number = torch.arange(len(rows))
         rows = rows[uniforms(self.seed, epoch, number, "shuffle", 1)[:, 0].argsort()]
         end = [] if self.renderer is None else self.renderer.end_of_turn
-        answers = answers_of(self.catalog, self.targets(rows), end)
+        targets = self.targets(rows)
+        if self.catalog.form is not None:  # an item ends what is said
+            row, place = (targets >= 0).nonzero(as_tuple=True)
+            rows, targets, end = rows[row], targets[row, place][:, None], []
+        answers = answers_of(self.catalog, targets, end)
         pairs = [
             (prompt, np.array(answer, dtype=np.int32))
             for prompt, answer in zip(self._tokens(rows), answers, strict=True)
@@ -195,7 +200,7 @@ def chat_task(source: Rows | Interactions, policy: Policy, seed: int = 0) -> Cha
     """Raises `RecastError` for rows of text that a policy without a tokenizer cannot read."""
     catalog, renderer, limit = policy.catalog, None, policy.prompt.max_tokens
     if policy.tokenizer is not None:
-        prompt = prompt_of(policy.tokenizer, policy.prompt, "the policy", is_rows=True)
+        prompt = prompt_of(policy.tokenizer, policy.prompt, catalog, "the policy", is_rows=True)
         renderer = Renderer(tokenizer=policy.tokenizer, catalog=catalog, prompt=prompt)
         context = context_of(policy.model)
         require_answer(context, prompt, catalog.max_length)
@@ -238,6 +243,7 @@ def with_room(policy: Policy, num_targets: int) -> Policy:
         return policy
     items = torch.zeros(1, num_targets, dtype=torch.long)
     answer, context = len(answers_of(policy.catalog, items, [0])[0]), context_of(policy.model)
+    answer = answer if policy.catalog.form is None else policy.catalog.max_length
     require_answer(context, policy.prompt, answer)
     most = policy.prompt.max_tokens or (None if context is None else context - answer)
     return replace(policy, prompt=replace(policy.prompt, max_tokens=most))

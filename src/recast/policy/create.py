@@ -16,6 +16,7 @@ from recast.config.prompt import UNSET
 from recast.items.catalog import Catalog
 from recast.items.new_items import in_place_of, require_alike
 from recast.items.numbering import numbered_like
+from recast.items.titles import check_writer
 from recast.policy.attention import ATTENTION
 from recast.policy.extend import add_sid_tokens, add_vectors, choose_new_rows, is_policy
 from recast.policy.load import Policy, as_policy, load_policy
@@ -35,7 +36,8 @@ def create_policy(
     prompt: PromptConfig = UNSET,
     num_targets: int | None = None,
 ) -> Policy:
-    """A Qwen3 with random weights, or the model of `config.path` with the SID tokens added.
+    """A Qwen3 with random weights, or the model of `config.path`, with the SID tokens added; its
+    own tokenizer has to be the one that wrote the titles of a catalogue.
 
     `prompt` says how it renders what it reads; unset: as the policy that it starts from, or with
     the defaults rows of a data folder, which have up to `num_targets` targets. A Qwen3's rows of
@@ -61,21 +63,27 @@ def create_policy(
         elif is_policy(name):
             policy = load_policy(name, masters=True)
             catalog = numbered_like(policy.catalog, catalog, name)
-            if torch.equal(policy.catalog.codes, catalog.codes):
+            if _same_codes(policy.catalog, catalog):
                 _require_same_items(policy.catalog, catalog, name)
             else:
                 policy = replace(policy, catalog=in_place_of(policy.catalog, catalog, name))
             choose_new_rows(config, catalog, policy.tokenizer)
             prompt = prompt if prompt.is_set else policy.prompt
-            prompt = prompt_of(policy.tokenizer, prompt, name, is_rows=num_targets is not None)
+            is_rows = num_targets is not None
+            prompt = prompt_of(policy.tokenizer, prompt, policy.catalog, name, is_rows=is_rows)
             require_room(policy.model, policy.catalog, items, prompt, name)
             # `load_policy` has checked the rest.
             return replace(policy, window=window, prompt=prompt)
         else:
-            model, catalog, tokenizer = _with_sid_tokens(name, config, catalog, seed)
-    prompt = prompt_of(tokenizer, prompt, name, is_rows=num_targets is not None)
+            model, catalog, tokenizer = _that_writes(name, config, catalog, seed)
+    prompt = prompt_of(tokenizer, prompt, catalog, name, is_rows=num_targets is not None)
     policy = as_policy(model, catalog, items, name, prompt)
     return replace(policy, window=window, tokenizer=tokenizer)
+
+
+def _same_codes(own: Catalog, other: Catalog) -> bool:
+    has_codes = bool(own.codebook_sizes and other.codebook_sizes)
+    return has_codes and torch.equal(own.codes, other.codes)
 
 
 def _qwen3(config: ModelConfig, catalog: Catalog, items: int) -> Qwen3Config:
@@ -96,18 +104,21 @@ def _qwen3(config: ModelConfig, catalog: Catalog, items: int) -> Qwen3Config:
     )
 
 
-def _with_sid_tokens(
+def _that_writes(
     name: str, config: ModelConfig, catalog: Catalog, seed: int
 ) -> tuple[PreTrainedModel, Catalog, Any]:
-    """The model of a folder with rows for the semantic IDs, the catalogue in its tokens, and its
+    """The model of a folder, with rows for semantic IDs, the catalogue in its tokens, and its
     tokenizer."""
-    if not catalog.codebook_sizes:
+    if not catalog.codebook_sizes and catalog.form is None:
         raise RecastError(
             f"{name} has a vocabulary of its own, and this catalogue writes tokens of another: "
             "give semantic IDs, or leave model.path out"
         )
     tokenizer = load_tokenizer(Path(name))
     new_rows = choose_new_rows(config, catalog, tokenizer)
+    if catalog.form is not None:
+        check_writer(tokenizer, catalog, name)
+        return load_model(Path(name)), catalog, tokenizer
     model = load_model(Path(name))
     catalog = add_sid_tokens(model, tokenizer, catalog, new_rows, seed, name)
     require_same_shapes(model, name)

@@ -59,9 +59,11 @@ def choose_new_rows(
     Raises `RecastError` for what is asked for and cannot be.
     """
     asked = config.new_rows
-    if config.path is None:
+    if not catalog.codebook_sizes:
         remedy = "the catalogue has no semantic IDs, leave it out"
-        require(asked is None or bool(catalog.codebook_sizes), "model.new_rows", asked, remedy)
+        require(asked is None, "model.new_rows", asked, remedy)
+        return None
+    if config.path is None:
         remedy = "there are no vectors, give them or spread"
         require(has_vectors or asked != "vectors", "model.new_rows", asked, remedy)
         return "vectors" if has_vectors else asked

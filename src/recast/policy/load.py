@@ -18,6 +18,7 @@ from recast.config.check import MOST_WINDOW, as_path
 from recast.config.prompt import UNSET
 from recast.items.catalog import Catalog, load_catalog
 from recast.items.new_items import in_place_of
+from recast.items.titles import check_writer
 from recast.policy.attention import DROPS_NOTHING
 from recast.policy.body import text_config
 from recast.policy.device import find_device
@@ -32,7 +33,7 @@ from recast.policy.weights import load_model, no_bars, require_finite
 from recast.run.doors import require_kind
 from recast.run.files import staged_folder
 from recast.run.reading import LOADING, reading, reason_of
-from recast.types import LogprobSpace, RecastError, in_short
+from recast.types import LogprobSpace, RecastError, in_short, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,10 +131,20 @@ def load_policy(
             f"{path / 'catalog'} is not the catalogue that this policy was trained with: use the "
             "folder as it was saved"
         )
-    prompt_of(tokenizer, prompt, str(path))
+    prompt_of(tokenizer, prompt, own, str(path))
     if catalog is not None:
         own = in_place_of(own, load_catalog(catalog), str(path))
+        _require_written(model, tokenizer, own, str(path))
     return replace(policy, catalog=own, logprob_space=space, tokenizer=tokenizer)
+
+
+def _require_written(model: Any, tokenizer: Any, catalog: Catalog, name: str) -> None:
+    """Raise `RecastError` for titles that the model has no tokens for."""
+    if tokenizer is not None and catalog.form is not None:
+        check_writer(tokenizer, catalog, name)
+    rows = model.get_input_embeddings().weight.shape[0]
+    remedy = f"{name} has {rows}, those of the titles it was trained on: start from a model of more"
+    require(catalog.vocab_size <= rows, "tokens of the catalogue", catalog.vocab_size, remedy)
 
 
 def read_record(folder: Path) -> tuple[dict[str, Any], int, LogprobSpace]:

@@ -50,7 +50,7 @@ def token_scores(
     is_whole = space == "full" or not policy.catalog.codebook_sizes
     columns = None if is_whole else policy.catalog.level_tokens(level)
     read = (policy.model, hidden.flatten(0, 1), tokens.flatten(0, 1))
-    first, end = columns or (0, 0)
+    first, end = columns or (0, policy.model.get_output_embeddings().weight.shape[0])
     if space == "trie" and _FEW * tokens.shape[2] < end - first:
         flat = candidate_logits(*read)
     else:

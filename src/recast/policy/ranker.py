@@ -132,7 +132,7 @@ def policy_ranker(policy: Policy) -> Ranker:
         scores = scores.float().masked_fill(~is_held, -torch.inf)
         return scores.gather(1, order.argsort(dim=1))
 
-    return tokens if policy.catalog.num_levels == 1 else semantic_ids
+    return tokens if policy.catalog.max_length == 1 else semantic_ids
 
 
 def latest(history: Int[Tensor, "B H"], width: int) -> Int[Tensor, "B W"]:

@@ -2,7 +2,8 @@
 
 Messages go through the chat template of the policy's own tokenizer. Behind the prompt stand the
 `prefix` of the settings and the name that begins an item; the answer is the item's codes, the name
-that ends it, any further items, and the token by which the model ends its turn.
+that ends it, any further items, and the token by which the model ends its turn. An item that writes
+its title is an answer by itself, its end included.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
-from jinja2 import TemplateError
 from torch import Tensor
 
 from recast.config import PromptConfig
 from recast.config.prompt import TEMPLATE
 from recast.items.catalog import Catalog
 from recast.items.names import longest_run
-from recast.run.reading import LOADING, reason_of
+from recast.items.tokenizer import end_of_turn, in_template
 from recast.types import RecastError, in_short, require
 
 Message = dict[str, str]
@@ -64,7 +64,7 @@ class Renderer:
                     f"the tokenizer of the policy does not read {name} as token {first + place}, "
                     "which the model writes: use the folder as it was saved"
                 )
-        for level in range(self.catalog.num_levels - 1):
+        for level in range(len(self.catalog.codebook_sizes) - 1):
             found = re.search(rf"{self.catalog.names.any_code(level)}\Z", self.prompt.prefix or "")
             code = found and found[0]
             remedy = f"the item begins behind it, leave {code} off its end"
@@ -86,12 +86,17 @@ class Renderer:
         return getattr(self.tokenizer, "chat_template", None) is not None
 
     def history(self, items: Sequence[int], row: int) -> Draft:
-        """The user message of a history, oldest first, in the chat template if there is one."""
-        template = self.prompt.template or TEMPLATE
-        words = [word for word in map(self._item, items) if word]
+        """The user message of a history, oldest first, in the chat template if there is one and it
+        is asked for."""
+        template, between = self.prompt.template or TEMPLATE, self.prompt.separator
+        between = ", " if between is None else between
+        form = self.prompt.item or "{item}"
+        words = [form.replace("{item}", word) for word in map(self._item, items) if word]
 
         def text(drop: int) -> str:
-            said = template.replace("{history}", ", ".join(words[drop:]))
+            said = template.replace("{history}", between.join(words[drop:]))
+            if self.prompt.plain:
+                return said + (self.prompt.suffix or "")
             return self._rendered([{"role": "user", "content": said}], row)
 
         return Draft(len(words), text)
@@ -169,19 +174,14 @@ class Renderer:
 
     @cached_property
     def end_of_turn(self) -> list[int]:
-        """The token by which the chat template ends what an assistant says; without a template the
-        end of text; nothing where there is neither."""
-        end = self.tokenizer.eos_token_id
-        if self.has_template:
-            said = [{"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}]
-            behind = self._in_template(said, "a conversation", ends=True).rpartition(_MARK)[2]
-            ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"]
-            known = self.tokenizer.added_tokens_decoder
-            end = next((token for token in ids if token in known), end)
-        return [] if end is None else [int(end)]
+        """The token that ends what an assistant says; nothing where there is none."""
+        end = end_of_turn(self.tokenizer)
+        return [] if end is None else [end]
 
     def _item(self, item: int) -> str:
         kind, title = self.prompt.history or "sids", self.catalog.texts[item].strip()
+        if not self.catalog.codebook_sizes:
+            return title
         if kind == "sids" or (kind == "both" and not title):
             return self.spelled[item]
         return title if kind == "titles" else f"{title} {self.spelled[item]}".strip()
@@ -200,7 +200,7 @@ class Renderer:
             messages[users[-1]] = messages[users[-1]] | {"content": said}
         if not self.has_template:  # roles have no form of their own there
             return "\n".join(message["content"] for message in messages)
-        text = self._in_template(messages, f"row {row}")
+        text = in_template(self.tokenizer, messages, f"row {row}")
         kept = iter(self._name.findall(text))
         for message in messages:
             if message["role"] == "system" and not _is_kept(message["content"], text):
@@ -220,18 +220,6 @@ class Renderer:
                     )
         return text
 
-    def _in_template(self, messages: list[Message], what: str, *, ends: bool = False) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=not ends
-            )
-        except (TemplateError, RecursionError, *LOADING) as error:
-            raise RecastError(
-                f"{what} does not go through the chat template of the policy's tokenizer "
-                f"({reason_of(error)}): give messages that it takes, or mend the template"
-            ) from error
-        return str(text)
-
     def _read(self, texts: list[str], rows: Sequence[int]) -> list[list[int]]:
         """Tokens of the prompts, up to where an item begins."""
         texts = [text + self._behind for text in texts]
@@ -244,6 +232,8 @@ class Renderer:
                 ids.insert(0, self._bos)
             row = rows[place]
             require(bool(ids), f"prompt of row {row}", "empty", "give it a text")
+            if not self.catalog.codebook_sizes:
+                continue
             names = self._name.findall(text)
             if sum(first <= token < last for token in ids) != len(names):
                 known = set(self.catalog.names.of(self.catalog.codebook_sizes))
@@ -269,10 +259,14 @@ class Renderer:
 
     @cached_property
     def _name(self) -> re.Pattern[str]:
+        if not self.catalog.codebook_sizes:
+            return _NOTHING
         return self.catalog.names.any_name(self.catalog.num_levels)
 
     @cached_property
     def _items(self) -> re.Pattern[str]:
+        if not self.catalog.codebook_sizes:
+            return _NOTHING
         return self.catalog.names.any_item(self.catalog.num_levels)
 
 
@@ -290,10 +284,10 @@ def answers_of(
     [[2, 8, 15, 14, 3, 6, 15, 0], [3, 6, 15, 0]]
     """
     begin, end = list(catalog.begin_tokens), list(catalog.end_tokens)
-    written = catalog.tokens_of(targets.to(catalog.device)).tolist()
+    written, lengths = catalog.tokens.tolist(), catalog.lengths.tolist()
     answers = []
-    for items, row in zip(targets.tolist(), written, strict=True):
-        codes = [codes for item, codes in zip(items, row, strict=True) if item >= 0]
+    for items in targets.tolist():
+        codes = [written[item][: lengths[item]] for item in items if item >= 0]
         parts = [begin * (place > 0) + some + end for place, some in enumerate(codes)]
         answers.append([token for part in [*parts, end_of_turn] for token in part])
     return answers
@@ -304,5 +298,6 @@ def _is_kept(system: str, text: str) -> bool:
     return all(part.strip() in text for part in re.split(r"/(?:no_)?think\b", system))
 
 
+_NOTHING = re.compile(r"(?!)")
 _ANY_NAME = re.compile(r"<(?:[a-z]+_)?[a-h]_[0-9]+>")
 """How the field names semantic IDs (MiniOneRec, OpenOneRec)."""

@@ -24,17 +24,23 @@ def read_prompt(record: dict[str, Any], folder: Path) -> PromptConfig:
 
 
 def prompt_of(
-    tokenizer: Any, prompt: PromptConfig, name: str, *, is_rows: bool = False
+    tokenizer: Any, prompt: PromptConfig, catalog: Catalog, name: str, *, is_rows: bool = False
 ) -> PromptConfig:
     """The settings with all that decides a text written out, where something is set or the data
-    holds rows; unset without a tokenizer. Raises `RecastError` for settings that need one."""
+    holds rows; unset without a tokenizer. Raises `RecastError` for settings that need one, and for
+    semantic IDs in the prompts where the catalogue has none."""
+    if catalog.form is not None:
+        remedy = "the catalogue has titles and no semantic IDs, give titles or leave it out"
+        fits = prompt.history in (None, "titles")
+        require(fits, "prompt.history", prompt.history, remedy)
     if tokenizer is None and prompt.is_set:
         setting, value = next(iter(prompt.given.items()))
         remedy = f"{name} has no tokenizer to render it with, leave it out, or start from a model "
         require(False, f"prompt.{setting}", value, f"{remedy}with one, --model.path")
     if tokenizer is None or not (is_rows or prompt.is_set):
         return prompt
-    history, template = prompt.history or "sids", prompt.template or TEMPLATE
+    history = prompt.history or ("sids" if catalog.form is None else "titles")
+    template = prompt.template or TEMPLATE
     return replace(prompt, history=history, template=template)
 
 

@@ -11,41 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
-from transformers import AutoTokenizer
 
 from recast.items.numbering import numbered_as
+from recast.items.tokenizer import REMEDY
+from recast.items.tokenizer import load_tokenizer as load_written
 from recast.items.writes import Catalog
 from recast.policy.folder import place_of
 from recast.run.doors import is_gguf
-from recast.run.reading import LOADING, reason_of
 from recast.types import RecastError
 
-_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model"),
-    *("sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tekken.json"),
-)
-_REMEDY = "give its folder with the tokenizer's files as they were published, or without any"
 _START = "start from the model without semantic IDs, or from a policy that `recast sft` made"
 
 
 def load_tokenizer(folder: Path) -> Any | None:
     """The tokenizer of a Hugging Face folder or of a GGUF file, None where there is none.
 
-    Raises `RecastError` when it does not load, or has no vocabulary (transformers makes an empty
-    one out of a config alone).
+    Raises `RecastError` when it does not load, or has no vocabulary.
     """
-    if not (is_gguf(folder) or any((folder / name).is_file() for name in _FILES)):
-        return None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**place_of(folder))
-    except LOADING as error:
-        remedy = "give a whole GGUF file" if is_gguf(folder) else _REMEDY
-        raise RecastError(
-            f"{folder}: its tokenizer does not load ({reason_of(error, 200)}): {remedy}"
-        ) from error
-    if len(tokenizer) == len(tokenizer.get_added_vocab()):
-        raise RecastError(f"{folder}: its tokenizer has no vocabulary: {_REMEDY}")
-    return tokenizer
+    return load_written(folder, place_of(folder) if is_gguf(folder) else None)
 
 
 def find_sids(tokenizer: Any, catalog: Catalog, name: str) -> tuple[int, Catalog] | None:
@@ -82,7 +65,7 @@ def find_sids(tokenizer: Any, catalog: Catalog, name: str) -> tuple[int, Catalog
                 f"other, level by level, and this one is {token}: {_START}"
             )
     if not _reads(tokenizer, words, first):
-        raise RecastError(f"{at}, and does not read it as that one: {_REMEDY}")
+        raise RecastError(f"{at}, and does not read it as that one: {REMEDY}")
     return int(first), catalog
 
 
@@ -97,14 +80,14 @@ def add_names(tokenizer: Any, names: list[str], rows: int, name: str) -> int:
     last = max(known.values())
     if last >= rows:
         raise RecastError(
-            f"{name}: its tokenizer knows token {last}, its model {rows} tokens: {_REMEDY}"
+            f"{name}: its tokenizer knows token {last}, its model {rows} tokens: {REMEDY}"
         )
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in names])
     first = tokenizer.convert_tokens_to_ids(names[0])
     if first <= last or not _reads(tokenizer, names, first):
         raise RecastError(
             f"{name}: its tokenizer does not read semantic IDs as new tokens one after the other: "
-            f"{_REMEDY}"
+            f"{REMEDY}"
         )
     return int(first)
 

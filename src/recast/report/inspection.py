@@ -233,6 +233,8 @@ def _written(policy: Policy, item: int) -> str:
 def _spelled(policy: Policy, tokens: list[int]) -> str:
     """Tokens by their names, where they have some, else as numbers."""
     catalog = policy.catalog
+    if policy.tokenizer is not None and catalog.form is not None:
+        return _plain(policy.tokenizer.decode(tokens))
     if policy.tokenizer is not None:
         known = policy.tokenizer.convert_ids_to_tokens(tokens)
         pairs = zip(tokens, known, strict=True)

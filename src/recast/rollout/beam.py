@@ -6,6 +6,7 @@ import torch
 
 from recast.policy.load import Policy
 from recast.rollout.decoder import Decoder
+from recast.rollout.texts import beam_texts
 from recast.rollout.tree import TreeDecoder, check_group_size
 from recast.types import Draw, Prompts, RolloutGroups
 
@@ -17,9 +18,11 @@ def beam(
     draw: Draw = Draw(),
     *,
     constrained: bool = True,
+    chain: int | None = None,
 ) -> RolloutGroups:
     """`beam_search` as a sampler; `constrained=False` trains on what the model would invent."""
-    return beam_search(policy, prompts, group_size, draw, Decoder(constrained=constrained))
+    decoder = Decoder(constrained=constrained, chain=chain)
+    return beam_search(policy, prompts, group_size, draw, decoder)
 
 
 @torch.no_grad()
@@ -31,23 +34,27 @@ def beam_search(
     decoder: Decoder = Decoder(),
 ) -> RolloutGroups:
     """The `group_size` best items by summed log-probability in `draw.logprob_space`, no length
-    penalty. Tokens that have to follow a choice count as soon as it is made.
+    penalty.
 
-    Equal to transformers' beam search under the same constraint when the space is `full` and every
-    choice is one token, as of semantic IDs. With
-    `Decoder(constrained=False)` every token of the space may follow every other, but for one that
-    would write a seen item: the next best takes its place. Sequences outside the catalogue get item
-    -1. The search draws nothing: seed and step are for the signals that do.
+    Equal to transformers' beam search under the same constraint when the space is `full`; items of
+    unequal lengths go through `recast.rollout.texts`. With `Decoder(constrained=False)` every token
+    of the space may follow every other, but for one that would write a seen item: the next best
+    takes its place. Sequences outside the catalogue get item -1. The search draws nothing: seed and
+    step are for the signals that do.
 
     With a guide beams are kept and ordered by the mixture (`recast.rollout.guide`).
     `rollout_logprobs` are the policy's own all the same, so the rows of a group no longer come most
     probable first.
     """
     check_group_size(group_size)
+    if decoder.constrained and policy.catalog.trie.ends is not None:
+        return beam_texts(policy, prompts, group_size, draw, decoder)
     tree = TreeDecoder(policy, prompts, draw.logprob_space, constrained=decoder.constrained)
     masses = decoder.masses(prompts, policy.catalog.trie)
     own = tree.logprobs.new_zeros(len(prompts), 1)  # of the prefixes, by the policy alone
     for level in range(tree.num_levels):
+        if tree.is_done:
+            break
         choices = tree.choices()
         grown = own[..., None] + choices.logprobs
         ranked_by, mass = grown, None
@@ -58,8 +65,8 @@ def beam_search(
         scores, best = flat.topk(min(group_size, flat.shape[1]), dim=1)
         width = ranked_by.shape[2]
         alive = scores > -torch.inf
-        forced = tree.take(choices, best // width, best % width, alive)
-        scores = own = grown.flatten(1).gather(1, best) + forced
+        tree.take(choices, best // width, best % width, alive)
+        scores = own = grown.flatten(1).gather(1, best)
         if mass is not None:
             scores = decoder.mix(own, mass.flatten(1).gather(1, best))
             scores = scores.masked_fill(~alive, -torch.inf)

@@ -43,6 +43,8 @@ def draw_items(
     shape = (len(prompts), group_size)
     branches = torch.arange(group_size, device=prompts.tokens.device).expand(shape)
     for level in range(tree.num_levels):
+        if tree.is_done:
+            break
         choices = tree.choices()
         allowed = choices.allowed
         drawn_from = over_children(choices.logprobs / temperature, allowed).double().exp()

@@ -8,6 +8,7 @@ nor reordered, a mask tells each query who its ancestors are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from recast.config.check import MOST_ROLLOUTS
+from recast.policy.attention import Layout
 from recast.policy.body import hidden_states
 from recast.policy.head import node_scores
 from recast.policy.load import Policy
@@ -36,6 +38,32 @@ class Choices:
     """In the decoder's space; -inf where not allowed, 0 for the pad behind an end."""
 
 
+class Prefilled(NamedTuple):
+    """Prompts that have gone through the model, their targets with them."""
+
+    cache: Any
+    """Keys and values, as transformers keeps them."""
+    layout: Layout
+    hidden: Float[Tensor, "B 1 W"]
+    """Behind the prompts' last tokens."""
+    target_logprobs: Float[Tensor, "B T L"]
+
+
+def prefill(policy: Policy, prompts: Prompts, space: LogprobSpace) -> Prefilled:
+    """Raises `RecastError` for no prompt, one with a token that the model does not have, and a
+    space that the items do not have."""
+    _check_prompts(policy, prompts)
+    catalog = policy.catalog
+    if space == "level":
+        require_levels(catalog)
+    reading = read_branches(catalog, prompts, prompts.targets, prompts.target_mask, space)
+    packed = pack(prompts.tokens, prompts.lengths, prompts.targets, reading.asked)
+    # Without a config every layer keeps all keys; the windows are the layout's business.
+    cache = DynamicCache()
+    hidden = packed_forward(policy.model, packed, past_key_values=cache)
+    return Prefilled(cache, packed.layout, hidden[:, :1], reading.logprobs(policy, packed, hidden))
+
+
 class TreeDecoder:
     """The prompts' keys and values, and N branches of each prompt grown on them so far.
 
@@ -47,24 +75,17 @@ class TreeDecoder:
     def __init__(
         self, policy: Policy, prompts: Prompts, space: LogprobSpace, *, constrained: bool = True
     ) -> None:
-        _check_prompts(policy, prompts)
         self.policy, self.prompts, self.space = policy, prompts, space
         self.constrained = constrained
         catalog = policy.catalog
-        if space == "level":
-            require_levels(catalog)
         self.num_levels = catalog.num_levels if constrained else catalog.max_length
         self.excluded: Int[Tensor, "B S"] = catalog.trie.excluded(prompts.seen)
-        reading = read_branches(catalog, prompts, prompts.targets, prompts.target_mask, space)
-        packed = pack(prompts.tokens, prompts.lengths, prompts.targets, reading.asked)
-        # Without a config every layer keeps all keys; the windows are the layout's business.
-        self._cache = DynamicCache()
-        hidden = packed_forward(policy.model, packed, past_key_values=self._cache)
-        self.target_logprobs: Float[Tensor, "B T L"] = reading.logprobs(policy, packed, hidden)
-        self._layout = packed.layout
-        self._hidden: Float[Tensor, "B N W"] = hidden[:, :1]
+        start = prefill(policy, prompts, space)
+        self._cache, self._layout, self._hidden = start.cache, start.layout, start.hidden
+        self.target_logprobs: Float[Tensor, "B T L"] = start.target_logprobs
         self._queries = self.lengths = torch.zeros_like(prompts.domains)[:, None]
         self.nodes = prompts.domains[:, None] if constrained else self.lengths
+        self._alive = torch.ones_like(self.nodes, dtype=torch.bool)
         self.level = 0
         shape = (len(prompts), 1, catalog.max_length)
         self.tokens = prompts.targets.new_full(shape, catalog.pad_token)
@@ -82,15 +103,17 @@ class TreeDecoder:
             tokens = torch.arange(start, end, device=self.nodes.device)
             tokens = tokens.expand(*self.nodes.shape, -1)
             nodes, allowed = torch.zeros_like(tokens), self._unseen(tokens)
-        ended = None
+        scored = (self._hidden, tokens, allowed)
+        if self._has_ends:  # behind an end there is the pad alone, and no output layer
+            ended = self._has_ended()
+            allowed = allowed & (~ended[..., None] | (tokens == catalog.pad_token))
+            scored = (self._hidden[~ended][None], tokens[~ended][None], allowed[~ended][None])
+        hidden, some, may = scored
+        scores = token_scores(self.policy, hidden, some, may, space=self.space, level=self.level)
         if self._has_ends:
-            ended = self._has_ended()[..., None]
-            allowed = allowed & (~ended | (tokens == catalog.pad_token))
-        scores = token_scores(
-            self.policy, self._hidden, tokens, allowed, space=self.space, level=self.level
-        )
-        if ended is not None:
-            scores = scores.masked_fill(ended & allowed, 0.0)
+            nothing = torch.zeros(allowed.shape, dtype=scores.dtype, device=scores.device)
+            nothing = nothing.masked_fill(~allowed, -torch.inf)
+            scores = nothing.masked_scatter(~ended[..., None].expand_as(allowed), scores)
         return Choices(tokens=tokens, nodes=nodes, allowed=allowed, logprobs=scores)
 
     def _unseen(self, tokens: Int[Tensor, "B N V"]) -> Bool[Tensor, "B N V"]:
@@ -115,11 +138,20 @@ class TreeDecoder:
         """Whether an item may end before the last level."""
         return self.policy.catalog.trie.ends is not None
 
+    @property
+    def is_done(self) -> bool:
+        """Whether every branch has ended."""
+        return self.level > 0 and self._has_ends and bool((self._has_ended() | ~self._alive).all())
+
     def _has_ended(self) -> Bool[Tensor, "B N"]:
-        """Which branches have written an item: by the trie, or by the tokens alone."""
+        """Which branches have written an item, by the trie, or by the tokens alone: an item's, or
+        that by which all items end."""
         catalog = self.policy.catalog
         if not self.constrained:
-            return catalog.items_of(self.tokens, domains=self.prompts.domains) >= 0
+            is_item = catalog.items_of(self.tokens, domains=self.prompts.domains) >= 0
+            if catalog.end_token is None:
+                return is_item
+            return is_item | (self.tokens == catalog.end_token).any(-1)
         below = catalog.trie.num_below(self.level, self.nodes.clamp(min=0))
         return (below == 1) & (self.nodes >= 0) & (self.level > 0)
 
@@ -129,11 +161,8 @@ class TreeDecoder:
         parents: Int[Tensor, "B M"],
         columns: Int[Tensor, "B M"],
         alive: Bool[Tensor, "B M"],
-    ) -> Float[Tensor, "B M"]:
-        """M branches from now on: `parents` by their choice `columns`; those not alive end here.
-
-        Returns the log-probability of the tokens that then had to follow.
-        """
+    ) -> None:
+        """M branches from now on: `parents` by their choice `columns`; those not alive end here."""
         catalog, every = self.policy.catalog, choices.tokens.shape[2]
         index = parents * every + columns
         first, nodes, scores = (
@@ -148,12 +177,12 @@ class TreeDecoder:
             if self._has_ends:
                 length = length.masked_fill(self._has_ended().gather(1, parents), 0)
         length = length.masked_fill(~alive, 0)
+        self._alive = alive
         self.nodes, self.lengths = nodes.masked_fill(~alive, -1), begins + length
         tail = self._send(edges, length, parents)
         values = torch.cat([scores.masked_fill(length == 0, 0.0)[..., None], tail], dim=-1)
         self.tokens = _append(self.tokens, parents, begins, edges, length)
         self.logprobs = _append(self.logprobs, parents, begins, values, length)
-        return tail.sum(-1)
 
     def _send(
         self, edges: Int[Tensor, "B M E"], length: Int[Tensor, "B M"], parents: Int[Tensor, "B M"]
@@ -204,26 +233,50 @@ class TreeDecoder:
     ) -> RolloutGroups:
         """M <= `group_size` branches in this order as a group; what does not exist is padded and
         masked out."""
-        catalog = self.policy.catalog
         index = order[..., None].expand(-1, -1, self.tokens.shape[2])
-        tokens, logprobs = self.tokens.gather(1, index), self.logprobs.gather(1, index)
-        lengths, missing = self.lengths.gather(1, order), group_size - order.shape[1]
-        alive = F.pad(alive, (0, missing))
-        dead = ~alive[..., None]
-        tokens = F.pad(tokens, (0, 0, 0, missing)).masked_fill(dead, catalog.pad_token)
-        place = torch.arange(tokens.shape[2], device=tokens.device)
-        items = catalog.items_of(tokens, self.prompts.seen, self.prompts.domains)
-        return RolloutGroups(
-            prompts=self.prompts,
-            tokens=tokens,
-            items=items.masked_fill(~alive, -1),
-            predictions=catalog.sids_of(tokens).masked_fill(dead, -1)[:, :, None],
-            rollout_logprobs=F.pad(logprobs, (0, 0, 0, missing)).masked_fill(dead, 0.0),
+        return as_groups(
+            self.policy,
+            self.prompts,
+            tokens=self.tokens.gather(1, index),
+            logprobs=self.logprobs.gather(1, index),
+            lengths=self.lengths.gather(1, order),
+            alive=alive,
             target_logprobs=self.target_logprobs,
-            loss_mask=(place < F.pad(lengths, (0, missing))[..., None]) & ~dead,
-            seed=draw.seed,
-            step=draw.step,
+            group_size=group_size,
+            draw=draw,
         )
+
+
+def as_groups(
+    policy: Policy,
+    prompts: Prompts,
+    *,
+    tokens: Int[Tensor, "B M L"],
+    logprobs: Float[Tensor, "B M L"],
+    lengths: Int[Tensor, "B M"],
+    alive: Bool[Tensor, "B M"],
+    target_logprobs: Float[Tensor, "B T L"],
+    group_size: int,
+    draw: Draw,
+) -> RolloutGroups:
+    """M <= `group_size` paths of these prompts as groups; the others do not exist."""
+    catalog, missing = policy.catalog, group_size - tokens.shape[1]
+    alive = F.pad(alive, (0, missing))
+    dead = ~alive[..., None]
+    tokens = F.pad(tokens, (0, 0, 0, missing)).masked_fill(dead, catalog.pad_token)
+    place = torch.arange(tokens.shape[2], device=tokens.device)
+    items = catalog.items_of(tokens, prompts.seen, prompts.domains)
+    return RolloutGroups(
+        prompts=prompts,
+        tokens=tokens,
+        items=items.masked_fill(~alive, -1),
+        predictions=catalog.sids_of(tokens).masked_fill(dead, -1)[:, :, None],
+        rollout_logprobs=F.pad(logprobs, (0, 0, 0, missing)).masked_fill(dead, 0.0),
+        target_logprobs=target_logprobs,
+        loss_mask=(place < F.pad(lengths, (0, missing))[..., None]) & ~dead,
+        seed=draw.seed,
+        step=draw.step,
+    )
 
 
 def check_group_size(group_size: int) -> None:

@@ -30,6 +30,10 @@ _KINDS = {
         "holds no embeddings ({}): give the folder of `recast tokenize`",
     ),
     "encoder": ((), "holds no config.json: give a Hugging Face encoder folder or `minilm`"),
+    "tokenizer": (
+        (),
+        "holds no tokenizer: give the folder of the model that is to write titles",
+    ),
     "model.path": (("config.json",), "holds no model ({}): give a Hugging Face folder"),
 }
 """Settings that name a folder: the files that it holds (one of those with a bar between them), and

@@ -52,6 +52,7 @@ _READ: dict[str, tuple[str, ...]] = {
     "items": (),
     "items_as": (),
     "encoder": _ENCODER,
+    "tokenizer": ("*.json", "*.txt", "*.model", "*.jinja"),
     "data": ("interactions.parquet", "rows.parquet", "items.parquet", "data.json"),
     "catalog": (*_CATALOG, "embeddings.safetensors"),
     "extend": (*_CATALOG, "embeddings.safetensors", "config.yaml"),

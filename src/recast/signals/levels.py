@@ -9,7 +9,8 @@
 In ReCast's pair +w and -w cancel on the tokens that the two rows share, so a near miss trains one
 level, and w ties the anchor's weight to the contrast's. Here every level with a sibling has its own
 contrast in its own context, nothing cancels, and the two weights are apart. The negative is not
-the hardest miss, which may be an item that the user would take too.
+the hardest miss, which may be an item that the user would take too. Of texts a level is a place
+where they differ: the token there carries the contrast, those that then have to follow do not.
 
 Differs from the paper (ReCast, arXiv 2604.22169): all of the above; repair alone is the same.
 """
@@ -71,7 +72,7 @@ def recast_levels(
     is_negative = leaves.any(-1)
     gain = anchor_weight + contrast_weight * found.to(rewards.dtype)
     advantages = is_positive[..., None] * gain[:, None] - contrast_weight * leaves.to(rewards.dtype)
-    shares = found.float().mean(0).tolist()
+    shares = _by_decision(repaired.predictions[:, :, 0], positive, negative, found)
     return Signal(
         groups=replace(repaired, loss_mask=repaired.loss_mask & (leaves | ~is_negative[..., None])),
         advantages=advantages,
@@ -80,6 +81,22 @@ def recast_levels(
         metrics={"group/repaired_frac": float(anchored.float().mean())}
         | {f"signal/contrast_frac_l{i}": share for i, share in enumerate(shares)},
     )
+
+
+def _by_decision(
+    named: Int[Tensor, "B G D"],
+    positive: Int[Tensor, " B"],
+    negative: Int[Tensor, "B L"],
+    found: Bool[Tensor, "B L"],
+) -> list[float]:
+    """Share of the groups with a sibling at each decision: of texts few of the L tokens are one."""
+    rows = torch.arange(len(named), device=named.device)
+    shared = (named == named[rows, positive][:, None]).int().cumprod(-1).sum(-1)
+    decision = shared.gather(1, negative).clamp(max=named.shape[2] - 1)
+    has_sibling = torch.zeros(named[:, 0].shape, device=named.device)
+    has_sibling = has_sibling.scatter_reduce(1, decision, found.float(), "amax")
+    shares: list[float] = has_sibling.mean(0).tolist()
+    return shares
 
 
 def draw_softly(

@@ -97,6 +97,14 @@ def examples(
                 title = f"{what}, rewards of {constant:.3g}"
                 example = _example(title, KINDS, groups, constant * exists)
                 yield replace(example, constant=constant)
+    yield from of_texts(list_length)
+
+
+def of_texts(list_length: int = 1) -> Iterator[Example]:
+    """The same kinds of groups of items that write texts of unequal lengths."""
+    groups = probe_groups(3 * list_length, list_length=list_length, as_texts=True)
+    yield _example("groups of texts, rewards of hits", KINDS, groups, first_hit(groups))
+    yield _example("groups of texts, dense rewards", KINDS, groups, _dense(groups))
 
 
 def without_ties(kinds: tuple[str, ...], list_length: int = 1) -> Iterator[Example]:

@@ -189,6 +189,8 @@ def _check_catalog_of(config: SFTConfig, catalog: Catalog) -> None:
         rows = num_rows(tokenizer, catalog)
         tell_needs(config.model.path, config.device, num_rows=rows)
     _check_space(config.logprob_space, catalog)
+    remedy = "the catalogue has titles and no rows of its own, leave it out"
+    require(config.sid_lr is None or catalog.form is None, "sid_lr", config.sid_lr, remedy)
 
 
 def _made(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import trl
 from small_trainer import CATALOG, GROUP, PROMPTS, make_trainer, rows
@@ -304,3 +305,24 @@ def test_without_trl_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(ImportError, match=r'pip install "recast-rl\[trl\]"'):
         runpy.run_path(host.__file__)
+
+
+def test_completions_of_items_of_unequal_lengths(tmp_path: Path) -> None:
+    """Padding is no token of a completion, with a signal and without."""
+    texts = tiny.random_texts(40)
+    for signal in (None, "grpo"):
+        given = {"catalog": texts, "sampler": "beam", "reward_funcs": hit, "signal": signal}
+        trainer = make_trainer(GRPOTrainer, tmp_path, {"max_completion_length": 6}, **given)
+        trainer.model.train()
+        batch = trainer._generate_and_score_completions(batches(trainer))
+        groups = trainer._groups
+        lengths = texts.lengths[groups.items.flatten()]
+        assert len(lengths.unique()) > 1
+        assert batch["completion_mask"].sum(1).tolist() == lengths.tolist()
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        width = batch["completion_ids"].shape[1]
+        with torch.no_grad():
+            found = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, width)[0]
+        expected = groups.rollout_logprobs.flatten(0, 1)[:, :width]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

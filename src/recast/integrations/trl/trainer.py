@@ -82,9 +82,9 @@ class GRPOTrainer(PackedGRPOTrainer):
         remedy = "rows do not say which is theirs, give a catalog of one domain"
         require(len(catalog.domains) == 1, "domains of the catalog", catalog.domains, remedy)
         leaves = catalog.trie.num_leaves
-        remedy = f"the catalog has {leaves} semantic IDs, ask for no more"
+        remedy = f"the catalog has {leaves} distinct items, ask for no more"
         require(size <= leaves, "num_generations", size, remedy)
-        remedy = f"a semantic ID has {length} tokens, give at least as many"
+        remedy = f"an item has up to {length} tokens, give at least as many"
         require(
             args.max_completion_length >= length,
             "max_completion_length",
@@ -207,9 +207,10 @@ class GRPOTrainer(PackedGRPOTrainer):
                 folder=self.args.output_dir,
             )
         self._groups: RolloutGroups = groups
+        written = zip(groups.tokens.flatten(0, 1), groups.loss_mask.flatten(0, 1), strict=True)
         return {
             "prompt_ids": [ids for ids in prompt_ids for _ in range(size)],
-            "completion_ids": groups.tokens.flatten(0, 1).tolist(),
+            "completion_ids": [tokens[mask].tolist() for tokens, mask in written],
             "logprobs": None,
             "rollout_item": groups.items.flatten().tolist(),
         }
