@@ -14,7 +14,14 @@ from recast.types import Prompts
 
 
 def next_logits(model: PreTrainedModel, tokens: list[int], count: int) -> Tensor:
-    """Logits after the last `count` tokens of one unpadded sequence, `[count, V]`."""
+    """Logits after the last `count` tokens of one unpadded sequence, `[count, V]`; of them an
+    encoder-decoder reads the first behind its prompt, and the others behind its start token."""
+    if model.config.is_encoder_decoder:
+        end = len(tokens) - count + 1
+        written = [model.config.decoder_start_token_id, *tokens[end:]]
+        sent = {"input_ids": torch.tensor([tokens[:end]])}
+        sent["decoder_input_ids"] = torch.tensor([written])
+        return model(**sent, use_cache=False).logits[0]
     return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -count:]
 
 
@@ -107,7 +114,8 @@ def lift_norms(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def gemma_norm(self: torch.nn.Module, x: Tensor) -> Tensor:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
 
-    for kind in {type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}:
+    names = ("RMSNorm", "T5LayerNorm")
+    for kind in {type(m) for m in model.modules() if type(m).__name__.endswith(names)}:
         norm = gemma_norm if kind.__name__.startswith("Gemma") else llama_norm
         monkeypatch.setattr(kind, "forward", norm)
 

@@ -8,7 +8,6 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
@@ -18,10 +17,11 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    T5Config,
 )
 
 from recast.items.catalog import Catalog, build_catalog, build_token_catalog
-from recast.policy.attention import ATTENTION
+from recast.policy.encoder_decoder import auto_class
 from recast.policy.load import Policy
 from recast.policy.prompts import make_prompts as make_prompts_of
 from recast.policy.tasks import HistoryTask
@@ -31,7 +31,8 @@ CODES = torch.tensor(
     [[0, 0, 1], [0, 0, 2], [0, 1, 0], [1, 2, 2], [1, 2, 0], [2, 0, 1], [2, 1, 1], [2, 1, 3]]
 )
 SIZES = (3, 3, 4)
-ARCHITECTURES = ("qwen3", "llama", "gpt2", "mistral", "gemma3")
+DECODERS = ("qwen3", "llama", "gpt2", "mistral", "gemma3")
+ARCHITECTURES = (*DECODERS, "t5")
 
 
 def tiny_catalog() -> Catalog:
@@ -91,10 +92,9 @@ def tiny_config(name: str, vocab_size: int) -> PretrainedConfig:
         "pad_token_id": 0,
         "eos_token_id": None,
     }
-    if name == "qwen3":
-        return Qwen3Config(**common, head_dim=8, tie_word_embeddings=True)
-    if name == "qwen2":
-        return Qwen2Config(**common, tie_word_embeddings=True)
+    if name.startswith("qwen"):
+        common |= {"tie_word_embeddings": True}
+        return Qwen2Config(**common) if name == "qwen2" else Qwen3Config(**common, head_dim=8)
     if name == "llama":
         return LlamaConfig(**common, tie_word_embeddings=False)
     if name == "mistral":
@@ -104,17 +104,14 @@ def tiny_config(name: str, vocab_size: int) -> PretrainedConfig:
         return Gemma3TextConfig(
             **common, head_dim=8, sliding_window=5, layer_types=layers, query_pre_attn_scalar=8
         )
-    return GPT2Config(
-        vocab_size=vocab_size,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=640,
-        initializer_range=0.15,
-        bos_token_id=1,
-        pad_token_id=0,
-        eos_token_id=None,
-    )
+    special = {"bos_token_id": 1, "pad_token_id": 0, "eos_token_id": None}
+    if name == "gpt2":
+        shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 640}
+        return GPT2Config(vocab_size=vocab_size, **shape, **special, initializer_range=0.15)
+    shape = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    shape |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}
+    special |= {"decoder_start_token_id": 0}
+    return T5Config(vocab_size=vocab_size, **shape, **special, initializer_factor=2.0)
 
 
 def tiny_policy(name: str, catalog: Catalog, dtype: torch.dtype = torch.float32) -> Policy:
@@ -122,7 +119,8 @@ def tiny_policy(name: str, catalog: Catalog, dtype: torch.dtype = torch.float32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         config = tiny_config(name, catalog.vocab_size)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+        make, attention = auto_class(config)
+        model = make.from_config(config, attn_implementation=attention)
     return Policy(model=model.to(dtype).eval(), catalog=catalog, window=20)
 
 
@@ -139,7 +137,7 @@ def twin(model: PreTrainedModel, attention: str = "sdpa") -> PreTrainedModel:
     """The same weights in transformers' own attention."""
     config = copy.deepcopy(model.config)
     with torch.random.fork_rng(devices=[]):
-        other = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        other = auto_class(config)[0].from_config(config, attn_implementation=attention)
     other.to(model.dtype).load_state_dict(model.state_dict())
     assert other.config._attn_implementation == attention
     return other.eval()

@@ -44,7 +44,7 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
     state = LoopState(model=policy.model, optimizer=optimizer, keep=config.keep, ema=ema)
     with setup.run.open(state, log) as (run, keeper):
         said = f"{setup.num_windows} windows of {config.window} items"
-        if not isinstance(task, HistoryTask):
+        if not (isinstance(task, HistoryTask) and task.has_windows):
             said = f"{setup.num_windows} rows, up to {setup.longest} tokens with their answers"
         run.say(f"{said}, torch threads: {torch.get_num_threads()}")
         if setup.text:

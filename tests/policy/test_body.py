@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recast.policy.body import dropout_mask, dropping, hidden_states
+from recast.policy.packed import root_layout
 from recast.types import RecastError
 
 
@@ -71,13 +72,15 @@ def test_blocks_of_other_names_are_refused() -> None:
 def test_every_layer_drops_and_none_afterwards(name: str) -> None:
     model = tiny.tiny_policy(name, tiny.tiny_catalog()).model
     tokens, positions = torch.tensor([[1, 2, 5]]), torch.arange(3)[None]
+    others = {"layout": root_layout(torch.tensor([3]), 2)} if name == "t5" else {}
 
     def hidden(rate: float, seed: int = 0) -> Tensor:
         torch.manual_seed(seed)
         with torch.no_grad(), dropping(model, rate):
             if rate:
-                assert sum(len(module._forward_hooks) for module in model.modules()) == 4
-            return hidden_states(model, positions, tokens=tokens)
+                hooks = sum(len(module._forward_hooks) for module in model.modules())
+                assert hooks == (10 if name == "t5" else 4)  # 2 and 3 blocks in 2 layers each
+            return hidden_states(model, positions, tokens=tokens, **others)
 
     plain, dropped = hidden(0.0), hidden(0.4)
     assert dropped.equal(hidden(0.4))

@@ -25,7 +25,7 @@ def _long_prompts(policy_catalog: Any) -> Prompts:
     return tiny.make_prompts(policy_catalog, [items[0], items[1][:100]], [[1], [2]])
 
 
-@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("name", tiny.DECODERS)
 def test_no_tensor_of_prompt_by_prompt_is_built(name: str) -> None:
     catalog = tiny.random_catalog(60, (4, 4, 5))
     policy = tiny.tiny_policy(name, catalog)

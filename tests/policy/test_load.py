@@ -25,8 +25,6 @@ from transformers import (
     PersimmonConfig,
     PhiConfig,
     PretrainedConfig,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from recast.config import ModelConfig
@@ -120,13 +118,6 @@ def test_texts_are_no_tokens_of_a_given_model(tmp_path: Path) -> None:
         create_policy(
             ModelConfig(path=str(tmp_path / "model")), tiny.text_catalog(), window=5, seed=0
         )
-
-
-def test_an_encoder_decoder_is_refused_for_what_it_is(tmp_path: Path) -> None:
-    shape = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_layers": 1, "num_heads": 2}
-    T5ForConditionalGeneration(T5Config(vocab_size=9, **shape)).save_pretrained(tmp_path / "t5")
-    with pytest.raises(RecastError, match=r"t5 holds a t5 model, an encoder-decoder: choose a dec"):
-        create_policy(ModelConfig(path=str(tmp_path / "t5")), tiny.tiny_catalog(), window=5, seed=0)
 
 
 def test_a_saved_policy_gives_the_same_log_probabilities(tmp_path: Path) -> None:

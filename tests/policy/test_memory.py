@@ -43,7 +43,7 @@ def test_the_bytes_of_a_token_are_those_that_torch_allocates() -> None:
     assert bytes_per_token(policy) == pytest.approx(measured, rel=0.15)
 
 
-@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("name", tiny.DECODERS)
 def test_bytes_grow_linearly(name: str) -> None:
     policy = tiny.tiny_policy(name, tiny.tiny_catalog())
     # Blocks of a sliding window are padded to whole ones.

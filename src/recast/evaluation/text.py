@@ -17,12 +17,13 @@ from transformers import GenerationConfig
 from recast.data.plain_text import PlainText
 from recast.policy.alignment import plain_renderer, plain_rows
 from recast.policy.body import hidden_states
+from recast.policy.encoder_decoder import is_encoder_decoder
 from recast.policy.head import vocabulary_scores
 from recast.policy.load import Policy
 from recast.policy.packable import own_attention
 from recast.policy.room import context_of
 from recast.run.log import RunLog
-from recast.types import Metrics, Sequences
+from recast.types import Metrics, Sequences, require
 
 MOST_ANSWER = 64
 """Tokens within which an answer has to end."""
@@ -60,7 +61,10 @@ class TextProbe:
 
 
 def make_probe(policy: Policy, plain: PlainText) -> TextProbe:
-    """Raises `RecastError` for a policy without a tokenizer and for rows that it cannot read."""
+    """Raises `RecastError` for a policy without a tokenizer, for an encoder-decoder, whose decoder
+    writes answers alone, and for rows that it cannot read."""
+    remedy = "the policy is an encoder-decoder and writes answers alone, leave it out"
+    require(not is_encoder_decoder(policy.model), "plain_text", plain.file, remedy)
     rows, _ = plain_rows(policy, plain.held_out, plain.file)
     renderer = plain_renderer(policy, plain.file)
     context, questions = context_of(policy.model), list[list[int]]()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from recast.policy.encoder_decoder import T5_BLOCKS, is_encoder_decoder, t5_states
 from recast.types import RecastError
 
 _NAMES = {
@@ -30,11 +31,15 @@ def hidden_states(
 ) -> Float[Tensor, "B S W"]:
     """What the output layer reads, of `tokens` or of their embeddings; W numbers a token.
 
-    `model` is a transformers causal LM, plain or with adapters. Positions are always told: some
-    models count them from elsewhere by themselves. `others` reach the attention: a `layout`, and
-    `past_key_values` to decode with.
+    `model` is a causal LM or a T5 of transformers, plain or with adapters. Positions are always
+    told: some models count them from elsewhere by themselves. `others` reach the attention: a
+    `layout`, which a T5 needs, and `past_key_values` to decode with.
     """
     body = body_of(model)
+    if is_encoder_decoder(body):
+        if embedded is None:
+            embedded = body.get_input_embeddings()(tokens)
+        return t5_states(body, positions, embedded, **others)
     require_steady(body, positions)
     hidden: Tensor = body(
         input_ids=tokens,
@@ -98,6 +103,7 @@ def _blocks(body: Any) -> list[Any]:
         blocks = {name: block for name, block in layer.named_children() if name in _NAMES}
         if {_NAMES[name] for name in blocks} == {"attention", "feed-forward"}:
             found += blocks.values()
+        found += [block for name, block in layer.named_children() if name in T5_BLOCKS]
     if not found:
         raise RecastError(
             f"layer_dropout finds no attention and feed-forward blocks in {type(body).__name__}, "
@@ -108,6 +114,8 @@ def _blocks(body: Any) -> list[Any]:
 
 def text_config(model: Any) -> Any:
     """Of what writes tokens: the model's own settings, or a part of a multimodal model's."""
+    if is_encoder_decoder(model):  # transformers would make a copy with other names
+        return model.config
     return model.config.get_text_config(decoder=True)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
 
+from recast.policy.encoder_decoder import auto_class
 from recast.run.doors import is_gguf, require_gguf
 from recast.run.environment import memory_gib
 from recast.run.reading import LOADING, read_json, reading, reason_of, require_plain_files
@@ -146,7 +146,7 @@ def require_size(config: Any, stored: int, path: Path) -> None:
     Weights of one table that are stored once may be asked for twice.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = auto_class(config)[0].from_config(config, trust_remote_code=False)
     asked = sum(x.numel() for x in model.parameters())
     kept = sum(x.numel() for x in model.buffers())
     if asked > 2 * stored or kept > max(stored, _MOST_BUFFERS):

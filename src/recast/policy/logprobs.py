@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recast.groups import select
 from recast.items.catalog import Catalog
+from recast.policy.encoder_decoder import start_token
 from recast.policy.head import (
     candidate_logits,
     node_scores,
@@ -151,7 +152,8 @@ def branch_scores(
     """What `branch_logprobs` gives, bit for bit, and the entropies of the same tokens (all 0 if
     none are wanted)."""
     reading = read_branches(policy.catalog, prompts, branches, mask, space)
-    packed = pack(prompts.tokens, prompts.lengths, branches, reading.asked)
+    start = start_token(policy.model)
+    packed = pack(prompts.tokens, prompts.lengths, branches, reading.asked, start_token=start)
     hidden = packed_forward(policy.model, packed)
     return reading.scores(policy, packed, hidden, with_entropy=with_entropy)
 

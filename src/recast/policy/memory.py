@@ -16,8 +16,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from recast.config import ModelConfig
 from recast.items.catalog import Catalog
 from recast.policy.body import hidden_states, text_config
+from recast.policy.encoder_decoder import T5_DISTANCES, is_encoder_decoder
 from recast.policy.head import MOST_LOGITS
 from recast.policy.load import Policy
+from recast.policy.packed import root_layout
 from recast.run.environment import memory_gib
 from recast.types import RecastError
 
@@ -125,16 +127,20 @@ def require_memory(config: ModelConfig, catalog: Catalog) -> None:
 
 
 def count_parameters(config: ModelConfig, vocab_size: int) -> int:
-    """Parameters of a Qwen3 of this shape.
+    """Parameters of a model of this shape, of a Qwen3 or a T5.
 
-    A block of width 4 with one head of 2 and 3 inside has 4 * 4 * 2 + 3 * 4 * 3 and 2 * 4 + 2 * 2
-    in its norms, 80; 10 tokens add 40, the last norm 4:
+    A Qwen3's block of width 4 with one head of 2 and 3 inside has 4 * 4 * 2 + 3 * 4 * 3 and
+    2 * 4 + 2 * 2 in its norms, 80; 10 tokens add 40, the last norm 4:
 
     >>> shape = {"hidden_size": 4, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1}
     >>> count_parameters(ModelConfig(**shape, head_dim=2, intermediate_size=3), 10)
     124
     """
     width, heads = config.hidden_size, 2 * (config.num_heads + config.num_kv_heads)
+    if config.kind == "t5":
+        attention, inside = width * heads * config.head_dim, 2 * width * config.intermediate_size
+        blocks = config.num_layers * (3 * attention + 2 * inside + 5 * width)
+        return vocab_size * width + blocks + 2 * (width + T5_DISTANCES * config.num_heads)
     block = width * (heads * config.head_dim + 3 * config.intermediate_size)
     block += 2 * width + 2 * config.head_dim
     tables = 1 if config.tie_embeddings else 2
@@ -166,7 +172,12 @@ def _kept_bytes(policy: Policy, length: int) -> int:
     with torch.enable_grad(), saved_tensors_hooks(keep, lambda x: x):
         # The result holds the graph, and with it every address, until all are counted.
         positions = torch.arange(length, device=tokens.device)[None]
-        graph = hidden_states(model, positions, tokens=tokens)
+        # A T5's row is an encoder's with the decoder's root; a node costs about as much as a token
+        # of the prompt with its keys and values for the cross attention.
+        layout = None
+        if is_encoder_decoder(model):
+            layout = root_layout(torch.full_like(tokens[:, 0], length), length - 1)
+        graph = hidden_states(model, positions, tokens=tokens, layout=layout)
         total = sum(kept.values())
     del graph
     return total

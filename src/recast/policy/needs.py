@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from recast.config import LoRAConfig
+from recast.policy.encoder_decoder import auto_class
 from recast.policy.folder import ADAPTERS, place_of, require_model_folder
 from recast.policy.lora import read_adapters
 from recast.policy.memory import all_bytes, size
@@ -69,7 +70,7 @@ def needs_of(
     reference: bool = False,
     num_rows: int = 0,
 ) -> Needs:
-    """What a causal language model of these settings of transformers takes: all of its weights
+    """What a language model of these settings of transformers takes: all of its weights
     trained, or adapters of `rank` on some `layers` (`LoRAConfig`), beside a copy as `reference`,
     and with `num_rows` tokens where it has fewer.
 
@@ -80,7 +81,7 @@ def needs_of(
     text = config.get_text_config()
     text.vocab_size = max(text.vocab_size, num_rows)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = auto_class(config)[0].from_config(config, trust_remote_code=False)
     shapes = [list(x.shape) for x in model.parameters()]
     count = sum(x.numel() for x in model.parameters())
     if rank is None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from recast.items.catalog import Catalog
 from recast.policy.body import text_config
+from recast.policy.encoder_decoder import is_encoder_decoder, start_token
 from recast.policy.packed import pack, packed_forward
 from recast.types import RecastError
 
@@ -29,8 +30,11 @@ _CANDIDATES = 128  # embeddings that are compared, of the model's own tokens and
 def is_packable(model: Any) -> bool:
     """Whether all layers have an attention that the packed one can replace.
 
-    Others would run without the layout, that is, with wrong numbers and no error.
+    Others would run without the layout, that is, with wrong numbers and no error. A T5 is given its
+    masks otherwise.
     """
+    if is_encoder_decoder(model):
+        return True
     layers = set(getattr(text_config(model), "layer_types", None) or ["full_attention"])
     known = layers <= {"full_attention", "sliding_attention"}
     return known and bool(model._supports_attention_backend)
@@ -49,11 +53,11 @@ def packed_gap(model: PreTrainedModel, catalog: Catalog) -> float:
     prompts = torch.stack([tokens[:5], tokens[5:10]])  # the second is padded with what tells too
     branches = tokens[_BRANCHES.to(tokens.device)]
     with _in_float32(model):
-        packed = pack(prompts, lengths, branches)
+        packed = pack(prompts, lengths, branches, start_token=start_token(model))
         logits = model.get_output_embeddings()(packed_forward(model, packed))
         with own_attention(model):
             alone = [
-                _last_logits(model, torch.cat([prompt[:length].expand(3, -1), own[:, :2]], dim=1))
+                _last_logits(model, prompt[:length].expand(3, -1), own[:, :2])
                 for prompt, length, own in zip(prompts, lengths, branches, strict=True)
             ]
     if not packed.layout.was_used:
@@ -64,8 +68,14 @@ def packed_gap(model: PreTrainedModel, catalog: Catalog) -> float:
     return float(gap) if bool(gap.isfinite()) else torch.inf
 
 
-def _last_logits(model: PreTrainedModel, tokens: Int[Tensor, "B S"]) -> Float[Tensor, "B 3 V"]:
-    logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+def _last_logits(
+    model: PreTrainedModel, prompts: Int[Tensor, "B P"], branches: Int[Tensor, "B 2"]
+) -> Float[Tensor, "B 3 V"]:
+    sent = {"input_ids": torch.cat([prompts, branches], dim=1)}
+    if (start := start_token(model)) is not None:
+        written = torch.cat([torch.full_like(branches[:, :1], start), branches], dim=1)
+        sent = {"input_ids": prompts, "decoder_input_ids": written}
+    logits: Tensor = model(**sent, use_cache=False).logits
     return logits[:, -3:]
 
 
@@ -110,7 +120,7 @@ def _in_float32(model: PreTrainedModel) -> Iterator[None]:
     narrow: dict[int, list[tuple[Any, Tensor]]] = {}
 
     def widen(module: torch.nn.Module, _: object) -> None:
-        own = [x for x in module.parameters(recurse=False) if x.dtype.itemsize < 4]
+        own = [x for x in _weights_of(module) if x.dtype.itemsize < 4]
         narrow[id(module)] = [(x, x.data) for x in own]
         for parameter in own:
             parameter.data = parameter.data.float()
@@ -122,13 +132,19 @@ def _in_float32(model: PreTrainedModel) -> Iterator[None]:
     hooks: list[Any] = []
     try:
         for module in model.modules():
-            if any(x.dtype.itemsize < 4 for x in module.parameters(recurse=False)):
+            if any(x.dtype.itemsize < 4 for x in _weights_of(module)):
                 hooks.append(module.register_forward_pre_hook(widen))
                 hooks.append(module.register_forward_hook(restore, always_call=True))
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _weights_of(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
+    """That a module's call reads: its own; a T5's feed-forward block looks at those of its layers,
+    to whose precision it rounds."""
+    return module.parameters(recurse=hasattr(module, "wo"))
 
 
 def other_attention(name: str, kind: str) -> RecastError:

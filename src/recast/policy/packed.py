@@ -166,12 +166,18 @@ def pack(
     lengths: Int[Tensor, " B"],
     branches: Int[Tensor, "B K L"],
     read: Bool[Tensor, "B K L"] | None = None,
+    *,
+    start_token: int | None = None,
 ) -> Packed:
     """Prompts and branches as one row each. K may be 0 and L may be 1.
 
     `read` are the tokens whose probability is asked for, by default all; what no such token follows
-    is not sent.
+    is not sent. The `start_token` of an encoder-decoder is the root behind a prompt that stays
+    whole.
     """
+    if start_token is not None:
+        tokens = F.pad(tokens, (0, 1)).scatter(1, lengths[:, None], start_token)
+        lengths = lengths + 1
     prompt, root = split_root(tokens, lengths)
     width = prompt.shape[1]
     columns = torch.arange(width, device=tokens.device).expand(len(tokens), -1)

@@ -27,6 +27,7 @@ from recast.groups import select
 from recast.items.catalog import Catalog
 from recast.policy.baseline_folder import FACTS, load_baseline, require_of
 from recast.policy.baselines import FIT_SPLITS, Baseline, fit_item_knn, fit_popularity
+from recast.policy.encoder_decoder import start_token
 from recast.policy.head import vocabulary_scores
 from recast.policy.load import Policy, load_policy
 from recast.policy.logprobs import item_logprobs
@@ -113,7 +114,11 @@ def policy_ranker(policy: Policy) -> Ranker:
 
     def tokens(prompts: Prompts, items: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
         history = latest(prompts.history, policy.window - 1)
-        packed = pack(*write_items(policy.catalog, history), items.new_empty(len(items), 0, 1))
+        packed = pack(
+            *write_items(policy.catalog, history),
+            items.new_empty(len(items), 0, 1),
+            start_token=start_token(policy.model),
+        )
         root = packed_forward(policy.model, packed)[:, 0]
         wanted = policy.catalog.tokens_of(items)[..., 0]
         scores = vocabulary_scores(policy.model, root, wanted).float()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
@@ -15,8 +16,10 @@ from recast.data.folder import load_data, load_items
 from recast.data.history import history, seen
 from recast.data.rows import Rows, has_rows, load_rows
 from recast.data.windows import user_windows
+from recast.draws import uniforms
 from recast.items.catalog import Catalog
 from recast.policy.chat import chat_task
+from recast.policy.encoder_decoder import is_encoder_decoder
 from recast.policy.load import Policy
 from recast.policy.prompts import make_prompts, write_items
 from recast.types import Interactions, Prompts, RecastError, Sequences
@@ -97,6 +100,8 @@ class HistoryTask:
     """Share of them that begin at a random item of theirs."""
     seed: int = 0
     """Of these windows."""
+    has_windows: bool = True
+    """Off: supervised training reads every row with its own prompt, as an encoder-decoder must."""
     name: str = "history"
 
     @property
@@ -160,7 +165,10 @@ class HistoryTask:
         )
 
     def sequences(self, rows: Int[Tensor, " N"], epoch: int) -> Sequences:
-        """Windows of the users' events among `rows`, cut anew every epoch; all items count."""
+        """Windows of the users' events among `rows`, cut anew every epoch; all items count. Without
+        windows the prompts of the rows, in a new order every epoch, whose target alone counts."""
+        if not self.has_windows:
+            return self._pairs(rows, epoch)
         windows = user_windows(
             self.interactions,
             rows,
@@ -178,6 +186,23 @@ class HistoryTask:
             loss_mask=(column > 0).expand(tokens.shape)[inside],
             lengths=lengths,
         )
+
+    def _pairs(self, rows: Int[Tensor, " N"], epoch: int) -> Sequences:
+        number = torch.arange(len(rows))
+        rows = rows[uniforms(self.seed, epoch, number, "shuffle", 1)[:, 0].argsort()]
+        parts = []
+        for some in rows.split(_ROWS):
+            items = F.pad(history(self.interactions, some, self.window - 1), (0, 1), value=-1)
+            behind = (items >= 0).sum(1, keepdim=True)
+            items = items.scatter(1, behind, self.targets(some)).to(self.catalog.device)
+            tokens, lengths = write_items(self.catalog, items)
+            column = torch.arange(tokens.shape[1], device=tokens.device)
+            inside = column < lengths[:, None]
+            target = self.catalog.lengths[self.targets(some)[:, 0].to(self.catalog.device)]
+            counts = column >= (lengths - target)[:, None]
+            parts.append((tokens[inside].int(), counts[inside], lengths))
+        tokens, loss_mask, lengths = (torch.cat(x) for x in zip(*parts, strict=True))
+        return Sequences(tokens=tokens, loss_mask=loss_mask, lengths=lengths)
 
 
 def load_task(data: str | Path, policy: Policy) -> Task:
@@ -213,6 +238,7 @@ def make_task(
         backwards_frac=backwards_frac,
         crop_frac=crop_frac,
         seed=seed,
+        has_windows=not is_encoder_decoder(policy.model),
     )
 
 

@@ -1,7 +1,7 @@
 """The model in a folder or a GGUF file: its own weights, all of them, and none made up.
 
-Enters: a path. Leaves: a causal language model under the packed attention. No code of the folder
-runs and nothing is asked on stdin.
+Enters: a path. Leaves: a causal language model under the packed attention, or a T5. No code of the
+folder runs and nothing is asked on stdin.
 """
 
 from __future__ import annotations
@@ -13,16 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-)
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
 from transformers.utils import logging as hf_logging
 
 from recast.policy.attention import ATTENTION
 from recast.policy.body import text_config
+from recast.policy.encoder_decoder import auto_class
 from recast.policy.folder import place_of, require_model_folder, require_size
 from recast.policy.packable import other_attention
 from recast.run.doors import is_gguf
@@ -41,13 +37,14 @@ def load_model(path: Path) -> Any:
         # The library that reads such a file has a bar of its own.
         with no_bars(), redirect_stderr(io.StringIO()) if from_file else nullcontext():
             config = AutoConfig.from_pretrained(**place)
-            _require_decoder(config, path)
+            _require_body(config, path)
             if stored is not None:
                 require_size(config, stored, path)
-            model, found = AutoModelForCausalLM.from_pretrained(
+            kind, attention = auto_class(config)
+            model, found = kind.from_pretrained(
                 **place,
                 **({} if from_file else {"config": config, "use_safetensors": True}),
-                attn_implementation=ATTENTION,
+                attn_implementation=attention,
                 dtype=torch.float32 if from_file else "auto",
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -98,7 +95,7 @@ def require_same_shapes(model: Any, name: str) -> None:
     """Raise `RecastError` where the model's settings, which are saved with it, say other shapes
     than its weights have now: it would not load again."""
     with torch.device("meta"):
-        saved = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
+        saved = auto_class(model.config)[0].from_config(model.config, trust_remote_code=False)
     shapes = {key: value.shape for key, value in saved.named_parameters()}
     for key, weight in model.named_parameters():
         if shapes.get(key) != weight.shape:
@@ -119,14 +116,23 @@ def require_finite(model: torch.nn.Module, name: str) -> None:
             )
 
 
-def _require_decoder(config: Any, path: Path) -> None:
-    """Raise `RecastError` for a model that transformers has no causal language model for, and for
-    an encoder-decoder, whose prompt is not part of the row that the packed forward sends."""
+def _require_body(config: Any, path: Path) -> None:
+    """Raise `RecastError` for a model that transformers has no causal language model for, for an
+    encoder-decoder that is no T5, and for a T5 that does not say what its decoder begins with."""
+    if config.is_encoder_decoder and config.model_type == "t5":
+        start = getattr(config, "decoder_start_token_id", None)
+        if not (type(start) is int and 0 <= start < config.vocab_size):
+            raise RecastError(
+                f"{path}: config.json has decoder_start_token_id {start!r} of {config.vocab_size} "
+                "tokens, with which every answer of a T5 begins: name one of them, the pad token "
+                "(0) if it was trained as T5 was"
+            )
+        return
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         kind = "an encoder-decoder" if config.is_encoder_decoder else "no causal language model"
         raise RecastError(
             f"{path} holds a {config.model_type} model, {kind}: choose a decoder-only one, such as "
-            "Qwen3 or Llama"
+            "Qwen3 or Llama, or a T5"
         )
 
 

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
 from recast.config.check import MOST_ROLLOUTS
 from recast.policy.attention import Layout
 from recast.policy.body import hidden_states
+from recast.policy.encoder_decoder import new_cache, start_token
 from recast.policy.head import node_scores
 from recast.policy.load import Policy
 from recast.policy.logprobs import read_branches, require_levels, token_scores
@@ -57,9 +57,9 @@ def prefill(policy: Policy, prompts: Prompts, space: LogprobSpace) -> Prefilled:
     if space == "level":
         require_levels(catalog)
     reading = read_branches(catalog, prompts, prompts.targets, prompts.target_mask, space)
-    packed = pack(prompts.tokens, prompts.lengths, prompts.targets, reading.asked)
-    # Without a config every layer keeps all keys; the windows are the layout's business.
-    cache = DynamicCache()
+    targets, start = prompts.targets, start_token(policy.model)
+    packed = pack(prompts.tokens, prompts.lengths, targets, reading.asked, start_token=start)
+    cache = new_cache(policy.model)
     hidden = packed_forward(policy.model, packed, past_key_values=cache)
     return Prefilled(cache, packed.layout, hidden[:, :1], reading.logprobs(policy, packed, hidden))
 

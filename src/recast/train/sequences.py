@@ -1,8 +1,9 @@
 """The supervised loss: token sequences in, their negative log-likelihood and its gradient out.
 
 Padding costs as much as what is learned. So short sequences share rows, each blind to its
-neighbours, and long ones go through the model in parts of like length; the gradient is that of the
-batch, divided once by all tokens that count.
+neighbours, and long ones go through the model in parts of like length, as do the prompts and
+answers of an encoder-decoder; the gradient is that of the batch, divided once by all tokens that
+count.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -19,8 +21,10 @@ from recast.draws import uniforms
 from recast.items.catalog import Catalog
 from recast.policy.attention import Layout
 from recast.policy.body import dropout_mask, dropping, hidden_states
+from recast.policy.encoder_decoder import start_token
 from recast.policy.head import sampled_scores, sibling_scores, vocabulary_scores
 from recast.policy.load import Policy
+from recast.policy.packed import pack
 from recast.policy.passes import by_length
 
 MOST_SHARED = 512
@@ -28,6 +32,11 @@ MOST_SHARED = 512
 _LEAST_SAVED = 8
 """Rows are shared where that saves at least one in so many."""
 NO_LIMIT = 2**62
+
+
+def has_parts(policy: Policy, longest: int) -> bool:
+    """Whether sequences go through the model by their length, where padding has to be weighed."""
+    return longest - 1 > MOST_SHARED or start_token(policy.model) is not None
 
 
 class Learned(NamedTuple):
@@ -82,16 +91,22 @@ def learn(
     """
     place = torch.arange(tokens.shape[1], device=tokens.device)
     lengths = (loss_mask * place).amax(1)  # the last token that counts is not sent
-    whole = Rows(
-        tokens=tokens[:, :-1],
-        labels=tokens[:, 1:],
-        counts=loss_mask[:, 1:],
-        positions=place[:-1].expand(len(tokens), -1),
-        noise=_dropout_noise(policy, tokens, dropout),
-        nodes=_nodes(policy.catalog, tokens) if policy.logprob_space == "trie" else None,
-    )
+    start = start_token(policy.model)
+    if start is None:
+        whole = Rows(
+            tokens=tokens[:, :-1],
+            labels=tokens[:, 1:],
+            counts=loss_mask[:, 1:],
+            positions=place[:-1].expand(len(tokens), -1),
+            noise=_dropout_noise(policy, tokens[:, 1:], dropout),
+            nodes=_nodes(policy.catalog, tokens[:, 1:]) if policy.logprob_space == "trie" else None,
+        )
+        parts = _parts(whole, lengths, pass_tokens, micro_batch_tokens)
+    else:
+        pairs = _pairs(policy, tokens, loss_mask, dropout)
+        parts, lengths = _pair_parts(pairs, start, pass_tokens, micro_batch_tokens), lengths + 1
     count, total, sent = loss_mask.sum(), [], 0
-    for rows in _parts(whole, lengths, pass_tokens, micro_batch_tokens):
+    for rows in parts:
         with policy.computing_in(precision), dropping(policy.model, layer_dropout):
             loss = nll_sum(policy, rows, negatives) / count
         loss.backward()
@@ -179,6 +194,67 @@ def _some(whole: Rows, index: Int[Tensor, " N"], width: int) -> Rows:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pairs:
+    """A batch as an encoder-decoder reads it: what counts of a sequence is its answer, of A tokens
+    at most, the P tokens in front of it are the prompt.
+
+    Example, the sequence 1 5 6 7 8 with a loss on 7 and 8: `prompts=[[1, 5, 6]]  answers=[[7, 8]]`.
+    """
+
+    prompts: Int[Tensor, "B P"]
+    lengths: Int[Tensor, " B"]
+    answers: Int[Tensor, "B A"]
+    counts: Bool[Tensor, "B A"]
+    noise: Float[Tensor, "B P_plus_A W"] | None
+    nodes: Int[Tensor, "B A"] | None
+
+
+def _pairs(
+    policy: Policy, tokens: Int[Tensor, "B P"], loss_mask: Bool[Tensor, "B P"], dropout: float
+) -> _Pairs:
+    lengths, sizes = loss_mask.int().argmax(1), loss_mask.sum(1)
+    place = torch.arange(int(sizes.max()), device=tokens.device)
+    index = (lengths[:, None] + place).clamp(max=tokens.shape[1] - 1)
+    prompts, answers = tokens[:, : int(lengths.max())], tokens.gather(1, index)
+    sent = torch.cat([prompts, answers], dim=1)
+    return _Pairs(
+        prompts=prompts,
+        lengths=lengths,
+        answers=answers,
+        counts=place < sizes[:, None],
+        noise=_dropout_noise(policy, sent, dropout),
+        nodes=_nodes(policy.catalog, answers) if policy.logprob_space == "trie" else None,
+    )
+
+
+def _pair_parts(pairs: _Pairs, start: int, pass_tokens: int, most: int) -> list[Rows]:
+    """The decoder's rows are the start token and the answers, whose last tokens are not sent."""
+    parts, sizes = [], pairs.counts.sum(1)
+    for index in by_length(pairs.lengths, sizes, most, pass_tokens):
+        lengths, width = pairs.lengths[index], int(pairs.lengths[index].max())
+        end = int(sizes[index].max())
+        answers, counts = pairs.answers[index, :end], pairs.counts[index, :end]
+        prompts = pairs.prompts[index, :width]
+        packed = pack(prompts, lengths, answers[:, None], counts[:, None], start_token=start)
+        noise = pairs.noise
+        if noise is not None:
+            after = pairs.prompts.shape[1]
+            noise = torch.cat([noise[index, :width], noise[index, after : after + end]], dim=1)
+        parts.append(
+            Rows(
+                tokens=packed.tokens,
+                labels=F.pad(answers, (width, 0)),
+                counts=F.pad(counts, (width, 0)),
+                positions=packed.positions,
+                noise=noise,
+                nodes=None if pairs.nodes is None else F.pad(pairs.nodes[index, :end], (width, 0)),
+                layout=packed.layout,
+            )
+        )
+    return parts
+
+
 def nll_sum(
     policy: Policy, rows: Rows, negatives: Int[Tensor, " C"] | None = None
 ) -> Float[Tensor, ""]:
@@ -193,7 +269,8 @@ def nll_sum(
     if policy.logprob_space == "full":
         return -vocabulary_scores(policy.model, read, labels[:, None]).sum()
     catalog = policy.catalog
-    place = rows.positions[rows.counts] % catalog.num_levels
+    ends = [catalog.level_tokens(level)[1] for level in range(catalog.num_levels)]
+    place = torch.bucketize(labels, torch.tensor(ends, device=labels.device), right=True)
     total = read.new_zeros((), dtype=torch.promote_types(read.dtype, torch.float32))
     for level in range(catalog.num_levels):
         here = place == level
@@ -218,9 +295,9 @@ def draw_negatives(
     return catalog.tokens[items[draws.topk(count).indices].to(catalog.device), 0].long()
 
 
-def _nodes(catalog: Catalog, tokens: Int[Tensor, "B P"]) -> Int[Tensor, "B P_minus_1"]:
-    """Node of the trie that each token of an item leads to, behind the first token."""
-    items = tokens[:, 1:].unflatten(1, (-1, catalog.num_levels))
+def _nodes(catalog: Catalog, tokens: Int[Tensor, "B P"]) -> Int[Tensor, "B P"]:
+    """Node of the trie that each token of items leads to."""
+    items = tokens.unflatten(1, (-1, catalog.num_levels))
     return catalog.path_of(items)[..., 1:].flatten(1)
 
 
@@ -242,10 +319,10 @@ def _scores_of(
 
 def _dropout_noise(
     policy: Policy, tokens: Int[Tensor, "B P"], rate: float
-) -> Float[Tensor, "B P_minus_1 W"] | None:
-    """0, or 1 / (1 - rate), for every number of the embeddings that are sent; None without any."""
+) -> Float[Tensor, "B P W"] | None:
+    """0, or 1 / (1 - rate), for every number of the embeddings of so many tokens; None without
+    any."""
     if not rate:
         return None
     weight = policy.model.get_input_embeddings().weight
-    batch, width = tokens.shape
-    return dropout_mask(weight.new_empty(batch, width - 1, weight.shape[1]), rate)
+    return dropout_mask(weight.new_empty(*tokens.shape, weight.shape[1]), rate)

@@ -24,6 +24,7 @@ from recast.policy.body import dropping
 from recast.policy.chat import ChatTask, with_room
 from recast.policy.create import create_policy
 from recast.policy.device import find_device
+from recast.policy.encoder_decoder import is_encoder_decoder
 from recast.policy.extend import choose_new_rows, num_rows
 from recast.policy.load import Policy
 from recast.policy.logprobs import require_levels
@@ -40,7 +41,7 @@ from recast.train.keeper import RunFacts, find_checkpoint
 from recast.train.premises import check_training
 from recast.train.rates import Rates, rates_of
 from recast.train.result import require_room
-from recast.train.sequences import MOST_SHARED, draw_negatives, learn
+from recast.train.sequences import draw_negatives, has_parts, learn
 from recast.types import Interactions, LogprobSpace, RecastError, require
 
 
@@ -136,7 +137,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
 
     threads = choose_threads(work, config.threads, config.device)
     pass_tokens = config.pass_tokens or MOST_PASS_TOKENS
-    if config.pass_tokens is None and longest - 1 > MOST_SHARED:
+    if config.pass_tokens is None and has_parts(policy, longest):
         pass_tokens = measure_pass_tokens(work, len(few), config.device)
     new_rows = _new_rows(config.model, catalog, has_vectors=vectors is not None)
     settings = asdict(replace(config, model=replace(config.model, new_rows=new_rows)))
@@ -216,6 +217,8 @@ def _made(
         crop_frac=config.crop_frac,
         seed=config.seed,
     )
+    if is_encoder_decoder(policy.model):
+        _check_pairs(config)
     reads_text = _reads_text(config, task)
     space = "full" if reads_text else _space_of(policy)
     return replace(policy, logprob_space=config.logprob_space or space), task, source
@@ -224,6 +227,14 @@ def _made(
 def _lacking(task: Task) -> str:
     is_events = isinstance(task, HistoryTask)
     return "user with 2 training events" if is_events else "row to train on"
+
+
+def _check_pairs(config: SFTConfig) -> None:
+    """Raise `RecastError` for what a decoder alone can learn from."""
+    need = "an encoder-decoder reads the prompts of rows and learns their answers, leave it out"
+    for name in ("backwards_frac", "crop_frac"):
+        require(not getattr(config, name), name, getattr(config, name), need)
+    require(config.loss_on == "answer", "loss_on", config.loss_on, need)
 
 
 def _reads_text(config: SFTConfig, task: Task) -> bool:
