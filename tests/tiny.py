@@ -111,7 +111,7 @@ def tiny_config(name: str, vocab_size: int) -> PretrainedConfig:
     shape = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     shape |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}
     special |= {"decoder_start_token_id": 0}
-    return T5Config(vocab_size=vocab_size, **shape, **special, initializer_factor=2.0)
+    return T5Config(vocab_size=vocab_size, **shape, **special, initializer_factor=1.2)
 
 
 def tiny_policy(name: str, catalog: Catalog, dtype: torch.dtype = torch.float32) -> Policy:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import naive
 import pytest
 import tiny
 import torch
+from peft import AutoPeftModelForSeq2SeqLM
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, BartConfig, T5Config, T5ForConditionalGeneration
 
-from recast.config import ModelConfig
+from recast.config import LoRAConfig, ModelConfig
 from recast.policy.create import create_policy
 from recast.policy.load import load_policy, save_policy
 from recast.policy.logprobs import branch_logprobs
+from recast.policy.lora import add_adapters, without_adapters
 from recast.policy.memory import count_parameters
 from recast.rollout.beam import beam_search
 from recast.types import RecastError
@@ -88,6 +92,49 @@ def test_a_given_one_learns_to_write_items(tmp_path: Path, scales: bool) -> None
     save_policy(policy, tmp_path / "policy")
     again = load_policy(tmp_path / "policy")
     assert branch_logprobs(again, prompts, prompts.targets, "full").equal(found)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own use
+@pytest.mark.parametrize("merge", [False, True])
+def test_adapters_are_trained_and_kept(tmp_path: Path, merge: bool) -> None:
+    policy = tiny.tiny_policy("t5", tiny.tiny_catalog())
+    save_policy(policy, tmp_path / "start")
+    prompts = tiny.make_prompts(policy.catalog, [[0, 3, 1], [5]], [[7], [2]])
+    before = branch_logprobs(policy, prompts, prompts.targets, "full")
+    model = add_adapters(policy.model, LoRAConfig(rank=2), str(tmp_path / "start"), seed=0)
+    policy = replace(policy, model=model)
+    found = branch_logprobs(policy, prompts, prompts.targets, "full")
+    torch.testing.assert_close(found, before, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        for weight in trained:
+            weight.normal_(std=0.1)
+    assert len(trained) == 2 * (2 * 6 + 2 * 10)  # of 6 and 10 linear layers in 2 layers each
+    found = branch_logprobs(policy, prompts, prompts.targets, "full")
+    assert not torch.allclose(found, before, atol=1e-2)
+    with without_adapters(model):
+        off = branch_logprobs(policy, prompts, prompts.targets, "full")
+    torch.testing.assert_close(off, before, rtol=1e-5, atol=1e-5)
+    save_policy(policy, tmp_path / "policy", merge=merge)
+    again = branch_logprobs(load_policy(tmp_path / "policy"), prompts, prompts.targets, "full")
+    torch.testing.assert_close(again, found, rtol=1e-5, atol=1e-4)
+    if not merge:
+        other = AutoPeftModelForSeq2SeqLM.from_pretrained(tmp_path / "policy")
+        naive_row = naive.branch_logprobs(other, prompts, 0, prompts.targets[0, 0].tolist())
+        torch.testing.assert_close(naive_row, found[0, 0], rtol=1e-5, atol=1e-4)
+
+
+def test_an_output_layer_apart_is_refused(tmp_path: Path) -> None:
+    """As T5 1.1 stores one: transformers would tie it to the embeddings."""
+    T5ForConditionalGeneration(
+        T5Config(vocab_size=9, **SMALL, decoder_start_token_id=0)
+    ).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = weights["shared.weight"] + 1
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    line = "stores another output layer than its embeddings, and transformers takes both for one"
+    with pytest.raises(RecastError, match=line):
+        create_policy(ModelConfig(path=str(tmp_path)), tiny.tiny_catalog(), window=5, seed=0)
 
 
 @pytest.mark.parametrize("start", [None, 9, "1", True])

@@ -17,7 +17,7 @@ from recast.policy.tasks import make_task
 from recast.train.sequences import learn
 
 TARGETS = [[1], [3, 2], [4, 5, 6, 7, 0]]
-KINDS = ("qwen3", "qwen2", "llama", "gemma3")
+KINDS = ("qwen3", "qwen2", "llama", "gemma3", "t5")
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -45,10 +45,10 @@ def test_packed_prompts_and_their_sequences_equal_naive_copies(name: str) -> Non
     found, total = [], 0.0
     with torch.no_grad():
         for read, counts in zip(tokens.tolist(), mask, strict=True):
-            length = int(counts.nonzero()[-1]) + 1
-            logits = naive.next_logits(model, read[: length - 1], length - 1)
-            scores = logits.log_softmax(-1).gather(1, torch.tensor(read[1:length])[:, None])
-            scores = scores[counts[1:length], 0]
+            begin, length = int(counts.nonzero()[0]), int(counts.nonzero()[-1]) + 1
+            logits = naive.next_logits(model, read[: length - 1], length - begin)
+            scores = logits.log_softmax(-1).gather(1, torch.tensor(read[begin:length])[:, None])
+            scores = scores[counts[begin:length], 0]
             total += float(scores.sum())
             found.append(scores[:3])
     # The first target of an answer is the branch that RL reads.

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from recast.config import LoRAConfig
+from recast.policy.encoder_decoder import is_encoder_decoder
 from recast.policy.folder import ADAPTERS, read_object
 from recast.run.checkpoint import check_stored
 from recast.run.reading import LOADING, reason_of
@@ -29,6 +30,7 @@ from recast.types import RecastError, require
 _BASE = "base.json"
 _LAYER = ".base_layer"  # PEFT's name for what an adapter sits on
 _SCALE = ("lora_alpha", "r")
+_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")  # as PEFT calls a decoder and an encoder with one
 _FREE = {*_SCALE, "base_model_name_or_path", "target_modules", "peft_version", "revision"}
 
 
@@ -59,7 +61,7 @@ def add_adapters(model: Any, config: LoRAConfig, base: str, seed: int) -> Any:
         r=rank,
         lora_alpha=2 * rank if config.alpha is None else config.alpha,
         target_modules=names,
-        task_type="CAUSAL_LM",
+        task_type=_TASKS[is_encoder_decoder(model)],
     )
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
@@ -145,7 +147,8 @@ def read_adapters(folder: Path) -> str:
 def _require_plain(settings: dict[str, Any], folder: Path) -> None:
     """Raise `RecastError` for settings that are none of ours: some of PEFT's load other modules,
     change the weights below or scale the adapters otherwise."""
-    plain = _peft().LoraConfig(task_type="CAUSAL_LM").to_dict()
+    task = settings.get("task_type")
+    plain = _peft().LoraConfig(task_type=_TASKS[task == _TASKS[1]]).to_dict()
     plain |= {"inference_mode": True, "peft_type": "LORA"}
     for key, value in plain.items():
         if key not in _FREE and settings.get(key, value) != value:

@@ -75,10 +75,10 @@ def load_model(path: Path) -> Any:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     ties = text_config(model).tie_word_embeddings and model._tied_weights_keys
     if ties and head is not None and head.weight is not embedding.weight:
-        raise RecastError(
-            f"{path}: config.json has tie_word_embeddings True, but the output layer that is "
-            "stored is another one than the embeddings: set it to false"
-        )
+        remedy = "config.json has tie_word_embeddings True: set it to false"
+        if config.is_encoder_decoder:
+            remedy = "transformers takes both for one in a T5: choose one that is made so"
+        raise RecastError(f"{path} stores another output layer than its embeddings, and {remedy}")
     require_finite(model, str(path))
     return model
 
