@@ -59,7 +59,7 @@ assert not Path("cells").exists()
 try:
     SFTConfig(data="d", catalog="c", output="o", model={"hidden_sizes": 32})
 except ValueError as error:
-    assert str(error).startswith("model is {'hidden_sizes': 32}: choose from path, new_rows")
+    assert str(error).startswith("model is {'hidden_sizes': 32}: choose from path, kind")
 else:
     raise AssertionError
 """,

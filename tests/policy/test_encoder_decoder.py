@@ -160,7 +160,7 @@ def test_other_encoder_decoders_and_kinds_are_refused(tmp_path: Path) -> None:
         (
             "bart",
             None,
-            "holds a bart model, an encoder-decoder: choose a decoder-only.* or a T5",
+            "holds a bart model, an encoder-decoder: choose a decoder-only.* or a whole T5",
         ),
         ("llama", "t5", "model.kind is 't5': .*llama holds a llama, leave it out"),
         ("policy", "qwen3", "model.kind is 'qwen3': .*policy holds a t5, leave it out"),

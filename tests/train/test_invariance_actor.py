@@ -83,12 +83,13 @@ def _naive_objective(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("writes", ["semantic IDs", "texts"])
+@pytest.mark.parametrize("name", ["qwen3", "t5"])
 def test_the_gradient_is_that_of_the_naive_objective(
-    writes: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    name: str, writes: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_text = writes == "texts"
     catalog = tiny.random_texts(60) if is_text else tiny.random_catalog(60, (4, 4, 5))
-    policy = tiny.tiny_policy("qwen3", catalog, dtype)
+    policy = tiny.tiny_policy(name, catalog, dtype)
     if dtype == torch.float64:
         naive.lift_norms(policy.model, monkeypatch)
     signal, other = some_signal(policy), other_policy(policy)

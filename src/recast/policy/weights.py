@@ -132,7 +132,7 @@ def _require_body(config: Any, path: Path) -> None:
         kind = "an encoder-decoder" if config.is_encoder_decoder else "no causal language model"
         raise RecastError(
             f"{path} holds a {config.model_type} model, {kind}: choose a decoder-only one, such as "
-            "Qwen3 or Llama, or a T5"
+            "Qwen3 or Llama, or a whole T5"
         )
 
 
