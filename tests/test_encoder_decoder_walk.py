@@ -53,7 +53,7 @@ def test_what_a_decoder_alone_learns_from_is_refused(
 ) -> None:
     args = [str(arg) for arg in sft_args(walk, tmp_path / "sft", *T5, f"--{setting}")]
     line, code = failure(capsys, *args)
-    assert line.startswith(setting.split("=")[0])
+    assert line.startswith(setting.split("=", maxsplit=1)[0])
     assert line.endswith("reads the prompts of rows and learns their answers, leave it out")
     assert code == 2
     assert not (tmp_path / "sft").exists()

@@ -16,6 +16,7 @@ from recast.evaluation import text
 from recast.evaluation.text import QUESTIONS, make_probe, said, text_ability
 from recast.policy.load import Policy
 from recast.policy.packable import own_attention
+from recast.types import RecastError
 
 TEXTS = PlainText("f", [PlainRow(None, "the user watched"), PlainRow(None, "what?")], [])
 CHATS = PlainText(
@@ -48,6 +49,11 @@ def alone(policy: Policy, texts: list[str]) -> float:
             total += float(loss) * (ids.shape[1] - 1)
             count += ids.shape[1] - 1
     return total / count
+
+
+def test_an_encoder_decoder_says_no_text() -> None:
+    with pytest.raises(RecastError, match="plain_text is 'f': the policy is an encoder-decoder"):
+        make_probe(small_chat.chat_policy("t5"), TEXTS)
 
 
 def greedy(policy: Policy, tokens: list[int]) -> list[int]:
