@@ -48,7 +48,7 @@ def renderer_of(policy: Policy, name: str) -> Renderer:
             f"{name} is text, and the policy has no tokenizer: start from a model with one, "
             "--model.path"
         )
-    prompt = prompt_of(policy.tokenizer, policy.prompt, "the policy", is_rows=True)
+    prompt = prompt_of(policy.tokenizer, policy.prompt, policy.catalog, "the policy", is_rows=True)
     return Renderer(tokenizer=policy.tokenizer, catalog=policy.catalog, prompt=prompt)
 
 
