@@ -19,9 +19,10 @@ import numpy as np
 from recast.cell import Cell
 from recast.config import CompareConfig, EvaluateConfig, RLConfig
 from recast.evaluation.breakdown import groups_of
-from recast.evaluation.comparison import Groups, compare_seeds
+from recast.evaluation.comparison import Compared, Groups, compare_seeds
 from recast.evaluation.curves import CURVE, budget, joined_curve, mean_metrics, read_run
 from recast.evaluation.drift import DriftConfig, measure_drift
+from recast.evaluation.feasible import impossible
 from recast.evaluation.metrics import read_ranks
 from recast.evaluation.rank import rows_to_rank
 from recast.evaluation.ranks import Ranks
@@ -235,6 +236,8 @@ def tabulate(
     first = next((row.name for row in rows if row.method != CONTROL), CONTROL)
     against = list(dict.fromkeys([START, CONTROL, first]))
     compared = compare_seeds(ranks, against, _groups(config, ranks[START][0]))
+    for one in compared.values():
+        _check_possible(one, ranks[START][0])
     trained = {name: [read_run(out / one) for one in names] for name, names in runs.items()}
     table = {START: MethodRow(method=None, group_size=None, lr=None, compared=compared[START])}
     for row in rows:
@@ -280,6 +283,14 @@ def tabulate(
         verdict=[],
     )
     return replace(results, verdict=verdict(results))
+
+
+def _check_possible(row: Compared, ranks: Ranks) -> None:
+    """HR and NDCG of single targets bind each other: our own table is held to it."""
+    if int(ranks.item_mask.sum(1).max()) == 1:
+        names = {key.removeprefix("item/"): key for key in row.metrics if key.startswith("item/")}
+        cells = {name: min(1.0, row.metrics[key].mean) for name, key in names.items()}
+        assert not impossible(cells), impossible(cells)
 
 
 def _groups(config: CompareConfig, ranks: Ranks) -> Groups:

@@ -91,9 +91,8 @@ def test_a_win_is_over_the_start_and_over_its_control() -> None:
     assert won.verdict[0].startswith("recast wins: +0.0")
     assert " over start, +0.0" in won.verdict[0]
     assert won.verdict[0].endswith("after Holm) over sft_continued.")
-    control = compared(
-        {"start": [ranked(0)], "recast": three(-1, 1), "sft_continued": three(-1, 4)}
-    )
+    methods = {"start": [ranked(0)], "recast": three(-1, 1), "sft_continued": three(-1, 1)}
+    control = compared(methods)
     assert control.verdict[0].startswith("Nobody wins: the best, recast, is not")
     assert "It does beat start." in control.verdict[0]
     assert "may be there and not be found" in control.verdict[0]

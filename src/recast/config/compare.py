@@ -21,7 +21,7 @@ class CompareConfig:
     policy: list[str]
     """Folder of the policy that all start from, or one for every seed: then SFT is reseeded too."""
     output: str
-    """Folder to create; one that the same comparison began goes on, with more seeds or methods
+    """Folder to create. One that the same comparison began goes on, with more seeds or methods
     too."""
     methods: list[str] = field(default_factory=lambda: ["recast", "openonerec_rl"])
     """Names of methods; `sft_continued` and the start are rows of the table all the same."""

@@ -20,9 +20,10 @@ def verdict(results: Comparison) -> list[str]:
     lines = []
     best = max(results.methods, key=lambda n: results.methods[n].compared.metrics[PRIMARY].mean)
     lines.append(_winner(results, best))
+    order = list(results.methods)
     for name, row in results.methods.items():
-        for other in [o for o in row.compared.equals if list(results.methods).index(o) > 0]:
-            if list(results.methods).index(name) < list(results.methods).index(other):
+        for other in row.compared.equals:
+            if name != start and order.index(name) < order.index(other):
                 lines.append(f"{name} and {other} ranked every row alike: they are equal here.")
         if start in row.compared.equals and name != start:
             lines.append(f"{name} ranks every row as the start does: it moved nothing.")
