@@ -48,7 +48,7 @@ def renderer_of(policy: Policy, name: str) -> Renderer:
             f"{name} is text, and the policy has no tokenizer: start from a model with one, "
             "--model.path"
         )
-    prompt = prompt_of(policy.tokenizer, policy.prompt, "the policy", is_rows=True)
+    prompt = prompt_of(policy.tokenizer, policy.prompt, policy.catalog, "the policy", is_rows=True)
     return Renderer(tokenizer=policy.tokenizer, catalog=policy.catalog, prompt=prompt)
 
 
@@ -64,6 +64,8 @@ def item_rows(policy: Policy, name: str) -> tuple[Sequences, list[str]]:
     Raises `RecastError` where there is no such item.
     """
     renderer, catalog = renderer_of(policy, name), policy.catalog
+    remedy = f"the items write their titles, there is nothing to align: leave {name} out"
+    require(bool(catalog.codebook_sizes), "task_weights", name, remedy)
     items = _items(catalog, name)
     pairs = [
         pair
