@@ -64,6 +64,8 @@ def item_rows(policy: Policy, name: str) -> tuple[Sequences, list[str]]:
     Raises `RecastError` where there is no such item.
     """
     renderer, catalog = renderer_of(policy, name), policy.catalog
+    remedy = f"the items write their titles, there is nothing to align: leave {name} out"
+    require(bool(catalog.codebook_sizes), "task_weights", name, remedy)
     items = _items(catalog, name)
     pairs = [
         pair

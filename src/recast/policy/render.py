@@ -228,7 +228,8 @@ class Renderer:
         ]
         first, last = self.catalog.first_token, self.catalog.vocab_size
         for place, (text, ids) in enumerate(zip(texts, read, strict=True)):
-            if not self.has_template and self._bos is not None and ids[:1] != [self._bos]:
+            is_plain = self.prompt.plain or not self.has_template
+            if is_plain and self._bos is not None and ids[:1] != [self._bos]:
                 ids.insert(0, self._bos)
             row = rows[place]
             require(bool(ids), f"prompt of row {row}", "empty", "give it a text")
