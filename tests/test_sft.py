@@ -23,8 +23,9 @@ from recast.config.train import GIVEN_MODEL, NEW_MODEL
 from recast.data.folder import data_hash, load_data
 from recast.data.windows import user_windows
 from recast.evaluation.facts import training_of
+from recast.evaluation.free import free_metrics
 from recast.evaluation.metrics import PRIMARY, row_metrics
-from recast.evaluation.rank import invalid_frac, rank_policy, rank_scores, sample_rows, validate
+from recast.evaluation.rank import rank_policy, rank_scores, sample_rows, validate
 from recast.items.catalog import load_catalog
 from recast.policy.baselines import popularity
 from recast.policy.load import load_policy
@@ -197,7 +198,7 @@ def test_a_policy_keeps_the_space_it_was_trained_in(walk: Path, tmp_path: Path) 
     policy, data = load_policy(folder), load_data(walk / "data")
     task, rows = tiny.task_of(data, policy), data.rows("valid")[:20]
     assert policy.logprob_space == "trie"
-    assert invalid_frac(policy, task, rows, 4) is None
+    assert free_metrics(policy, task, rows, 4) == {}
     again = rank_policy(replace(policy, logprob_space="full"), task, rows, 48)
     assert not again.sid_rank.equal(rank_policy(policy, task, rows, 48).sid_rank)
     for name, space in (("own", None), ("trie", "trie")):
@@ -305,3 +306,23 @@ def test_a_catalogue_made_from_more_events_is_refused(walk: Path, tmp_path: Path
     assert not (tmp_path / "no").exists()
     wider = sft_config(walk, tmp_path / "all", catalog=catalog, splits=["train", "rl"], epochs=1)
     assert train_sft(wider)["optimizer_steps"]
+
+
+def test_no_epoch_leaves_the_policy_as_it_starts(
+    walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its validation is that of weights that saw no event, and RL starts from it."""
+    run = tmp_path / "base"
+    found = train_sft(sft_config(walk, run, epochs=0))
+    assert "epochs is 0: nothing is trained, " in capsys.readouterr().out
+    assert found["optimizer_steps"] == 0
+    policy, data = load_policy(run / "policy"), load_data(walk / "data")
+    rows = sample_rows(data.rows("valid"), 2000)
+    assert (
+        found["valid/ndcg@10"]
+        == validate(policy, tiny.task_of(data, policy), rows)["valid/ndcg@10"]
+    )
+    assert [line["step"] for line in metric_lines(run)] == [0]
+    assert training_of(run / "policy", walk / "data") == ((), 0)
+    train_rl(rl_config(walk, tmp_path / "rl", policy=str(run / "policy"), steps=1))
+    assert training_of(tmp_path / "rl" / "policy", walk / "data") == (("rl",), 0)

@@ -24,10 +24,12 @@ from recast.train.actor import update
 from recast.train.alarms import watch_tasks
 from recast.train.diverged import prompts_kept, rollouts_learned
 from recast.train.learnability import group_metrics, metrics_by_task
+from recast.train.rates import schedule_factor
 from recast.train.result import save_result
 from recast.train.setup import RLSetup, set_up_rl
 from recast.train.state import LoopState
 from recast.train.step import StepSetup
+from recast.train.steps import is_due, save_step, steps_table
 from recast.types import Metrics, Signal
 
 
@@ -42,7 +44,12 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
     """
     setup = set_up_rl(config, method)
     policy = setup.policy
-    state = LoopState(model=policy.model, optimizer=setup.actor.optimizer, keep=config.keep)
+    state = LoopState(
+        model=policy.model,
+        optimizer=setup.actor.optimizer,
+        keep=config.keep,
+        reference=setup.reference if config.ref_every else None,
+    )
     is_free = config.sampler_args.get("constrained") is False
     watch = partial(watch_tasks, valid_rows=setup.valid_counts, is_free=is_free)
     with setup.run.open(state, log) as (run, keeper):
@@ -52,6 +59,8 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
             heard(step=0, when="before")
             with keeper.step():
                 metrics = judge(setup, state)
+                if config.save_every:
+                    metrics |= setup.decode_freely()
                 run.metrics(0, metrics, stage=setup.name)
                 watch(state.watched, 0, metrics)
         with run.stage(setup.name, total=config.steps, done=state.step) as stage:
@@ -59,16 +68,24 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
                 found = roll_out(setup, state)
                 with keeper.step():
                     metrics = learn(setup, state, found)
+                    if config.ref_every and state.step % config.ref_every == 0:
+                        state.move_reference(config.ref_mix)
                     drawn, given = found.batch.drawn, found.batch.given[0]
                     run.rollouts(state.step, *drawn, found.signal, given, setup.tasks_of(given))
                     if state.step % config.eval_every == 0 or state.step == config.steps:
                         metrics |= judge(setup, state)
+                    lost = ""
+                    if is_due(config.save_every, state.step, config.steps):
+                        metrics |= setup.decode_freely()
+                        lost = save_step(policy, run.folder, state.step, merge=config.lora.merge)
                     alarms, lines = watch(state.watched, state.step, metrics)
                     stage.advance(metrics | alarms, step=state.step)
-                    for line in lines:
+                    for line in filter(None, [*lines, lost]):
                         run.say(line)
         if told := _ending(config, state):
             run.say(told)
+        if config.save_every:
+            run.say(steps_table(run.folder))
         kept = state.take()
         save_result(policy, Path(config.output) / "policy", merge=config.lora.merge)
         kept |= heard(step=state.step, when="after")
@@ -126,8 +143,9 @@ def learn(setup: StepSetup, state: LoopState, found: Found) -> Metrics:
     """The update; the state moves one step on."""
     method, actor = setup.method, setup.actor
     drawn = [one.drawn for one in found.everything]
+    steps, warmup = len(setup.batches), setup.warmup_steps
     for group in actor.optimizer.param_groups:
-        group["lr"] = method.lr * min((state.step + 1) / max(setup.warmup_steps, 1), 1.0)
+        group["lr"] = method.lr * schedule_factor(setup.schedule, state.step, steps, warmup)
     rows = partial(rollouts_learned, found.signal, found.batch.given[1])
     kept, blamed = prompts_kept(setup.search.folder, rows), blame("loss", method.loss)
     with kept, blamed, setup.policy.computing_in(setup.precision):

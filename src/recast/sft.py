@@ -52,6 +52,12 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
         heard = partial(tell, run, policy, setup.probe, stage="SFT")
         if not state.count:
             heard(step=0, when="before")
+        if not config.epochs and not state.valid:
+            run.say("epochs is 0: nothing is trained, policy/ is the model as it starts")
+            with keeper.step():
+                valid = validate(policy, task, setup.valid_rows, config.valid_metrics)
+                run.metrics(0, valid, stage="SFT")
+                state.validated(valid | {"sft/epoch": 0.0})
         num_epochs = -(-setup.num_steps // setup.epoch_steps)
         with run.stage("SFT", total=num_epochs, done=state.step) as stage:
             while goes_on(setup, config, state):

@@ -17,8 +17,9 @@ from recast.data.prepare import prepare
 from recast.evaluation import rank as evaluate
 from recast.evaluation.evaluate import evaluate_policy
 from recast.evaluation.facts import EVALUATOR
+from recast.evaluation.free import free_metrics
 from recast.evaluation.metrics import read_ranks, row_metrics
-from recast.evaluation.rank import invalid_frac, rank_policy, sample_rows
+from recast.evaluation.rank import rank_policy, sample_rows
 from recast.items.catalog import build_catalog
 from recast.policy.create import create_policy
 from recast.policy.load import Policy, load_policy, save_policy
@@ -113,13 +114,17 @@ def test_what_is_written_is_what_was_ranked(run: EvaluateConfig) -> None:
         "coverage": {"first": 10, "items": again.num_shown, "of": 30, "share": share},
         "exact": {"rows": 7, "targets": 7, "elsewhere": {"10": 0}},
         "invalid_frac": pytest.approx(means["invalid_frac"]),
+        "malformed_frac": pytest.approx(means["malformed_frac"]),
     }
     for name, values in row_metrics(ranks).items():
         found = metrics[name]
         assert found["value"] == means[name] == pytest.approx(float(values.mean()))
         assert found["low"] <= found["value"] <= found["high"]
     few = sample_rows(data.rows("test"), 5)
-    assert means["invalid_frac"] == invalid_frac(policy, tiny.task_of(data, policy), few, 10)
+    assert (
+        means["invalid_frac"]
+        == free_metrics(policy, tiny.task_of(data, policy), few, 10)["invalid_frac"]
+    )
     assert means["rows"] == len(rows)
 
 
@@ -168,8 +173,8 @@ def test_a_beam_wider_than_the_catalogue(run: EvaluateConfig) -> None:
     assert torch.equal(all_items.items_before, wider.items_before)
     assert bool((wider.sid_rank > 0).all())
     few = rows[:2]
-    assert invalid_frac(policy, task, few, 10**6) == invalid_frac(policy, task, few, 30)
-    assert invalid_frac(policy, task, rows[:0], 10) == 0
+    assert free_metrics(policy, task, few, 10**6) == free_metrics(policy, task, few, 30)
+    assert free_metrics(policy, task, rows[:0], 10)["invalid_frac"] == 0
 
 
 def test_damaged_ranks(tmp_path: Path) -> None:
@@ -291,7 +296,7 @@ def test_other_cuts_and_levels(run: EvaluateConfig, tmp_path: Path) -> None:
     config = replace(run, output=str(tmp_path / "eval"), at=[3, 10], levels=levels)
     means = evaluate_policy(config)
     names = [f"{level}/{name}@{k}" for level in levels for name in ("hr", "ndcg") for k in (3, 10)]
-    assert list(means) == [*names, "invalid_frac", "rows", "users"]
+    assert list(means) == [*names, "invalid_frac", "malformed_frac", "rows", "users"]
     assert list(json.loads((tmp_path / "eval" / "eval.json").read_text())["metrics"]) == names
     # What is stored does not depend on what is shown.
     evaluate_policy(replace(run, output=str(tmp_path / "plain")))

@@ -11,7 +11,6 @@ from torch import Tensor
 from recast.evaluation import rank as evaluate
 from recast.evaluation.metrics import row_metrics
 from recast.evaluation.rank import (
-    invalid_frac,
     rank_policy,
     rank_scores,
     rows_to_rank,
@@ -20,7 +19,6 @@ from recast.evaluation.rank import (
 )
 from recast.items.catalog import Catalog, build_catalog
 from recast.rollout.beam import beam_search
-from recast.rollout.decoder import Decoder
 from recast.types import Interactions, RecastError
 
 # Items 0 and 1 share a SID, and 5, 6 and 7.
@@ -172,26 +170,6 @@ def test_no_rows_give_no_ranks() -> None:
     policy = tiny.tiny_policy("qwen3", SHARED)
     assert len(rank_policy(policy, tiny.task_of(data, policy), nothing, 4).sid_rank) == 0
     assert len(rank_scores(fixed(torch.zeros(1, 8)), data, SHARED, nothing).sid_rank) == 0
-
-
-def test_invalid_beams_are_counted() -> None:
-    """Seen items among them, also where they are no candidates: they belong to the catalogue."""
-    catalog = build_catalog(torch.ones(3, 3).nonzero(), (3, 3))
-    policy = tiny.tiny_policy("llama", catalog)
-    task, free = (
-        tiny.task_of(many_events(catalog, exclude_seen=exclude), policy)
-        for exclude in (True, False)
-    )
-    rows = task.rows("test")[:9]
-    valid = {tuple(tokens) for tokens in catalog.tokens_of(torch.arange(9)).tolist()}
-    invalid = {True: 0, False: 0}
-    for row in rows:
-        for exclude in invalid:
-            prompts = (task if exclude else free).prompts(row[None])
-            beams = beam_search(policy, prompts, 8, decoder=Decoder(constrained=False))
-            invalid[exclude] += sum(tuple(x) not in valid for x in beams.tokens[0].tolist())
-    assert 0 < invalid[False] < invalid[True] < 72
-    assert invalid_frac(policy, task, rows, 8) == invalid[False] / 72
 
 
 def test_validation_reads_the_same_numbers_and_leaves_the_mode() -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from recast.evaluation.exact import exact_scores
-from recast.evaluation.rank import invalid_frac, rank_policy
+from recast.evaluation.free import free_metrics
+from recast.evaluation.rank import rank_policy
 from recast.groups import select
 from recast.items.catalog import Catalog, build_catalog
 from recast.items.fan_out import fan_out
@@ -195,7 +196,7 @@ def test_the_same_places_and_facts_as_in_the_domain_alone() -> None:
                 first, second = (getattr(one, field) for one in ranks)
                 assert bool(torch.as_tensor(first == second).all()), field
         invalid = [
-            invalid_frac(one, Rows(one.catalog, which), rows, 9)
+            free_metrics(one, Rows(one.catalog, which), rows, 9)
             for one, which in ((policy, None), (own, domain))
         ]
         assert invalid[0] == invalid[1]

@@ -42,17 +42,35 @@ def test_samples_follow_the_exact_distribution(space: str, seen: list[list[int]]
         assert statistic < naive.chi_square_limit(len(expected) - 1)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 3.0])
-def test_a_temperature_sharpens_what_is_drawn_and_not_what_is_recorded(temperature: float) -> None:
+def cut_by_hand(shares: list[float], top_k: int, top_p: float) -> list[float]:
+    """One candidate after the other, the most probable first, until enough are there."""
+    kept, total = [0.0] * len(shares), 0.0
+    order = sorted(range(len(shares)), key=lambda place: -shares[place])
+    most = sum(shares[place] for place in order[: top_k or len(order)])
+    for place in order[: top_k or len(order)]:
+        if total >= top_p * most:
+            break
+        kept[place], total = shares[place], total + shares[place]
+    return [share / sum(kept) for share in kept]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(0.5, 0, 1.0), (3.0, 0, 1.0), (2.0, 2, 1.0), (1.0, 0, 0.7), (3.0, 2, 0.6)],
+)
+def test_what_shapes_the_draws_does_not_shape_what_is_recorded(
+    temperature: float, top_k: int, top_p: float
+) -> None:
+    """Item by item, level by level: softmax of log p / temperature among the allowed children."""
     catalog = tiny.tiny_catalog()
     policy = tiny.tiny_policy("qwen3", catalog)
     prompts = tiny.make_prompts(catalog, [[0, 1, 6]], [[7]])
     counts: Counter[int] = Counter()
+    shape = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     for step in range(40):
-        groups = sample(policy, prompts, 50, Draw(step=step), temperature=temperature)
+        groups = sample(policy, prompts, 50, Draw(step=step), **shape)
         counts.update(groups.items[0].tolist())
     exact = naive.item_logprobs(tiny.twin(policy.model), catalog, prompts, 0, "trie")
-    # Item by item, level by level: softmax of log p / temperature among the allowed children.
     weights: dict[tuple[int, ...], float] = {}
     for item, values in exact.items():
         codes = tuple(catalog.codes[item].tolist())
@@ -62,26 +80,85 @@ def test_a_temperature_sharpens_what_is_drawn_and_not_what_is_recorded(temperatu
     for item in exact:
         codes, share = tuple(catalog.codes[item].tolist()), 1.0
         for level in range(3):
-            siblings = [w for path, w in weights.items() if path[:-1] == codes[:level]]
-            share *= weights[codes[: level + 1]] / sum(siblings)
+            paths = [path for path in weights if path[:-1] == codes[:level]]
+            total = sum(weights[path] for path in paths)
+            shares = cut_by_hand([weights[path] / total for path in paths], top_k, top_p)
+            share *= shares[paths.index(codes[: level + 1])]
         expected[item] = 2000 * share
     assert sum(expected.values()) == pytest.approx(2000)
+    assert {item for item in counts if expected[item] == 0} == set()
     large = {item: e for item, e in expected.items() if e >= 5}
+    assert len(large) > 1
     statistic = sum((counts[item] - e) ** 2 / e for item, e in large.items())
     assert statistic < naive.chi_square_limit(len(large) - 1)
     recorded = branch_logprobs(policy, prompts, groups.tokens, "full")
     torch.testing.assert_close(groups.rollout_logprobs, recorded)
 
 
-def test_a_temperature_that_is_none_is_refused() -> None:
+def test_the_most_probable_token_alone_is_greedy() -> None:
+    """Every draw follows the largest logit, whatever the temperature; all of them is as before."""
+    catalog = tiny.random_catalog(60, (4, 4, 5))
+    policy = tiny.tiny_policy("qwen3", catalog)
+    prompts = tiny.make_prompts(catalog, [[1, 2, 3], [4]], [[20], [21]])
+    for search in (sample, dynamic):
+        for shape in ({"top_k": 1, "temperature": 2.0}, {"top_p": 1e-6}):
+            groups = search(policy, prompts, 4, **shape)
+            for row in range(2):
+                exact = naive.item_logprobs(tiny.twin(policy.model), catalog, prompts, row, "trie")
+                left = list(exact)
+                for level in range(3):
+                    best = max(left, key=lambda item: exact[item][level])
+                    left = [
+                        i for i in left if catalog.codes[i, level] == catalog.codes[best, level]
+                    ]
+                assert groups.items[row].tolist() == left * 4
+        whole, cut = search(policy, prompts, 4), search(policy, prompts, 4, top_p=1.0, top_k=0)
+        assert torch.equal(cut.tokens, whole.tokens)
+        assert torch.equal(cut.rollout_logprobs, whole.rollout_logprobs)
+        # Nothing is cut off, in another order of summing.
+        assert torch.equal(search(policy, prompts, 4, top_k=5).tokens, whole.tokens)
+
+
+def test_free_draws_follow_the_whole_vocabulary_but_for_seen_items() -> None:
+    catalog = tiny.random_catalog(3, (3,), seed=2)
+    policy = tiny.tiny_policy("qwen3", catalog)
+    prompts = tiny.make_prompts(catalog, [[0]], [[1]], [[0]])
+    counts: Counter[int] = Counter()
+    for step in range(40):
+        groups = sample(policy, prompts, 50, Draw(step=step), constrained=False)
+        counts.update(groups.tokens[0, :, 0].tolist())
+    logits = tiny.twin(policy.model)(prompts.tokens[:, : int(prompts.lengths)]).logits[0, -1]
+    seen = int(catalog.tokens_of(torch.tensor(0)))
+    logprobs = logits.log_softmax(-1).tolist()
+    shares = [0.0 if token == seen else exp(value) for token, value in enumerate(logprobs)]
+    expected = {token: 2000 * share / sum(shares) for token, share in enumerate(shares)}
+    assert counts[seen] == 0
+    large = {token: e for token, e in expected.items() if e >= 5}
+    statistic = sum((counts[token] - e) ** 2 / e for token, e in large.items())
+    assert statistic < naive.chi_square_limit(len(large) - 1)
+    for token, recorded in zip(
+        groups.tokens[0, :, 0].tolist(), groups.rollout_logprobs[0, :, 0].tolist(), strict=True
+    ):
+        assert recorded == pytest.approx(logprobs[token], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        *[({"temperature": t}, r"temperature is .*: give a number from 0.01 to 100")
+          for t in (0.0, -1.0, float("nan"), float("inf"))],
+        *[({"top_p": p}, r"top_p is .*: give a number above 0, up to 1")
+          for p in (0.0, 1.5, float("nan"), True)],
+        *[({"top_k": k}, r"top_k is .*: give a number of tokens, 0 for all")
+          for k in (-1, True)],
+    ],
+)  # fmt: skip
+def test_a_shape_that_is_none_is_refused(shape: dict[str, float], said: str) -> None:
     catalog = tiny.tiny_catalog()
     policy, prompts = tiny.tiny_policy("qwen3", catalog), tiny.make_prompts(catalog, [[0]], [[7]])
     for search in (sample, dynamic):
-        for temperature in (0.0, -1.0, float("nan"), float("inf")):
-            with pytest.raises(
-                RecastError, match=r"temperature is .*: give a number from 0.01 to 100"
-            ):
-                search(policy, prompts, 2, temperature=temperature)
+        with pytest.raises(RecastError, match=said):
+            search(policy, prompts, 2, **shape)
 
 
 def test_draws_of_one_group_are_independent() -> None:

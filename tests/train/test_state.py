@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -62,3 +64,25 @@ def test_without_an_average_the_weights_themselves_are_kept(keep: Keep) -> None:
         state.validated({"valid/ndcg@10": ndcg})
     state.take()
     assert value_of(state.model) == [1.0 if keep == "best" else 3.0] * 2
+
+
+def test_a_reference_moves_by_its_share_and_survives_a_checkpoint() -> None:
+    """From 0 towards 1: .25, then .25 + .25 * .75; 1 is all the way, to the bit."""
+    state = replace(begun("last", 0.0), reference=nn.Linear(1, 1))
+    assert state.reference
+    for model, value in ((state.model, 1.0), (state.reference, 0.0)):
+        for weight in model.parameters():
+            weight.data.fill_(value)
+    for moved in (0.25, 0.4375):
+        state.move_reference(0.25)
+        assert value_of(state.reference) == [moved] * 2
+        assert value_of(state.model) == [1.0] * 2
+    state.moved()
+    tensors = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    other = replace(begun("last", 0.0), reference=nn.Linear(1, 1))
+    other.restore(tensors, state.facts())
+    assert other.reference
+    assert value_of(other.reference) == [0.4375] * 2
+    stand_at(0.1, other)
+    other.move_reference(1.0)
+    assert value_of(other.reference) == value_of(other.model)

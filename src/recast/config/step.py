@@ -83,7 +83,7 @@ class StepConfig:
     max_rollout_batches: int = 10
     """Rollout batches per step, at most, of methods that fill the batch with mixed groups."""
     lr: float | None = None
-    """Learning rate, constant after `warmup_steps`; unset: the method's own."""
+    """Learning rate, at its peak; unset: the method's own."""
     task_weights: dict[str, Any] = field(default_factory=dict)
     """How often each task of the data is drawn, as in `--task_weights.NAME 2`, 0: never; unset: by
     its rows."""

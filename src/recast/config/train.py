@@ -22,10 +22,10 @@ from recast.config.evaluation import VALID_METRICS, check_metrics
 from recast.config.model import ModelConfig
 from recast.config.prompt import PromptConfig
 from recast.config.step import Precision, StepConfig
-from recast.errors import LogprobSpace, require
+from recast.errors import LogprobSpace, require, require_range
 
 Schedule = Literal["cosine", "linear", "constant"]
-"""Of the learning rate of supervised training, after its warm-up."""
+"""Of the learning rate after its warm-up."""
 
 LossOn = Literal["answer", "all"]
 """Tokens of a rendered row that supervised training learns."""
@@ -88,7 +88,8 @@ class SFTConfig:
     window: int = 20
     """Items per training window; a prompt holds the latest `window - 1` of a history."""
     epochs: int = 16
-    """Passes over all windows, at most: validation NDCG@10 stops it earlier."""
+    """Passes over all windows, at most: validation NDCG@10 stops it earlier. 0: nothing is trained,
+    the policy is the model with the names of the items, for RL to start from."""
     batch_windows: int = 64
     """Windows per optimizer step."""
     lr: float | None = None
@@ -158,7 +159,8 @@ class SFTConfig:
         within(self, 0, 100, "weight_decay")
         within(self, 1, MOST_STEPS, "max_steps")
         within(self, 0, MOST_STEPS, "checkpoint_s")
-        within(self, 1, 10_000, "epochs", "patience")
+        within(self, 0, 10_000, "epochs")
+        within(self, 1, 10_000, "patience")
         within(self, 1, 65536, "batch_windows")
         within(self, 1, 10 * MOST_STEPS, "valid_rows")
         within(self, 1, 2**24, "pass_tokens", "negatives", "micro_batch_tokens")
@@ -211,6 +213,13 @@ class RLConfig(StepConfig):
     """Rollout batches, each followed by its update."""
     warmup_steps: int = 10
     """Steps over which the learning rate rises."""
+    schedule: Schedule = "constant"
+    """Of the rate after them: to zero (cosine, linear) or none (constant)."""
+    ref_every: int | None = None
+    """Steps after which the reference moves to the policy, again and again; unset: it stays what
+    the run starts from."""
+    ref_mix: float = 1.0
+    """How far it then moves: 1 all the way, below 1 it is an exponential average of policies."""
     eval_every: int = 50
     """Steps between validations."""
     patience: int | None = None
@@ -229,10 +238,15 @@ class RLConfig(StepConfig):
     """File of chats or texts, of which a tenth tells before and after the run what the policy can
     still say."""
 
+    save_every: int | None = None
+    """Steps between policies that are kept in `steps/`, the last one among them; each with its hits
+    and its invalid and malformed beams in decoding without the trie. Unset: none."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         within(self, 0, MOST_STEPS, "warmup_steps", "checkpoint_s")
-        within(self, 1, MOST_STEPS, "steps", "eval_every", "patience")
+        within(self, 1, MOST_STEPS, "steps", "eval_every", "patience", "ref_every", "save_every")
+        self._check_reference()
         within(self, 1, 10 * MOST_STEPS, "valid_rows")
         check_metrics(self.valid_metrics)
         chooses = self.patience is not None or self.keep == "best"
@@ -242,3 +256,18 @@ class RLConfig(StepConfig):
         most = MOST_ROWS // self.prompts_per_step
         remedy = f"with prompts_per_step {self.prompts_per_step} give {most} or less"
         require(self.steps <= most, "steps", self.steps, remedy)
+        fits = self.save_every is None or self.save_every <= self.steps
+        need = f"the run has {self.steps} steps, give that or fewer"
+        require(fits, "save_every", self.save_every, need)
+
+    def _check_reference(self) -> None:
+        """Of a reference that moves."""
+        require_range("ref_mix", self.ref_mix, 0, 1, above=True)
+        if self.ref_every is None:
+            need = "it belongs to ref_every, give one"
+            require(self.ref_mix == 1, "ref_mix", self.ref_mix, need)
+            return
+        need = "with lora.rank the reference is the policy without adapters, leave one of them out"
+        require(self.lora.rank is None, "ref_every", self.ref_every, need)
+        need = f"it would never move in {self.steps} steps, give fewer than these"
+        require(self.ref_every < self.steps, "ref_every", self.ref_every, need)

@@ -23,11 +23,11 @@ from recast.evaluation.facts import (
     training_of,
     valid_of,
 )
+from recast.evaluation.free import free_metrics
 from recast.evaluation.metrics import row_metrics, write_evaluation
 from recast.evaluation.places import SHOWN
 from recast.evaluation.rank import (
     batches_of,
-    invalid_frac,
     rank_policy,
     rows_of_tasks,
     rows_to_rank,
@@ -117,12 +117,13 @@ def _evaluate(config: EvaluateConfig, folder: str, parts: Parts) -> Metrics:
     ranks = replace(ranks, facts=replace(facts, valid_ndcg=valid, alpha_chosen_on=chosen_on_split))
     exact = _against_exact(policy, task, ranks, config, decoder, parts)
     unconstrained = sample_rows(rows, config.invalid_rows)
-    invalid = invalid_frac(policy, task, unconstrained, config.beam_width, parts=parts)
+    free = free_metrics(policy, task, unconstrained, config.beam_width, parts=parts)
     seen = ranks.facts.events_seen or FIT_SPLITS
     events = task.item_counts(seen)[task.targets(rows)[:, 0]]
     settings = asdict(config) | {
         "threads": threads,
-        "invalid_frac": invalid,
+        "invalid_frac": free.get("invalid_frac"),
+        "malformed_frac": free.get("malformed_frac"),
         "split_name": task.split_name,
         "alpha": decoder.alpha if decoder.guide else None,
         "alpha_chosen_on": chosen_on,
@@ -141,7 +142,7 @@ def _evaluate(config: EvaluateConfig, folder: str, parts: Parts) -> Metrics:
         rows_of_tasks(task, rows),
     )
     counts = {"rows": float(len(rows)), "users": float(len(ranks.users.unique()))}
-    return means | ({} if invalid is None else {"invalid_frac": invalid}) | counts
+    return means | free | counts
 
 
 def alpha_curve(

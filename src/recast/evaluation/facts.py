@@ -64,6 +64,8 @@ class Facts:
 
 
 _VALID = "valid/ndcg@10"
+STEPS = "steps"
+"""Folder of a run with policies of its steps."""
 
 AGREE = {
     "split": "rank the same split",
@@ -156,6 +158,7 @@ def training_of(
     read other data.
     """
     run = Path(policy).absolute().parent
+    run = run.parent if run.name == STEPS else run
     if run in after:
         return None, None
     try:
@@ -168,6 +171,7 @@ def training_of(
         if not is_sft:
             splits = [settings.get("drawn_from", "rl")]
         known = bool(splits) and all(split in SPLITS for split in splits)
+        splits = () if is_sft and settings.get("epochs") == 0 else splits
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None, None
     seed = seed if type(seed) is int else None

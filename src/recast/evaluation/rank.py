@@ -197,38 +197,6 @@ def as_ranks(
     return Ranks(row_ids=rows, users=users, facts=facts, num_shown=num_shown, **fields, **masks)
 
 
-def invalid_frac(
-    policy: Policy,
-    task: Task,
-    rows: Int[Tensor, " N"],
-    beam_width: int,
-    *,
-    parts: Parts = NO_PARTS,
-) -> float | None:
-    """Share of unconstrained beams, no more than there are SIDs, that spell no item; `parts` keep
-    what is done. None for a policy of the `trie` space, which says nothing of other sequences."""
-    if policy.logprob_space == "trie":
-        return None
-    draw = Draw(logprob_space=policy.logprob_space)
-    beam_width = min(beam_width, policy.catalog.trie.num_leaves)
-    batches = list(batches_of(policy, task, rows, beam_width))
-
-    def count(index: Int[Tensor, " B"]) -> dict[str, Tensor]:
-        prompts = task.prompts(rows[index])
-        # What a row has seen belongs to the catalogue too: none of it makes room for other beams.
-        prompts = replace(prompts, seen=prompts.seen[:, :0])
-        groups = beam_search(policy, prompts, beam_width, draw, Decoder(constrained=False))
-        place = torch.arange(beam_width, device=groups.items.device)
-        number = policy.catalog.trie.num_below(0, prompts.domains)[:, None]
-        counted = groups.exists & (place < number)
-        wrong = counted & (groups.items < 0)
-        return {"counts": torch.stack([wrong.sum(), counted.sum()]).cpu()}
-
-    done = parts.collect("unconstrained rows", batches, count)
-    invalid, total = sum((part["counts"] for part in done), torch.zeros(2).long()).tolist()
-    return float(invalid / max(total, 1))
-
-
 def sample_rows(rows: Int[Tensor, " N"], count: int) -> Int[Tensor, " C"]:
     """A fixed sample of a split's rows, the same for every seed and every method."""
     return rows[uniforms(0, 0, rows, "sample_rows", 1)[:, 0].argsort()[:count]].sort().values

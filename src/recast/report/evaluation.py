@@ -20,7 +20,8 @@ def describe(folder: str | Path) -> str:
 def _described(content: dict[str, Any]) -> str:
     lines = [f"{name}  {metric['value']}" for name, metric in content["metrics"].items()]
     lines += content.get("notes", [])
-    known = [key for key in ("invalid_frac", "rows", "users") if content[key] is not None]
+    shown = ("invalid_frac", "malformed_frac", "rows", "users")
+    known = [key for key in shown if content.get(key) is not None]
     lines += [f"{key}  {content[key]}" for key in known]
     for name, task in content.get("tasks", {}).items():
         lines += ["", f"{name}: {task['rows']:,} rows of {task['users']:,} users"]

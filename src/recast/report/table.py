@@ -109,7 +109,7 @@ def _facts(methods: dict[str, Facts]) -> list[str]:
             f"history. Listed: {lists}."
         )
     if any(facts.events_seen for facts in methods.values()):
-        events = {name: " + ".join(f.events_seen or ("not known",)) for name, f in methods.items()}
+        events = {name: _events(facts.events_seen) for name, facts in methods.items()}
         lines.append(f"Events seen in training: {_by_value(events)}.")
     if guided := {name: facts for name, facts in methods.items() if facts.guide}:
         words = [f"{name} by {_guide_of(facts)}" for name, facts in guided.items()]
@@ -118,6 +118,10 @@ def _facts(methods: dict[str, Facts]) -> list[str]:
         weights = {name: _KEPT[which] for name, which in kept.items()}
         lines.append(f"Weights: {_by_value(weights)}.")
     return lines
+
+
+def _events(seen: tuple[str, ...] | None) -> str:
+    return "not known" if seen is None else " + ".join(seen) or "none"
 
 
 def _drift(results: Results) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from recast.groups import most_probable_first, reorder
 from recast.policy.load import Policy
+from recast.rollout.distribution import Distribution
 from recast.rollout.sample import draw_items
 from recast.rollout.tree import check_group_size
 from recast.types import Draw, Prompts, RolloutGroups, require_range
@@ -35,16 +36,19 @@ def dynamic(
     *,
     oversample: float = 1.5,
     temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
 ) -> RolloutGroups:
     """G of floor(`oversample` G) constrained draws; 1.5 is the released code's factor.
 
-    The first G draws are those of `sample` at the same `temperature`. The group is chosen, so it is
-    no sample of the policy: it has no weights. Raises `RecastError` for an `oversample` or a
-    temperature out of range.
+    The first G draws are those of `sample` with the same `temperature`, `top_p` and `top_k`. The
+    group is chosen, so it is no sample of the policy: it has no weights. Raises `RecastError` for
+    an `oversample` out of range and for what `Distribution` refuses.
     """
     check_group_size(group_size)
     require_range("oversample", oversample, 1, MOST_OVERSAMPLE)
-    drawn = draw_items(policy, prompts, floor(oversample * group_size), draw, temperature)
+    drawn_from = Distribution(temperature=temperature, top_p=top_p, top_k=top_k)
+    drawn = draw_items(policy, prompts, floor(oversample * group_size), draw, drawn_from)
     same = (drawn.tokens[:, :, None] == prompts.targets[:, None]).all(-1)
     is_target = (same & (prompts.target_items >= 0)[:, None]).any(-1)
     return most_probable_first(reorder(drawn, select_dynamic(drawn.items, is_target, group_size)))

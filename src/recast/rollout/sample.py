@@ -8,9 +8,9 @@ from torch import Tensor
 
 from recast.groups import most_probable_first
 from recast.policy.load import Policy
-from recast.policy.logprobs import over_children
+from recast.rollout.distribution import Distribution
 from recast.rollout.tree import TreeDecoder, check_group_size
-from recast.types import Draw, Prompts, RolloutGroups, require_range
+from recast.types import Draw, Prompts, RolloutGroups
 
 
 def sample(
@@ -20,26 +20,37 @@ def sample(
     draw: Draw = Draw(),
     *,
     temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    constrained: bool = True,
 ) -> RolloutGroups:
     """G draws with replacement, most probable first within the group.
 
     A token is always *drawn* from the policy renormalised over the allowed children at
-    `temperature`. Its *recorded* log-probability is the policy's own, at temperature 1, in
-    `draw.logprob_space`: what the update compares with. Draws depend on (seed, step, row) alone.
-    Raises `RecastError` for a temperature below 0.01, in effect the most probable item alone, and
-    above 100, any item.
+    `temperature`, cut to the `top_k` and `top_p` most probable (`Distribution`);
+    `constrained=False` allows every token of the space, as free beams do. Its *recorded*
+    log-probability is the policy's own, at temperature 1 and uncut, in `draw.logprob_space`: what
+    the update compares with. Draws depend on (seed, step, row) alone.
+    Raises `RecastError` for what `Distribution` refuses.
     """
-    return most_probable_first(draw_items(policy, prompts, group_size, draw, temperature))
+    drawn_from = Distribution(temperature=temperature, top_p=top_p, top_k=top_k)
+    drawn = draw_items(policy, prompts, group_size, draw, drawn_from, constrained=constrained)
+    return most_probable_first(drawn)
 
 
 @torch.no_grad()
 def draw_items(
-    policy: Policy, prompts: Prompts, group_size: int, draw: Draw, temperature: float = 1.0
+    policy: Policy,
+    prompts: Prompts,
+    group_size: int,
+    draw: Draw,
+    drawn_from: Distribution = Distribution(),
+    *,
+    constrained: bool = True,
 ) -> RolloutGroups:
     """The draws of `sample` in the order drawn; fewer draws are the first of more."""
-    require_range("temperature", temperature, 0.01, 100)
     check_group_size(group_size)
-    tree = TreeDecoder(policy, prompts, draw.logprob_space)
+    tree = TreeDecoder(policy, prompts, draw.logprob_space, constrained=constrained)
     shape = (len(prompts), group_size)
     branches = torch.arange(group_size, device=prompts.tokens.device).expand(shape)
     for level in range(tree.num_levels):
@@ -47,10 +58,11 @@ def draw_items(
             break
         choices = tree.choices()
         allowed = choices.allowed
-        drawn_from = over_children(choices.logprobs / temperature, allowed).double().exp()
-        pick = _invert(drawn_from.cumsum(-1), draw.uniforms(prompts, f"sample/{level}", group_size))
+        weights = drawn_from.weights(choices.logprobs, allowed)
+        pick = _invert(weights.cumsum(-1), draw.uniforms(prompts, f"sample/{level}", group_size))
         parents = branches if level else torch.zeros_like(branches)
-        tree.take(choices, parents, pick, allowed.any(-1).expand(shape))
+        alive = allowed.any(-1).expand(shape)
+        tree.take(choices, parents, pick, alive & (tree.nodes >= 0))
     return tree.finish(group_size, draw, branches, tree.nodes >= 0)
 
 

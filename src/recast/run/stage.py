@@ -21,6 +21,9 @@ SHOWN = {
     "group/repaired_frac": "repaired",
     "reward/mean": "reward",
     "valid/ndcg@10": "NDCG@10",
+    "valid/free_hr@10": "free HR@10",
+    "valid/invalid_frac": "invalid",
+    "valid/malformed_frac": "malformed",
     "actor/kl": "KL",
     "actor/grad_norm": "grad",
 }

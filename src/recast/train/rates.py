@@ -1,4 +1,4 @@
-"""How far a step of supervised training goes: a step number in, the learning rate of every row out.
+"""How far a step of training goes: a step number in, the learning rate of every row out.
 
 Rows of semantic IDs that a language model was given are random or nearly so, all its other weights
 are not. Both may have a rate of their own; a rate of 0 leaves the weights as they are, bit for bit.
@@ -16,12 +16,12 @@ from recast.config import Schedule
 from recast.policy.extend import tables
 from recast.policy.load import Policy
 
-WARMUP_FRAC = 0.05  # of the steps
+WARMUP_FRAC = 0.05  # of the steps of supervised training
 
 
-def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
-    """What the peak rate is multiplied by: linear warm-up over 5 % of the steps, then `constant` or
-    down to zero, in a straight line or as half a cosine.
+def schedule_factor(schedule: Schedule, step: int, steps: int, warmup: int | None = None) -> float:
+    """What the peak rate is multiplied by: linear warm-up over so many steps, by default 5 % of
+    them, then `constant` or down to zero, in a straight line or as half a cosine.
 
     >>> [round(schedule_factor("cosine", step, 100), 3) for step in (0, 4, 5, 99)]
     [0.2, 1.0, 1.0, 0.0]
@@ -29,8 +29,11 @@ def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
     [0.2, 1.0, 0.505, 0.011]
     >>> [schedule_factor("constant", step, 100) for step in (0, 5, 99)]
     [0.2, 1.0, 1.0]
+    >>> [schedule_factor("linear", step, 10, warmup=2) for step in (0, 1, 2, 6, 9)]
+    [0.5, 1.0, 1.0, 0.5, 0.125]
     """
-    warmup = max(round(steps * WARMUP_FRAC), 1)
+    if warmup is None:
+        warmup = max(round(steps * WARMUP_FRAC), 1)
     if step < warmup:
         return (step + 1) / warmup
     # An epoch may hold a few windows more than the first one, from which `steps` was counted.

@@ -24,8 +24,10 @@ from recast.types import RecastError
 _ASKED = "Enter tries that again, the name of another folder writes it there: "
 
 
-def require_room(output: str, policy: Policy, *, copies: int, checkpoints: int) -> None:
-    """Refuse an output where there is no room for the policy and so many checkpoints of it, each
+def require_room(
+    output: str, policy: Policy, *, copies: int, checkpoints: int, policies: int = 1
+) -> None:
+    """Refuse an output where there is no room for so many policies and so many checkpoints, each
     with so many copies of the trained weights: themselves, AdamW's two moments, the best ones."""
     numbers = sum(p.numel() for p in policy.model.parameters())
     saved = numbers * saved_dtype(policy.model).itemsize
@@ -33,7 +35,7 @@ def require_room(output: str, policy: Policy, *, copies: int, checkpoints: int) 
     if saved_dtype(policy.model).itemsize < 4 and not has_adapters(policy.model):
         saved += trained  # the masters
     kept = copies * trained
-    require_space(output, saved + checkpoints * kept, largest=max(saved, kept))
+    require_space(output, policies * saved + checkpoints * kept, largest=max(saved, kept))
 
 
 def save_result(policy: Policy, folder: Path, *, merge: bool = True) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from recast.config import RLConfig
 from recast.data.plain_text import read_plain_text
-from recast.evaluation.rank import require_valid, rows_of_tasks, validate
+from recast.evaluation.free import FREE_ROWS, free_metrics
+from recast.evaluation.rank import require_valid, rows_of_tasks, sample_rows, validate
 from recast.evaluation.text import TextProbe, make_probe
 from recast.methods.parts import find_part, spell
 from recast.methods.table import Method
@@ -20,7 +21,8 @@ from recast.run.doors import enter
 from recast.train.keeper import RunFacts, find_checkpoint
 from recast.train.result import require_room
 from recast.train.step import StepSetup, draw_batches, drawn_split, load_step, set_up_step
-from recast.types import Metrics, RolloutGroups
+from recast.train.steps import count_due
+from recast.types import Metrics, RolloutGroups, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +57,13 @@ class RLSetup(StepSetup):
         with self.clock.measure("time/valid_s"):
             return validate(self.policy, self.task, self.valid_rows, self.valid_metrics)
 
+    def decode_freely(self) -> Metrics:
+        """What the policy writes without the trie for some of the validation rows."""
+        rows = sample_rows(self.valid_rows, FREE_ROWS)
+        with self.clock.measure("time/valid_s"):
+            found = free_metrics(self.policy, self.task, rows, at=[10])
+        return {f"valid/{name}": value for name, value in found.items()}
+
 
 def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     """Load, bind and check everything; the method's parts are tried on a few prompts.
@@ -66,8 +75,13 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     config = replace(config, **(resumed.measured(config) if resumed else {}))
     plain = read_plain_text(config.plain_text) if config.plain_text else None
     method, policy, task = load_step(config, method)
+    copies = 3 + (config.keep == "best") + (config.ref_every is not None)
     require_room(
-        config.output, policy, copies=3 + (config.keep == "best"), checkpoints=1 if resumed else 2
+        config.output,
+        policy,
+        copies=copies,
+        checkpoints=1 if resumed else 2,
+        policies=1 + count_due(config.save_every, config.steps),
     )
     count = config.steps * (config.max_rollout_batches if method.fill_batch else 1)
     batches = draw_batches(config, task, count)
@@ -80,8 +94,12 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         batches,
         steps=config.steps,
         warmup_steps=config.warmup_steps,
+        schedule=config.schedule,
         folder=config.output,
     )
+    moves = config.ref_every is None or step.reference is not None
+    need = f"{method.label} compares with no reference here, give kl_coef or leave it out"
+    require(moves, "ref_every", config.ref_every, need)
     method, name = step.method, step.method.sampler
     notes, drawn_from = task.notes(torch.cat([batches.flatten().unique(), valid_rows])), {}
     if (split := drawn_split(task, "rl")) != "rl":

@@ -16,9 +16,9 @@ from recast.train.alarms import Watched, nothing_watched
 from recast.types import Metrics, RecastError
 
 _MEMORY = 0.9  # of the running trainable fraction, per step
-_NUM_TENSORS = 7  # fields of a loop's state that hold tensors: the first ones
+_NUM_TENSORS = 8  # fields of a loop's state that hold tensors: the first ones
 
-_KINDS = ("model", "optimizer", "best", "average")
+_KINDS = ("model", "optimizer", "best", "average", "reference")
 
 _FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with a kernel of AdamW
 
@@ -37,6 +37,8 @@ class LoopState:
     """Which weights the run keeps."""
     ema: float = 0.0
     """Decay of the average of the weights; 0: there is none."""
+    reference: torch.nn.Module | None = None
+    """What the policy is compared with, where that moves."""
     average: dict[str, Tensor] = field(default_factory=dict)
     """Of what is trained, over the optimizer's steps; what is validated and kept."""
     best_weights: dict[str, Tensor] = field(default_factory=dict)
@@ -131,6 +133,16 @@ class LoopState:
                 self.best_weights = {k: v.detach().clone() for k, v in weights.items()}
 
     @torch.no_grad()
+    def move_reference(self, share: float) -> None:
+        """Let the reference move to the policy: 1 is all the way."""
+        reference = self._reference_weights()
+        for name, value in self._weights().items():
+            if value.is_floating_point():
+                reference[name].lerp_(value, share)
+            else:
+                reference[name].copy_(value)
+
+    @torch.no_grad()
     def take(self) -> Metrics:
         """Stand at the weights that the run keeps; returns their validation."""
         kept = self.average if self.keep == "last" else self.best_weights
@@ -157,13 +169,15 @@ class LoopState:
         return {field.name: getattr(self, field.name) for field in fields(self)[_NUM_TENSORS:]}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is trained and what the optimizer knows of it, the best weights, the generators."""
+        """What is trained and what the optimizer knows of it, the best weights, those of a moving
+        reference, the generators."""
         found = {f"model.{name}": value for name, value in self._weights().items()}
         for name, parameter in self._trained().items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 found[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
         found |= {f"best.{name}": value for name, value in self.best_weights.items()}
         found |= {f"average.{name}": value for name, value in self.average.items()}
+        found |= {f"reference.{name}": value for name, value in self._reference_weights().items()}
         return found | {f"generator.{name}": value for name, value in self.generators.items()}
 
     @torch.no_grad()
@@ -180,6 +194,8 @@ class LoopState:
             raise RecastError("it is of another model or another version of recast")
         for name, value in self._weights().items():
             value.copy_(kinds["model"][name])
+        for name, value in self._reference_weights().items():
+            value.copy_(kinds["reference"][name])
         trained = self._trained()
         packed = self.optimizer.state_dict()
         packed["state"] = {
@@ -209,6 +225,13 @@ class LoopState:
         saved = self.model.state_dict()
         counted = {name for name, _ in self.model.named_buffers() if name in saved}
         return self._trained() | {name: saved[name] for name in counted}
+
+    def _reference_weights(self) -> dict[str, Tensor]:
+        """Those of a reference that moves, by the names of the policy's."""
+        if self.reference is None:
+            return {}
+        weights = self.reference.state_dict()
+        return {name: weights[name] for name in self._weights()}
 
 
 def adamw(

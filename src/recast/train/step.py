@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from recast.config import Precision, StepConfig
+from recast.config import Precision, Schedule, StepConfig
 from recast.groups import select
 from recast.methods.assembly import equip, in_space_of, resolve, sampler_of
 from recast.methods.parts import needs
@@ -52,11 +52,14 @@ class StepSetup:
     actor: Actor
     clock: Clock
     """That both report their phases to."""
+    reference: torch.nn.Module | None
+    """That of the actor, where it is a copy of the policy."""
     batches: Int[Tensor, "steps B"]
     """Row ids of every step."""
     surplus: Int[Tensor, "batches B"]
     """Row ids that a method fills its batches from."""
     warmup_steps: int
+    schedule: Schedule
     precision: Precision
     threads: int
     text: str
@@ -110,6 +113,7 @@ def set_up_step(
     *,
     steps: int = 1,
     warmup_steps: int = 0,
+    schedule: Schedule = "constant",
     folder: str = "",
 ) -> StepSetup:
     """Bind, plan, measure and check; what a part fails on goes into `folder`.
@@ -145,7 +149,9 @@ def set_up_step(
         clock=clock,
     )
     threads, pass_tokens = _measure(config, policy, prompts, plan)
-    actor = replace(_actor(config, method, policy, plan, pass_tokens, folder), clock=clock)
+    frozen = _frozen(method, policy)
+    actor = _actor(config, method, policy, frozen, plan, pass_tokens, folder)
+    actor = replace(actor, clock=clock)
     rehearse(search, actor, prompts)  # a part that cannot work says so before there is a folder
     if name and config.target_is_best:
         check_target_is_best(
@@ -164,9 +170,11 @@ def set_up_step(
         search=replace(search, pass_tokens=pass_tokens),
         actor=actor,
         clock=clock,
+        reference=frozen.model if frozen and not has_adapters(policy.model) else None,
         batches=batches[:steps],
         surplus=batches[steps:],
         warmup_steps=warmup_steps,
+        schedule=schedule,
         precision=config.precision,
         threads=threads,
         text="\n".join([plan.text, *rounding(policy.model)]),
@@ -207,25 +215,29 @@ def _measure(
     return threads, config.pass_tokens or measure_pass_tokens(work, few, config.device)
 
 
+def _frozen(method: Method, policy: Policy) -> Policy | None:
+    """What the method compares with: a copy, with adapters the policy itself, these turned off."""
+    if not _compares(method):
+        return None
+    if has_adapters(policy.model):
+        return policy
+    return replace(policy, model=deepcopy(policy.model).requires_grad_(False))
+
+
 def _actor(
     config: StepConfig,
     method: Method,
     policy: Policy,
+    frozen: Policy | None,
     plan: MemoryPlan,
     pass_tokens: int,
     folder: str,
 ) -> Actor:
-    reference = None
-    if _compares(method):
-        frozen = policy  # with adapters: itself, these turned off
-        if not has_adapters(policy.model):
-            frozen = replace(policy, model=deepcopy(policy.model).requires_grad_(False))
-        reference = frozen_reference(frozen, method.space)
     if plan.checkpointing:
         policy.model.activation_checkpointing_enable()
     return Actor(
         policy=policy,
-        reference=reference,
+        reference=frozen_reference(frozen, method.space) if frozen else None,
         optimizer=adamw(trained_parameters(policy), method.lr, 0.0),
         loss=method.loss,
         kl_coef=method.kl_coef,
