@@ -167,8 +167,13 @@ def run(args: list[str]) -> None:
         os.getcwd()
     except OSError:
         fail("the working directory is gone: change to one that exists")
-    name = args[0]
-    refuse_surroundings(has_ranks=name in VERBS and VERBS[name].has_ranks)
+    name, launch = args[0], None
+    has_ranks = name in VERBS and VERBS[name].has_ranks
+    refuse_surroundings(has_ranks=has_ranks)
+    if has_ranks:
+        from recast.config.launch import split_launch
+
+        args, launch = split_launch(args)
     config = configure(name, args[1:])
     verb = VERBS[name]
     if sys.flags.optimize > 1:
@@ -184,7 +189,12 @@ def run(args: list[str]) -> None:
     if verb.check:
         _resolve(verb.check)(config)
     began = time.monotonic()
-    result = _resolve(verb.stage)(config)
+    if launch:
+        result = _resolve("recast.integrations.ray.host:run_on_ray")(
+            verb.stage, config, launch.workers
+        )
+    else:
+        result = _resolve(verb.stage)(config)
     if not is_first():
         leave()
         return

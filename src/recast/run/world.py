@@ -33,6 +33,10 @@ _BUCKET = 2**24
 Result = TypeVar("Result")
 
 
+class LostRankError(RecastError):
+    """Another rank has gone."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
     """Who else there is."""
@@ -103,7 +107,7 @@ def join() -> None:
     else:
         store = _meet(rank, size)
         has_nccl = torch.cuda.is_available() and distributed.is_nccl_available()
-        with _telling(rank, size, "cannot join the others"):
+        with _telling(rank, size, "cannot join the others", "start all of them again"):
             distributed.init_process_group(
                 "cpu:gloo,cuda:nccl" if has_nccl else "gloo",
                 store=store,
@@ -121,7 +125,7 @@ def _meet(rank: int, size: int) -> Any:
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     within = timedelta(seconds=_MEET_S)
     doing = f"cannot reach the others through MASTER_ADDR:MASTER_PORT, {where}"
-    with _telling(rank, size, doing):
+    with _telling(rank, size, doing, "check both, and that the port is free"):
         store, _, _ = next(rendezvous("env://", rank, size, timeout=within))
         # What an earlier start of the same launcher left is no word of this one.
         begun = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -317,26 +321,24 @@ def require_same(what: dict[str, Any]) -> None:
 @contextmanager
 def _waiting() -> Iterator[None]:
     """Around what all ranks do together; one that has gone is an error of those that wait."""
-    with _telling(_world.rank, _world.size, "lost another one"):
+    remedy = "look for what ended it, then start all of them again, with --resume"
+    with _telling(_world.rank, _world.size, "lost another one", remedy, LostRankError):
         yield
 
 
 @contextmanager
-def _telling(rank: int, size: int, what: str) -> Iterator[None]:
+def _telling(
+    rank: int, size: int, what: str, remedy: str, kind: type[RecastError] = RecastError
+) -> Iterator[None]:
     try:
         yield
     except RecastError:
         raise
     except (RuntimeError, ValueError) as error:
-        remedies = {"cannot reach": "check both, and that the port is free"}
-        remedy = next(
-            (text for start, text in remedies.items() if what.startswith(start)),
-            "look for what ended it, then start all of them again, with --resume",
-        )
         from recast.run.reading import reason_of
 
         reason = reason_of(error, 120)
-        raise RecastError(f"rank {rank} of {size} {what} ({reason}): {remedy}") from error
+        raise kind(f"rank {rank} of {size} {what} ({reason}): {remedy}") from error
 
 
 def _number(name: str, most: int, default: str | None = None) -> int:
