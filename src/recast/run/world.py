@@ -125,7 +125,8 @@ def _meet(rank: int, size: int) -> Any:
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     within = timedelta(seconds=_MEET_S)
     doing = f"cannot reach the others through MASTER_ADDR:MASTER_PORT, {where}"
-    with _telling(rank, size, doing, "check both, and that the port is free"):
+    remedy = f"check both, that the port is free and that all {size} were started"
+    with _telling(rank, size, doing, remedy):
         store, _, _ = next(rendezvous("env://", rank, size, timeout=within))
         # What an earlier start of the same launcher left is no word of this one.
         begun = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -139,8 +140,7 @@ def _meet(rank: int, size: int) -> Any:
             if missing:
                 who = ", ".join(map(str, missing[:8]))
                 raise RecastError(
-                    f"rank {who} of {size} has not come within {_MEET_S} s: start as many "
-                    "processes as WORLD_SIZE says"
+                    f"rank {who} of {size} has not come within {_MEET_S} s: {remedy}"
                 ) from None
             raise
     return store
