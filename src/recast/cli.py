@@ -73,6 +73,7 @@ VERBS = {
         "recast.items.tokenize:tokenize",
         "a data folder in, a catalogue of semantic IDs out",
         "recast.items.card:describe",
+        has_ranks=True,
     ),
     "baselines": Verb(
         "BaselinesConfig",

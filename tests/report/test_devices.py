@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,8 @@ def test_cards_that_nobody_knows(walk: Path, capsys: pytest.CaptureFixture[str])
     at = next(i for i, text in enumerate(lines) if text.startswith("devices   8 x A100, "))
     assert [text.split()[0] for text in lines[-4:-1]] == ["naive", "pair", "packed"]
     assert max(map(len, lines[at:])) <= 100
+
+
+def test_the_worked_example_of_the_docs() -> None:
+    page = Path(__file__).parents[2] / "docs" / "scale.md"
+    assert doctest.testfile(str(page), module_relative=False) == (0, 4)

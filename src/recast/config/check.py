@@ -284,6 +284,6 @@ def refuse_ranks() -> None:
     """Raise `RecastError` where there are several, for what makes no use of them."""
     if (count := num_ranks()) != 1:
         raise RecastError(
-            f"WORLD_SIZE is {count}: this runs in one process, start it without torchrun; sft, rl "
-            "and evaluate make use of several"
+            f"WORLD_SIZE is {count}: this runs in one process, start it without torchrun; "
+            "tokenize, sft, rl and evaluate make use of several"
         )

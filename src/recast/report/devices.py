@@ -178,7 +178,7 @@ def described(shape: Shape, step: Step, devices: Devices, *, has_reference: bool
     )
     yield (
         f"a card holds {size(whole)} as a replica{'' if fits else ', which does not fit'}, "
-        f"{size(whole / count)} if sharded over all (estimated alone: ranks are replicas today)"
+        f"{size(whole / count)} if sharded over all, which nothing here does yet"
     )
     yield (
         f"through each card's link: {size(8 * shape.weights * (count - 1) / count)} a step to sum "

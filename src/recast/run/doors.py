@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from recast.config import RLConfig, SFTConfig
+from recast.config import RLConfig, SFTConfig, TokenizeConfig
 from recast.config.check import RANKERS, names_code, refuse_ranks, split_baseline, take
 from recast.config.evaluation import EvaluateConfig
 from recast.errors import RecastError
@@ -39,7 +39,7 @@ _KINDS = {
 }
 """Settings that name a folder: the files that it holds (one of those with a bar between them), and
 what is said of one without."""
-RANKED = (RLConfig, SFTConfig, EvaluateConfig)
+RANKED = (TokenizeConfig, SFTConfig, RLConfig, EvaluateConfig)
 """Of verbs that several ranks may run together."""
 PUBLISHED = ("movielens-100k", "minilm")
 """Values of settings that name what is fetched, pinned by its hash."""

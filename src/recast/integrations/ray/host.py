@@ -43,7 +43,7 @@ def run_on_ray(stage: str, config: Any, workers: tuple[int, int]) -> Any:
             f"launcher is ray, which is not installed ({error}): pip install 'recast-rl[ray]', or "
             "start the processes with torchrun"
         ) from error
-    on_gpu = config.device.startswith("cuda")
+    on_gpu = getattr(config, "device", "cpu").startswith("cuda")
     mark = _mark(Path(config.output))
     if not ray.is_initialized():
         ray.init(log_to_driver=True, configure_logging=False)
