@@ -54,6 +54,7 @@ def test_what_a_rank_does_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"LOCAL_RANK": "x"}, "LOCAL_RANK is 'x' where"),
         ({"LOCAL_WORLD_SIZE": "9" * 50}, "LOCAL_WORLD_SIZE is '9999"),
         ({"MASTER_ADDR": ""}, "WORLD_SIZE is 4: MASTER_ADDR, where the processes meet, is not set"),
+        ({"WORLD_SIZE": "9" * 20}, "WORLD_SIZE is 99999999999999999999: 100,000 processes are the"),
         ({"MASTER_PORT": None}, "WORLD_SIZE is 4: MASTER_PORT, where"),
     ],
 )

@@ -22,6 +22,7 @@ from recast.errors import RecastError, in_short
 if TYPE_CHECKING:  # torch takes seconds, and is not needed to know that one is alone
     from torch import Tensor
 
+MOST_RANKS = 100_000
 _MEET_S = 60
 """In which all ranks must have come."""
 _FIRST_S = 1.0
@@ -61,6 +62,8 @@ class Launched(NamedTuple):
     def told(cls) -> Launched:
         """Raises `RecastError` for what is missing."""
         size = num_ranks()
+        if size > MOST_RANKS:
+            raise RecastError(f"WORLD_SIZE is {size}: {MOST_RANKS:,} processes are the most")
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             if not os.environ.get(name):
                 raise RecastError(
