@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: quickstart test torture bench check format clean
+.PHONY: quickstart test torture cluster-test bench check format clean
 .DEFAULT_GOAL := quickstart
 
 quickstart: .venv/.installed
@@ -18,6 +18,10 @@ test: .venv/.installed
 torture: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills 100
 	OMP_NUM_THREADS=1 RECAST_TORTURE=1 $(BIN)/pytest --numprocesses auto tests/test_faults.py
+
+# Several processes that make one run: killed, gone on with by fewer or more, told different things.
+cluster-test: .venv/.installed
+	OMP_NUM_THREADS=1 RECAST_CLUSTER=1 $(BIN)/pytest tests/test_ranks.py tests/test_cluster.py
 
 # Both sides of every ratio, half an hour on two cores; writes benchmarks/RESULTS.md.
 bench: .venv/.installed

@@ -51,6 +51,8 @@ class Verb(NamedTuple):
     """Its output may exist: it goes on there."""
     takes_file: bool = False
     """Its first argument may be the file of its settings."""
+    has_ranks: bool = False
+    """Several processes may run it together."""
 
 
 VERBS = {
@@ -71,6 +73,7 @@ VERBS = {
         "recast.items.tokenize:tokenize",
         "a data folder in, a catalogue of semantic IDs out",
         "recast.items.card:describe",
+        has_ranks=True,
     ),
     "baselines": Verb(
         "BaselinesConfig",
@@ -79,7 +82,7 @@ VERBS = {
         "recast.baselines:describe",
         goes_on=True,
     ),
-    "sft": Verb("SFTConfig", "recast.sft:train_sft", "train a next-item policy"),
+    "sft": Verb("SFTConfig", "recast.sft:train_sft", "train a next-item policy", has_ranks=True),
     "methods": Verb(
         None, "recast.report.methods:describe_methods", "every method with its paper and its parts"
     ),
@@ -88,6 +91,7 @@ VERBS = {
         "recast.rl:train_rl",
         "post-train a policy with one method",
         check="recast.methods.table:check_method",
+        has_ranks=True,
     ),
     "inspect": Verb(
         "InspectConfig",
@@ -108,6 +112,7 @@ VERBS = {
         "recast.evaluation.evaluate:evaluate_policy",
         "rank the whole catalogue for every row of a split",
         "recast.report.evaluation:describe",
+        has_ranks=True,
     ),
     "ground": Verb(
         "GroundConfig",
@@ -163,8 +168,13 @@ def run(args: list[str]) -> None:
         os.getcwd()
     except OSError:
         fail("the working directory is gone: change to one that exists")
-    name = args[0]
-    refuse_surroundings()
+    name, launch = args[0], None
+    has_ranks = name in VERBS and VERBS[name].has_ranks
+    refuse_surroundings(has_ranks=has_ranks)
+    if has_ranks:
+        from recast.config.launch import split_launch
+
+        args, launch = split_launch(args)
     config = configure(name, args[1:])
     verb = VERBS[name]
     if sys.flags.optimize > 1:
@@ -173,13 +183,22 @@ def run(args: list[str]) -> None:
         print(_resolve(verb.stage)())
         return
     from recast.run.doors import enter
+    from recast.run.world import is_first, leave
 
     # Before the stage is imported, which takes seconds.
     enter(config, type(config), goes_on=verb.goes_on)
     if verb.check:
         _resolve(verb.check)(config)
     began = time.monotonic()
-    result = _resolve(verb.stage)(config)
+    if launch:
+        result = _resolve("recast.integrations.ray.host:run_on_ray")(
+            verb.stage, config, launch.workers
+        )
+    else:
+        result = _resolve(verb.stage)(config)
+    if not is_first():
+        leave()
+        return
     if verb.describe:
         result = _resolve(verb.describe)(config.output)
     if isinstance(result, dict):
@@ -187,6 +206,7 @@ def run(args: list[str]) -> None:
     print(result)
     where = f", written to {config.output}" if hasattr(config, "output") else ""
     print(f"recast {name}: done in {time.monotonic() - began:.0f} s{where}")
+    leave()
 
 
 def _resolve(path: str) -> Callable[..., Any]:
@@ -274,7 +294,12 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def fail(line: str, code: int = BAD_INPUT) -> NoReturn:
-    """Print one line on stderr and leave."""
+    """Print one line on stderr, of several ranks one of them, and leave."""
+    if "WORLD_SIZE" in os.environ:
+        from recast.run.world import speaks
+
+        if not speaks():
+            raise SystemExit(code)
     try:
         sys.stdout.flush()
     except OSError:  # a full disk, a pipe that nobody reads

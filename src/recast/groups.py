@@ -6,7 +6,7 @@ items, log-probabilities, mask and weights move together, here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,6 +30,15 @@ def select(batch: _Typed, index: Int[Tensor, " N"]) -> _Typed:
         else:
             chosen[field.name] = value[index] if isinstance(value, Tensor) else value
     return type(batch)(**chosen)
+
+
+def map_tensors(groups: RolloutGroups, change: Callable[[Tensor], Tensor]) -> RolloutGroups:
+    """The groups with each of their tensors changed, for another device, and their prompts'."""
+    values = {field.name: getattr(groups, field.name) for field in fields(groups)}
+    prompts = {field.name: getattr(groups.prompts, field.name) for field in fields(groups.prompts)}
+    for own in (values, prompts):
+        own.update({name: change(x) for name, x in own.items() if isinstance(x, Tensor)})
+    return RolloutGroups(**values | {"prompts": Prompts(**prompts)})
 
 
 def join(parts: Sequence[RolloutGroups], prompts: Prompts) -> RolloutGroups:

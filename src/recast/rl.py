@@ -20,9 +20,11 @@ from recast.methods.table import Method
 from recast.policy.memory import peak_bytes
 from recast.rollout.fill import Drawn
 from recast.run.log import RunLog
+from recast.run.world import agreed, total
 from recast.train.actor import update
 from recast.train.alarms import watch_tasks
 from recast.train.diverged import prompts_kept, rollouts_learned
+from recast.train.exchange import signal_of_first
 from recast.train.learnability import group_metrics, metrics_by_task
 from recast.train.rates import schedule_factor
 from recast.train.result import save_result
@@ -94,7 +96,7 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
 
 def judge(setup: RLSetup, state: LoopState) -> Metrics:
     """Validate the policy as it is; the state remembers that."""
-    valid = setup.validate()
+    valid = agreed(setup.validate())
     state.validated(valid | {"rl/step": float(state.step)})
     return valid | setup.clock.read()
 
@@ -133,7 +135,10 @@ def roll_out(setup: StepSetup, state: LoopState) -> Found:
     groups, rewards = batch.given
     signal_of = supply(method.signal, {"natural_frac": state.natural_frac})
     with setup.clock.measure("time/signal_s"):
-        signal = ask_signal(signal_of, groups, rewards, search.folder, setup.policy)
+        signal = signal_of_first(
+            lambda: ask_signal(signal_of, groups, rewards, search.folder, setup.policy),
+            groups.prompts,
+        )
     if method.nll_coef:
         signal = replace(signal, nll_weight=signal.nll_weight + method.nll_coef)
     return Found(batch=batch, everything=everything, signal=signal, began=began)
@@ -157,7 +162,7 @@ def learn(setup: StepSetup, state: LoopState, found: Found) -> Metrics:
     state.remember(metrics.get("group/natural_frac", 0.0))
     state.num_rollouts += sum(int(groups.exists.sum()) for groups, _ in drawn)
     state.optimizer_steps += int(metrics.get("actor/optimizer_steps", 0))
-    state.cpu_s += time.process_time() - found.began
+    state.cpu_s += total(time.process_time() - found.began)
     metrics |= setup.clock.read()
     metrics["memory/peak_gb"] = peak_bytes(setup.policy.catalog.device) / 1e9
     return metrics

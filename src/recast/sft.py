@@ -21,6 +21,7 @@ from recast.evaluation.text import tell
 from recast.policy.load import Policy, trained_parameters
 from recast.policy.tasks import HistoryTask
 from recast.run.log import RunLog
+from recast.run.world import add_gradients, agreed, total
 from recast.train.diverged import DivergedError, prompts_kept, windows_learned
 from recast.train.keeper import Keeper
 from recast.train.rates import Rates, schedule_factor
@@ -63,7 +64,7 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
             while goes_on(setup, config, state):
                 train_epoch(setup, config, state, setup.epochs.sequences(state.step), keeper)
                 judged = replace(policy, model=state.judged())
-                valid = validate(judged, task, setup.valid_rows, config.valid_metrics)
+                valid = agreed(validate(judged, task, setup.valid_rows, config.valid_metrics))
                 with keeper.step():
                     metrics = state.epoch_metrics() | valid
                     stage.advance(metrics, step=state.optimizer_steps)
@@ -142,6 +143,7 @@ def train_batch(
         micro_batch_tokens=micro_batch_tokens,
         negatives=negatives,
     )
+    add_gradients([p for p in policy.model.parameters() if p.requires_grad])
     rates.mask_gradients()
     norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
     for what, value in (("loss", learned.loss), ("gradient", norm)):
@@ -152,4 +154,4 @@ def train_batch(
             )
     rates.step(state.optimizer, factor)
     state.remember_batch(*learned)
-    state.cpu_s += time.process_time() - started
+    state.cpu_s += total(time.process_time() - started)

@@ -274,10 +274,16 @@ def check_threads(config: object) -> None:
     within(config, 1, 8 * (os.cpu_count() or 1), "threads")
 
 
-def refuse_ranks() -> None:
-    """Raise `RecastError` where a launcher such as torchrun has started several processes."""
+def num_ranks() -> int:
+    """Processes that a launcher such as torchrun says it has started, as far as it is a number."""
     count = os.environ.get("WORLD_SIZE", "1").strip().lstrip("0")
-    if count.isascii() and count.isdigit() and count != "1":
+    return int(count[:20]) if count.isascii() and count.isdigit() else 1
+
+
+def refuse_ranks() -> None:
+    """Raise `RecastError` where there are several, for what makes no use of them."""
+    if (count := num_ranks()) != 1:
         raise RecastError(
-            f"WORLD_SIZE is {count[:20]}: recast runs in one process, start it without torchrun"
+            f"WORLD_SIZE is {count}: this runs in one process, start it without torchrun; "
+            "tokenize, sft, rl and evaluate make use of several"
         )

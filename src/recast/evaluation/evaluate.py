@@ -42,9 +42,9 @@ from recast.policy.ranker import load_ranker
 from recast.policy.tasks import Task, load_task
 from recast.policy.threads import choose_threads
 from recast.rollout.decoder import Decoder
-from recast.run.doors import enter
-from recast.run.fingerprint import inputs_of
+from recast.run.fingerprint import inputs_of, meet
 from recast.run.parts import NO_PARTS, Parts, parts_of
+from recast.run.world import once
 from recast.types import Metrics, require
 
 _CHOOSING = 2000  # validation rows
@@ -58,13 +58,13 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
     intervals over users, what they cover and the settings. Raises `RecastError` when data and
     policy do not belong together or the split has no row.
     """
-    enter(config, EvaluateConfig)
+    meet(config, EvaluateConfig)
     find_device(config.device)
     if config.predictions is not None:
         return evaluate_predictions(config)
     assert config.policy is not None  # one of the two
     if is_baseline(config.policy):
-        return evaluate_baseline(config)
+        return once(lambda: evaluate_baseline(config))
     with parts_of(config.output) as parts:
         return _evaluate(config, config.policy, parts)
 
@@ -132,14 +132,16 @@ def _evaluate(config: EvaluateConfig, folder: str, parts: Parts) -> Metrics:
     }
     if notes := task.notes(rows):
         settings["notes"] = notes
-    means = write_evaluation(
-        ranks,
-        config.output,
-        settings,
-        config.seed,
-        config.at,
-        config.levels,
-        rows_of_tasks(task, rows),
+    means = once(
+        lambda: write_evaluation(
+            ranks,
+            config.output,
+            settings,
+            config.seed,
+            config.at,
+            config.levels,
+            rows_of_tasks(task, rows),
+        )
     )
     counts = {"rows": float(len(rows)), "users": float(len(ranks.users.unique()))}
     return means | free | counts

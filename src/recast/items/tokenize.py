@@ -43,10 +43,11 @@ from recast.items.quantize import (
 )
 from recast.items.rq_vae import LR, STEPS, rq_vae
 from recast.items.titles import load_writer, title_card, title_catalog
-from recast.run.doors import enter
 from recast.run.files import staged_folder
+from recast.run.fingerprint import meet
 from recast.run.parts import Parts, parts_of, say
 from recast.run.space import require_space
+from recast.run.world import is_first
 from recast.types import Interactions, require
 
 ITEMS_AS_ITEM = 65_536
@@ -65,9 +66,10 @@ def tokenize(config: TokenizeConfig) -> Catalog:
     their collisions. A `collaborative_weight` of 1 needs no encoder, one of 0 no training events.
     With `num_levels` 1 an item's index is its code: nothing is embedded and there are no vectors to
     keep.
+    Of several ranks each embeds its part of the texts, and the first writes.
     Raises `RecastError` for what its steps refuse, before anything is written.
     """
-    enter(config, TokenizeConfig)
+    meet(config, TokenizeConfig)
     with parts_of(config.output) as parts:
         return _tokenize(config, parts)
 
@@ -277,6 +279,8 @@ def _write(
 def _save(
     config: TokenizeConfig, catalog: Catalog, card: dict[str, Any], kept: Kept | None = None
 ) -> None:
+    if not is_first():
+        return
     with staged_folder(config.output) as stage:
         catalog.write(stage)
         (stage / "card.json").write_text(json.dumps(card, indent=2) + "\n")

@@ -62,6 +62,16 @@ class Layout:
         return self._biases[window, dtype]
 
 
+def some_rows(layout: Layout, index: Int[Tensor, " B"]) -> Layout:
+    """The layout of some rows of a call."""
+    return Layout(
+        prompt_width=layout.prompt_width,
+        mask=layout.mask[index],
+        query_positions=layout.query_positions[index],
+        key_positions=layout.key_positions[index],
+    )
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: Float[Tensor, "B heads Q D"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,10 +57,18 @@ def body_of(model: Any) -> Any:
     return plain.base_model
 
 
+class Among(NamedTuple):
+    """Rows that are sent, of those that a batch has."""
+
+    rows: list[int]
+    total: int
+
+
 @contextmanager
-def dropping(model: Any, rate: float) -> Iterator[None]:
+def dropping(model: Any, rate: float, among: Among | None = None) -> Iterator[None]:
     """While it lasts, dropout on the output of every attention and feed-forward block, before it
-    joins the residual stream. Nothing of it stays in the model.
+    joins the residual stream. Nothing of it stays in the model. Rows that are sent `among` others
+    get the numbers that they have in one pass over them all.
 
     Raises `RecastError` for a model in which no such blocks are found by their names.
     """
@@ -68,10 +76,16 @@ def dropping(model: Any, rate: float) -> Iterator[None]:
         yield
         return
 
+    def mask_of(values: Tensor) -> Tensor:
+        if among is None:
+            return dropout_mask(values, rate)
+        whole = values.new_empty(among.total, *values.shape[1:])
+        return dropout_mask(whole, rate)[among.rows]
+
     def drop(module: Any, inputs: Any, output: Any) -> Any:
         if isinstance(output, tuple):  # attention gives its weights too
-            return (output[0] * dropout_mask(output[0], rate), *output[1:])
-        return output * dropout_mask(output, rate)
+            return (output[0] * mask_of(output[0]), *output[1:])
+        return output * mask_of(output)
 
     hooks = [block.register_forward_hook(drop) for block in _blocks(body_of(model))]
     try:

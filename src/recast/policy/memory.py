@@ -21,6 +21,7 @@ from recast.policy.head import MOST_LOGITS
 from recast.policy.load import Policy
 from recast.policy.packed import root_layout
 from recast.run.environment import memory_gib
+from recast.run.world import gathered, world
 from recast.types import RecastError
 
 MOST_TOKENS = 65536
@@ -55,7 +56,7 @@ def plan_memory(
     `longest` is the largest number of tokens that one prompt has with its branches; where they do
     not fit, activations are checkpointed. The model's gradients and AdamW's two moments come first,
     the copy of a `reference`, and the logits of the `reads` positions that a step reads. `has_lora`
-    says whether adapters are a way out.
+    says whether adapters are a way out. Several ranks take the plan of the one that has least.
 
     Raises `RecastError` where the first of these alone, whatever the batch, take more memory than
     there is. What a pass takes is an estimate from above and only said.
@@ -91,7 +92,8 @@ def plan_memory(
         parts.append(alone)
     if max(tokens, longest) * per_token > free:
         parts.append("more than is free: shorten the window or the group, or use a smaller model")
-    return MemoryPlan(micro_batch_tokens=tokens, checkpointing=checkpointing, text="; ".join(parts))
+    plan = MemoryPlan(micro_batch_tokens=tokens, checkpointing=checkpointing, text="; ".join(parts))
+    return min(gathered(plan), key=lambda one: (not one.checkpointing, one.micro_batch_tokens))
 
 
 def _refuse_more_than_all(policy: Policy, needed: int, to_lora: bool, reference: bool) -> None:
@@ -108,10 +110,11 @@ def _refuse_more_than_all(policy: Policy, needed: int, to_lora: bool, reference:
 
 
 def all_bytes(device: torch.device) -> float:
-    """Memory that the device has; infinite where the system does not tell."""
+    """Memory that the device has, of a machine this rank's share; infinite where the system does
+    not tell."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[1])
-    return (memory_gib() or inf) * 2**30
+    return (memory_gib() or inf) * 2**30 / world().local_size
 
 
 def require_memory(config: ModelConfig, catalog: Catalog) -> None:
@@ -184,7 +187,8 @@ def _kept_bytes(policy: Policy, length: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on the device now; on the CPU within the limit of the container.
+    """Memory that is free on the device now; on the CPU within the limit of the container, and this
+    rank's share of it.
 
     None where the system does not tell.
     """
@@ -198,7 +202,7 @@ def free_bytes(device: torch.device) -> int | None:
     limit = group / "memory.max"
     if limit.is_file() and (most := limit.read_text().strip()).isdigit():
         found.append(int(most) - int((group / "memory.current").read_text()))
-    return max(min(found), 0) if found else None
+    return max(min(found), 0) // world().local_size if found else None
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from recast.run.world import agreed, alone
+
 MOST_MEASURED = 4096
 """Tokens of a pass that is timed: more says the same."""
 MOST_PASS_TOKENS = 65536
@@ -68,9 +70,14 @@ def measure_pass_tokens(
 
     `work(rows)` makes a pass over so many rows, `most` or an eighth of them, and returns its
     tokens. The result is rounded to a power of 2, so that two measurements rarely differ. With one
-    row there is nothing to weigh.
+    row there is nothing to weigh. Several ranks take what the first has measured.
     """
-    few, many = -(-most // 8), most
+    with alone():
+        measured = _measured(work, -(-most // 8), most, device, repeats)
+    return agreed(measured)
+
+
+def _measured(work: Callable[[int], int], few: int, many: int, device: str, repeats: int) -> int:
     if many <= few:
         return MOST_PASS_TOKENS
     times: dict[int, list[float]] = {few: [], many: []}

@@ -9,6 +9,8 @@ from statistics import median
 
 import torch
 
+from recast.run.world import agreed, alone, world
+
 
 def choose_threads(
     work: Callable[[], object], wanted: int | None, device: str = "cpu", repeats: int = 3
@@ -19,12 +21,16 @@ def choose_threads(
     be chosen: threads that wait for each other spin, and as soon as another process wants a core a
     step can take ten times as long. Off the CPU they hardly matter and stay as they are.
 
+    Several ranks on one machine share its cores and take the count of the first.
+
     Returns the count.
     """
     if wanted is None and device != "cpu":
         wanted = torch.get_num_threads()
     if wanted is None:
-        wanted = _faster(work, usable_cores(), repeats)
+        with alone():  # a rank that is faster done must not wait for another
+            wanted = _faster(work, usable_cores(), repeats)
+    wanted = agreed(wanted)
     torch.set_num_threads(wanted)
     return wanted
 
@@ -46,8 +52,10 @@ def _faster(work: Callable[[], object], most: int, repeats: int) -> int:
 def usable_cores() -> int:
     """That this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(cores // world().local_size, 1)
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from recast.config import InspectConfig, LoRAConfig
+from recast.config.devices import parse_devices
 from recast.evaluation.rank import sample_rows
 from recast.methods.guard import ask_reward, raise_fault
 from recast.methods.parts import name_of
@@ -25,6 +26,7 @@ from recast.policy.logprobs import branch_logprobs
 from recast.policy.memory import peak_bytes, size
 from recast.policy.needs import RANK, needs_of, needs_text
 from recast.policy.tasks import Task
+from recast.report.devices import Step, described, shape_of
 from recast.rl import learn, roll_out
 from recast.rollout.add_gt import add_gt
 from recast.run.doors import enter
@@ -68,6 +70,8 @@ def inspect_policy(config: InspectConfig) -> str:
         _lengths(task, rows, split),
         _step(setup, config.lora),
     ]
+    if config.devices:
+        sections.append(_devices(setup, config.devices, task.lengths(rows)))
     return "\n".join(line for section in sections for line in section)
 
 
@@ -211,6 +215,29 @@ def _needs(setup: StepSetup, lora: LoRAConfig) -> str:
     rank, config = lora.rank or RANK, setup.policy.model.config
     whole = needs_of(config, reference=setup.actor.reference is not None)
     return needs_text(whole, needs_of(config, rank=rank, layers=lora.layers), rank)
+
+
+def _devices(setup: StepSetup, devices: str, lengths: Int[Tensor, " N"]) -> Iterator[str]:
+    """The step on such cards, for prompts of the mean length."""
+    step = Step(
+        prompts=setup.batches.shape[1],
+        prompt_tokens=round(float(lengths.double().mean())),
+        group_size=max(setup.search.num_rollouts, 1),
+        item_tokens=setup.policy.catalog.max_length,
+    )
+    lines = described(
+        shape_of(setup.policy.model),
+        step,
+        parse_devices(devices),
+        has_reference=setup.actor.reference is not None,
+    )
+    for place, line in enumerate(lines):
+        if place == 0:
+            yield f"devices   {line}"
+        elif len(line) <= _WIDTH - len(_MARGIN):
+            yield f"{_MARGIN}{line}"
+        else:
+            yield from _wrapped(line)
 
 
 def _time(setup: StepSetup) -> _Timed:

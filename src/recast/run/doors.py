@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from recast.config import RLConfig, SFTConfig, TokenizeConfig
 from recast.config.check import RANKERS, names_code, refuse_ranks, split_baseline, take
 from recast.config.evaluation import EvaluateConfig
 from recast.errors import RecastError
@@ -38,6 +39,8 @@ _KINDS = {
 }
 """Settings that name a folder: the files that it holds (one of those with a bar between them), and
 what is said of one without."""
+RANKED = (TokenizeConfig, SFTConfig, RLConfig, EvaluateConfig)
+"""Of verbs that several ranks may run together."""
 PUBLISHED = ("movielens-100k", "minilm")
 """Values of settings that name what is fetched, pinned by its hash."""
 
@@ -47,7 +50,8 @@ def enter(config: Any, config_type: type, *, goes_on: bool = False) -> None:
     is free and lies in none of them. One that `goes_on`, or resumes, may hold something; a verb
     that only looks has none."""
     take(config, config_type)
-    refuse_ranks()
+    if not isinstance(config, RANKED):
+        refuse_ranks()
     output = Path(config.output) if hasattr(config, "output") else None
     goes_on = goes_on or getattr(config, "resume", False)
     if output and not (goes_on and output.is_dir()):

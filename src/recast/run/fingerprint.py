@@ -11,8 +11,9 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from functools import partial
+from importlib.metadata import version
 from inspect import Parameter
 from pathlib import Path
 from types import FunctionType
@@ -22,7 +23,8 @@ import torch
 from torch import Tensor
 
 from recast.config.check import RANKERS
-from recast.run.doors import PUBLISHED, ranker_folder
+from recast.run.doors import PUBLISHED, enter, ranker_folder
+from recast.run.world import join, require_same, world
 from recast.types import RecastError
 
 MACHINE = (
@@ -259,3 +261,16 @@ def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def meet(config: Any, config_type: type) -> None:
+    """Enter a verb, together with the other ranks if there are any. Raises `RecastError` unless all
+    have the same settings, versions and files."""
+    enter(config, config_type)
+    join()
+    if world().size == 1:
+        return
+    settings = asdict(config)
+    versions = {name: version(name) for name in ("recast-rl", "torch", "transformers")}
+    require_same(versions | dict(flat(plain(settings, "settings"))))
+    require_same({f"what {k} holds": source.digest() for k, source in inputs_of(settings).items()})

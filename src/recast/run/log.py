@@ -35,6 +35,7 @@ from recast.run.files import CHECKPOINTS, refuse_existing, staged_file, writing
 from recast.run.reading import reason_of
 from recast.run.rollouts import rollout_table
 from recast.run.stage import Stage, duration
+from recast.run.world import is_first
 from recast.types import Metrics, RecastError, RolloutGroups, Signal
 
 ROLLOUT_STEPS = 25
@@ -68,7 +69,8 @@ class RunLog:
     and speaks on its screen and in its `metrics.jsonl`. `silent=True` prints nothing.
     `goes_on=True` takes a folder that an earlier run left: its metrics go on, `env.json` stays,
     nothing is ever removed. `position` is where that run was: all that it wrote since is cut off.
-    What cannot be written is said once; a log never ends a run.
+    What cannot be written is said once; a log never ends a run. Of several ranks the first alone
+    writes and speaks.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class RunLog:
     ) -> None:
         self.folder = Path(folder) if goes_on else refuse_existing(folder)
         self._goes_on = goes_on
-        own = _Screen(quiet=silent, highlight=False, markup=False, soft_wrap=True)
+        self._writes = is_first()
+        quiet = silent or not self._writes
+        own = _Screen(quiet=quiet, highlight=False, markup=False, soft_wrap=True)
         self.console: Console = parent.console if parent else own
         self.parent = parent
         self._config = config
@@ -95,6 +99,8 @@ class RunLog:
         self._position = position
 
     def __enter__(self) -> RunLog:
+        if not self._writes:
+            return self
         settings = yaml.safe_dump(self._config, sort_keys=False)
         try:
             with writing(self.folder):
@@ -119,6 +125,8 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self._writes:
+            return
         nothing_yet = self._metrics.tell() == 0 and not self._rollouts and not self._goes_on
         self._metrics.close()
         if self._board:
@@ -182,6 +190,8 @@ class RunLog:
 
     def environment(self, data_hash: str | None = None) -> None:
         """Write `env.json`; call it again once the hash of the data is known."""
+        if not self._writes:
+            return
         described = json.dumps(environment(data_hash), indent=2)
         with staged_file(self.folder / "env.json") as file:
             file.write_text(described + "\n", encoding="utf-8")
@@ -208,6 +218,8 @@ class RunLog:
                     f"{name} is {value} at step {step} of {stage}: the run has diverged, "
                     "start it again with a lower lr"
                 )
+        if not self._writes:
+            return
         seconds = round(time.monotonic() - self._began, 3)
         line = json.dumps({"step": step, "stage": stage, "time_s": seconds, **metrics}) + "\n"
         self._last_step = step
@@ -235,7 +247,7 @@ class RunLog:
         tasks: list[str] | None = None,
     ) -> None:
         """Keep a step's rollouts for `rollouts/step-NNNNNN.parquet`, named by its last step."""
-        if not groups.items.numel():
+        if not (groups.items.numel() and self._writes):
             return
         self._rollouts.append(rollout_table(step, groups, rewards, signal, given, tasks))
         if len(self._rollouts) >= ROLLOUT_STEPS:

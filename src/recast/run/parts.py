@@ -24,6 +24,7 @@ from recast.run.files import alone_in, refuse_existing
 from recast.run.fingerprint import Input, digest, plain
 from recast.run.reading import reading, reason_of
 from recast.run.stop import whole
+from recast.run.world import is_first, spread, world
 
 _EVERY_S = 60.0
 _MOST = 0.02  # of the time goes into writing
@@ -41,7 +42,11 @@ def parts_of(output: str | Path) -> Iterator[Parts]:
     removed. A signal, and an error of work that took a minute, leave them for the same command.
 
     Raises `RecastError` while another process works for the same output, and when that is there.
+    Several ranks keep nothing.
     """
+    if world().size > 1:
+        yield NO_PARTS
+        return
     path = Path(output).resolve()
     folder = path.with_name(f".{path.name}.parts")
     with alone_in(folder):
@@ -114,10 +119,10 @@ class Parts:
     def collect(
         self, unit: str, batches: Sequence[Batch], work: Callable[[Batch], Part]
     ) -> list[Part]:
-        """What `work` gives for every batch of `unit` (such as "texts"), in their order. It must
-        give the same for a batch whatever was worked on before."""
+        """What `work` gives for every batch of `unit` (such as "texts"), in their order, each rank
+        doing its part of them. It must give the same for a batch whatever was worked on before."""
         if not self._deciding:
-            return [work(batch) for batch in batches]
+            return spread(batches, work)
         names = [f"{unit}/{index}" for index in range(len(batches))]
         sizes = dict(zip(names, map(len, batches), strict=True))
         if behind := sum(size for name, size in sizes.items() if name in self._done):
@@ -175,5 +180,6 @@ NO_PARTS = Parts()
 
 def say(line: str) -> None:
     """Print a line of progress."""
-    with suppress(OSError):  # nobody reads us
-        print(line, flush=True)
+    if is_first():
+        with suppress(OSError):  # nobody reads us
+            print(line, flush=True)

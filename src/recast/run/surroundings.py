@@ -50,11 +50,24 @@ def drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def refuse_surroundings() -> None:
+def refuse_surroundings(*, has_ranks: bool) -> None:
     """Raise `RecastError` for variables that libraries of ours panic, hang or break on, and for
-    ranks of which no verb makes use."""
+    ranks of which a verb makes no use; one that has some meets the others."""
     _refuse_variables()
-    _refuse_ranks()
+    from recast.config.check import num_ranks, refuse_ranks
+    from recast.run.world import Launched, join
+
+    try:
+        if not has_ranks:
+            refuse_ranks()
+        elif num_ranks() > 1:
+            Launched.told()
+    except RecastError:  # which all of them see: one line of the first process
+        if os.environ.get("RANK", "0") not in map(str, range(1, min(num_ranks(), 2**20))):
+            raise
+        time.sleep(1)  # else the launcher would end the first one before its line
+        raise SystemExit(2) from None
+    join()
 
 
 def _refuse_variables() -> None:
@@ -71,16 +84,3 @@ def _refuse_variables() -> None:
                 raise RecastError(
                     f"PYTHONPATH has {file}, which hides the package {name}: rename it"
                 )
-
-
-def _refuse_ranks() -> None:
-    """One line of the first process, where a launcher has started several."""
-    from recast.config.check import refuse_ranks
-
-    try:
-        refuse_ranks()
-    except RecastError:
-        if os.environ.get("RANK", "0") == "0":
-            raise
-        time.sleep(1)  # else the launcher would end the first one before its line
-        raise SystemExit(2) from None

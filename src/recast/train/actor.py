@@ -4,7 +4,8 @@ signal is from.
 Only what carries weight goes through the model: prompts and rollouts that cannot change the
 gradient are dropped before the reference and the policy pass, and each prompt that stays is sent
 once per step. Sums come first, each stream is divided once by its global count, whatever was sent,
-so the gradient depends neither on micro-batches nor on what was dropped.
+so the gradient depends neither on micro-batches nor on what was dropped, nor on how many ranks
+share the prompts: each sends its part, and sums and gradients are those of all.
 
 A loss names what it needs among `LOSS_INPUTS`, and the shape of its result names the unit it is a
 mean over: `[B, K, L]` counted tokens, `[B, K]` rollouts, `[B]` groups with a kept rollout.
@@ -29,12 +30,14 @@ from recast.policy.load import Policy, trained_parameters
 from recast.policy.logprobs import BranchScores, branch_scores
 from recast.policy.passes import MOST_PASS_TOKENS
 from recast.run.clock import Clock
+from recast.run.world import add_gradients, add_up
 from recast.train.batches import (
     Batch,
     Counts,
     counts_of,
     micro_batches,
     mini_batches,
+    own_part,
     tokens_of,
 )
 from recast.train.diverged import DivergedError
@@ -98,7 +101,8 @@ def update(actor: Actor, signal: Signal) -> Metrics:
         return metrics
     parts = [_part(actor, part, sent) for part in mini_batches(signal, actor.mini_batch_rows)]
     parts[1:] = [_with_old_logprobs(actor, part) for part in parts[1:]]
-    sent_tokens, real_tokens = tokens_of([batch for part in parts for batch in part.batches])
+    tokens = tokens_of([batch for part in parts for batch in part.batches])
+    sent_tokens, real_tokens = add_up(torch.tensor(tokens)).tolist()
     updates = actor.updates_per_rollout
     metrics |= {
         "actor/padding": sent_tokens / max(real_tokens, 1),
@@ -131,16 +135,22 @@ class _Part:
     """What one optimizer step reads."""
 
     batches: list[Batch]
+    """This rank's."""
     counts: Counts
+    """Of all ranks."""
+    is_sent: bool
+    """Whether any rank has a batch."""
 
 
 def _part(actor: Actor, signal: Signal, sent: Bool[Tensor, "B G"]) -> _Part:
     sent = sent & signal.keep
-    batches = list(micro_batches(signal, sent, actor.micro_batch_tokens, actor.pass_tokens))
+    own = own_part(signal, sent)
+    batches = list(micro_batches(own, sent & own.keep, actor.micro_batch_tokens, actor.pass_tokens))
     if (reference := actor.reference) is not None:
         with actor.clock.measure("time/reference_s"):
             batches = [replace(b, ref_logprobs=_ref_logprobs(reference, b)) for b in batches]
-    return _Part(batches=batches, counts=counts_of(signal))
+    is_sent = bool(sent.any() | (signal.nll_weight != 0).any())
+    return _Part(batches=batches, counts=counts_of(signal), is_sent=is_sent)
 
 
 @torch.no_grad()
@@ -174,13 +184,11 @@ def _step(actor: Actor, part: _Part, step: int) -> tuple[_Part, Metrics]:
     model = actor.policy.model
     parameters = trained_parameters(actor.policy)
     actor.optimizer.zero_grad(set_to_none=True)
-    if not part.batches:  # an optimizer leaves out parameters without a gradient, its momentum too
+    if not part.is_sent:  # an optimizer leaves out those without a gradient, and their momentum
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-    sent_tokens = max(sum(int(batch.loss_mask.sum()) for batch in part.batches), 1)
     kl_units = counts.units[2 if actor.loss_agg == "token-mean" else 1]
-    sums = torch.zeros(8, dtype=torch.float64)
-    entropies = torch.zeros(2, catalog.num_levels + 1, dtype=torch.float64)
+    sums = torch.zeros(9 + 2 * (catalog.num_levels + 1), dtype=torch.float64)
     batches = []
     # Checkpointing works in training mode alone, decoding with a cache only outside of it.
     model.train(model.is_activation_checkpointing)
@@ -201,16 +209,19 @@ def _step(actor: Actor, part: _Part, step: int) -> tuple[_Part, Metrics]:
         change = (logprobs - old).detach()
         moved = _masked_sum((change.exp() - 1).abs(), batch.loss_mask)
         fell = _masked_sum(-change, batch.loss_mask)
-        scalars = torch.stack([policy_loss, nll, kl, moved, fell, *clipped]).detach().double()
+        sent = batch.loss_mask.sum()
+        scalars = torch.stack([policy_loss, nll, kl, moved, fell, *clipped, sent])
         levels = levels_of(catalog, batch.branches[:, :kept])
         per_level = entropy_sums(
             scores.entropy[:, :kept], levels, batch.loss_mask, catalog.num_levels
         )
-        both = torch.cat([scalars, per_level.flatten()]).cpu()  # the one wait for the device
-        sums += both[:8]
-        entropies += both[8:].view(2, -1)
+        both = torch.cat([scalars.detach().double(), per_level.flatten()])
+        sums += both.cpu()  # the one wait for the device
         batches.append(replace(batch, old_logprobs=old))
     model.eval()
+    add_up(sums)
+    add_gradients(parameters)
+    sent_tokens = max(float(sums[8]), 1)
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, actor.max_grad_norm))
     kl_metric = {"actor/kl": float(sums[2]) / kl_units} if actor.kl_coef else {}
     metrics = kl_metric | {
@@ -223,8 +234,8 @@ def _step(actor: Actor, part: _Part, step: int) -> tuple[_Part, Metrics]:
     _require_finite(actor.loss, metrics, step)
     actor.optimizer.step()
     torch.clear_autocast_cache()  # it holds the weights as they were
-    metrics |= clip_metrics(actor.loss, sums[5:].tolist(), counts.units[2])
-    return replace(part, batches=batches), metrics | entropy_metrics(entropies)
+    metrics |= clip_metrics(actor.loss, sums[5:8].tolist(), counts.units[2])
+    return replace(part, batches=batches), metrics | entropy_metrics(sums[9:].view(2, -1))
 
 
 def loss_of(

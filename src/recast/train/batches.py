@@ -15,6 +15,7 @@ from torch import Tensor
 
 from recast.groups import select
 from recast.policy.passes import MOST_PASS_TOKENS, by_length
+from recast.run.world import share, world
 from recast.types import Prompts, Signal
 
 
@@ -83,13 +84,34 @@ def micro_batches(
     """Prompts with a rollout to send or a likelihood, bucketed by length, in the cheapest batches
     of at most `max_tokens` tokens; a prompt and its branches are never split."""
     prompts = signal.groups.prompts
+    rows, branch_tokens = _rows_to_send(signal, sent)
+    for index in by_length(prompts.lengths[rows], branch_tokens, max_tokens, pass_tokens):
+        yield _gather(signal, sent, rows[index])
+
+
+def own_part(signal: Signal, sent: Bool[Tensor, "B G"]) -> Signal:
+    """The prompts that this rank sends, of those that are sent, with what they carry; the others
+    carry nothing. All ranks have about as many tokens."""
+    if world().size == 1:
+        return signal
+    rows, branch_tokens = _rows_to_send(signal, sent)
+    costs = (signal.groups.prompts.lengths[rows] + branch_tokens).tolist()
+    own = torch.zeros_like(signal.nll_weight, dtype=torch.bool)
+    own[rows[share(costs)]] = True
+    return replace(
+        signal, keep=signal.keep & own[:, None], nll_weight=signal.nll_weight.where(own, 0.0)
+    )
+
+
+def _rows_to_send(
+    signal: Signal, sent: Bool[Tensor, "B G"]
+) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """Prompts with a rollout to send or a likelihood, and the tokens of their branches."""
     has_nll = signal.nll_weight != 0
     rows = (sent.any(1) | has_nll).nonzero()[:, 0]
     of_rollouts = _sent_tokens(signal.groups.loss_mask) * sent
-    of_targets = _sent_tokens(prompts.target_mask) * has_nll[:, None]
-    branch_tokens = (of_rollouts.sum(1) + of_targets.sum(1))[rows]
-    for index in by_length(prompts.lengths[rows], branch_tokens, max_tokens, pass_tokens):
-        yield _gather(signal, sent, rows[index])
+    of_targets = _sent_tokens(signal.groups.prompts.target_mask) * has_nll[:, None]
+    return rows, (of_rollouts.sum(1) + of_targets.sum(1))[rows]
 
 
 def _sent_tokens(mask: Bool[Tensor, "B N L"]) -> Int[Tensor, "B N"]:

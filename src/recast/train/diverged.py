@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recast.run.files import staged_file
 from recast.run.reading import reason_of
+from recast.run.world import is_first
 from recast.types import RecastError, Signal
 
 FILE = "diverged.jsonl"
@@ -34,8 +35,9 @@ def prompts_kept(folder: str | Path, rows: Callable[[], Rows]) -> Iterator[None]
         file = Path(folder) / FILE
         where = f"its prompts are in {file}"
         try:
-            with staged_file(file) as stage, stage.open("w", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(row) + "\n" for row in rows())
+            if is_first():  # all ranks learn from the same
+                with staged_file(file) as stage, stage.open("w", encoding="utf-8") as stream:
+                    stream.writelines(json.dumps(row) + "\n" for row in rows())
         except RecastError as unwritten:
             where = reason_of(unwritten)
         raise DivergedError(f"{error}; {where}") from error

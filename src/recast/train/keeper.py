@@ -9,8 +9,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,7 @@ from recast.run.fingerprint import MACHINE, flat, inputs_of, plain
 from recast.run.log import Position, RunLog
 from recast.run.reading import reason_of
 from recast.run.stop import whole
+from recast.run.world import is_first, once, require_same, shared
 from recast.train.state import LoopState
 from recast.types import RecastError, in_short
 
@@ -58,6 +59,11 @@ class Resumed:
     skipped: list[str]
     """Lines on damaged checkpoints."""
 
+    def without_tensors(self) -> Resumed:
+        """What the other ranks are told; the tensors follow one by one."""
+        kept = self.checkpoint and replace(self.checkpoint, tensors={})
+        return replace(self, checkpoint=kept)
+
     def measured(self, config: Any) -> dict[str, Any]:
         """What a config leaves open, as the run measured it for itself."""
         then = self.checkpoint.facts["measured"] if self.checkpoint else {}
@@ -69,18 +75,30 @@ class Resumed:
         return self.checkpoint.facts["position"] if self.checkpoint else empty
 
     def restore(self, state: LoopState) -> None:
-        """Let a state stand there; the memory of what was read is free again."""
+        """Let a state stand there, on every rank; the memory of what was read is free again."""
         if self.checkpoint:
-            state.restore(self.checkpoint.tensors, self.checkpoint.facts["state"])
+            state.restore(shared(self.checkpoint.tensors), self.checkpoint.facts["state"])
             self.checkpoint.tensors.clear()
 
 
 def find_checkpoint(output: str, resume: bool) -> Resumed | None:
-    """The newest whole checkpoint of a run folder; None for a run that does not go on.
+    """The newest whole checkpoint of a run folder, as the first rank finds it; None for a run that
+    does not go on.
 
     Raises `RecastError` without `resume` for a folder that holds something, with it for one that
     holds no run, a finished one, or damaged checkpoints alone.
     """
+    found: list[Resumed | None] = []
+
+    def facts() -> Resumed | None:
+        found.append(_find_checkpoint(output, resume))
+        return found[0] and found[0].without_tensors()
+
+    told = once(facts)
+    return found[0] if found else told
+
+
+def _find_checkpoint(output: str, resume: bool) -> Resumed | None:
     path = Path(output)
     if not resume:
         refuse_existing(output)
@@ -149,9 +167,11 @@ class RunFacts:
             position=resumed.position if resumed else None,
         )
         kept = Path(self.output) / CHECKPOINTS
-        with alone_in(self.output):
-            with writing(kept):  # first of all: what is killed from here on can go on
-                kept.mkdir(exist_ok=True)
+        require_same(dict(flat(self.facts)))  # all ranks are here before there is a folder
+        with alone_in(self.output) if is_first() else nullcontext():
+            if is_first():
+                with writing(kept):  # first of all: what is killed from here on can go on
+                    kept.mkdir(exist_ok=True)
             with log as run:
                 if resumed:
                     self._go_on(resumed, run, state)
@@ -162,11 +182,13 @@ class RunFacts:
 
     def _go_on(self, resumed: Resumed, run: RunLog, state: LoopState) -> None:
         """Let the state stand where the run ended."""
-        shutil.rmtree(run.folder / "policy", ignore_errors=True)  # it ended right behind it
+        if is_first():
+            shutil.rmtree(run.folder / "policy", ignore_errors=True)  # it ended right behind it
         for line in self._warnings(resumed):
             run.say(f"warning: {line}")
         resumed.restore(state)
-        remove_newer(run.folder, state.count)
+        if is_first():
+            remove_newer(run.folder, state.count)
         run.say(f"goes on behind optimizer step {state.optimizer_steps}")
 
     def _warnings(self, resumed: Resumed) -> Iterator[str]:
@@ -208,7 +230,7 @@ class Keeper:
                 f"checkpoints: {self._checkpoints} in {self._spent_s:.2f} s, {share:.2%} of the run"
             )
         if not error:  # its result is on the disk
-            if not self._run.parent:  # a cell has ended when it is marked
+            if not self._run.parent and is_first():  # a cell has ended when it is marked
                 remove_whole(self._run.folder / CHECKPOINTS)
             return
         if self._is_whole:
@@ -232,7 +254,7 @@ class Keeper:
         self._is_whole = False
 
     def _write(self) -> None:
-        if self._state.count == self._written or not self._state.is_finite:
+        if self._state.count == self._written or not (is_first() and self._state.is_finite):
             return
         started = time.monotonic()
         facts = self._facts | {"state": self._state.facts(), "position": self._run.position()}

@@ -11,6 +11,7 @@ from recast.groups import select
 from recast.methods.guard import ask_reward, ask_signal, blame
 from recast.methods.parts import is_users, owner, supply
 from recast.rollout.add_gt import add_gt
+from recast.run.world import is_first
 from recast.train.actor import Actor, loss_of, rollouts_to_send
 from recast.train.batches import micro_batches
 from recast.train.search import Search
@@ -32,7 +33,7 @@ def rehearse(search: Search, actor: Actor, prompts: Prompts) -> None:
     count = min(_PROMPTS, len(prompts)) if asks else 1
     few = select(prompts, torch.arange(count, device=prompts.tokens.device))
     groups = search.roll_out(0, few)
-    if not asks:
+    if not (asks and is_first()):  # which asks the others' parts too
         return
     if method.add_gt:
         groups = add_gt(groups)

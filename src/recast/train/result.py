@@ -19,6 +19,7 @@ from recast.policy.save import saved_dtype
 from recast.run.files import UnwritableError
 from recast.run.space import require_space
 from recast.run.stop import Stopped
+from recast.run.world import is_first
 from recast.types import RecastError
 
 _ASKED = "Enter tries that again, the name of another folder writes it there: "
@@ -35,16 +36,21 @@ def require_room(
     if saved_dtype(policy.model).itemsize < 4 and not has_adapters(policy.model):
         saved += trained  # the masters
     kept = copies * trained
-    require_space(output, policies * saved + checkpoints * kept, largest=max(saved, kept))
+    if is_first():  # which alone writes
+        largest = max(saved, kept)
+        require_space(output, policies * saved + checkpoints * kept, largest=largest)
 
 
 def save_result(policy: Policy, folder: Path, *, merge: bool = True) -> None:
     """`save_policy`, by which no weights are lost: where the folder cannot be written, a person at
     a terminal is asked for another one until one can; elsewhere, and when the terminal goes away,
-    the policy goes below the home or the temporary folder.
+    the policy goes below the home or the temporary folder. Of several ranks the first alone writes.
 
     Raises `RecastError` that names where it is, if not in `folder`. Ctrl-C gives it up.
     """
+
+    if not is_first():
+        return
 
     def failed(place: Path) -> UnwritableError | None:
         try:

@@ -1,4 +1,8 @@
-"""The search of a step: rows of the `rl` slice in, rewarded groups of rollouts out."""
+"""The search of a step: rows of the `rl` slice in, rewarded groups of rollouts out.
+
+Each rank rolls out its part of the prompts and is given the groups of all; rewards are the first
+rank's, which asks for them as one process would.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,8 @@ from recast.policy.tasks import Task
 from recast.rollout.add_gt import add_gt
 from recast.rollout.fill import Drawn, Rewarded, fill_batch
 from recast.run.clock import Clock
+from recast.run.world import once, share, world
+from recast.train.exchange import groups_of_all
 from recast.types import Draw, Prompts, RecastError, RolloutGroups
 
 
@@ -86,7 +92,8 @@ class Search:
 
     def _rewarded(self, groups: RolloutGroups) -> Rewarded:
         with self.clock.measure("time/signal_s"):
-            return Rewarded(groups, ask_reward(self.method.reward, groups, self.folder))
+            rewards = once(lambda: ask_reward(self.method.reward, groups, self.folder).cpu())
+            return Rewarded(groups, rewards.to(groups.items.device))
 
     def roll_out(self, step: int, prompts: Prompts) -> RolloutGroups:
         """The method's rollouts, or empty groups for a method without a sampler."""
@@ -94,15 +101,20 @@ class Search:
         if self.sampler is None:
             return _empty_groups(prompts, draw)
         width = branch_tokens(self.policy, self.num_rollouts, prompts.targets.shape[1])
-        widths = torch.full_like(prompts.lengths, width)
+        lengths = prompts.lengths.cpu()
+        own = torch.tensor(share((lengths + width).tolist()), dtype=torch.long)
+        widths = torch.full_like(own, width)
         cost = self.pass_tokens * self.policy.catalog.max_length
-        batches = by_length(prompts.lengths, widths, self.micro_batch_tokens, cost)
-        if len(batches) == 1:
+        batches = by_length(lengths[own], widths, self.micro_batch_tokens, cost)
+        batches = [own[index].to(prompts.lengths.device) for index in batches]
+        if len(batches) == 1 and world().size == 1:
             return self._sample(self.sampler, prompts, draw)
-        order = torch.cat(batches)
         parts = [self._sample(self.sampler, select(prompts, index), draw) for index in batches]
+        found = groups_of_all(list(zip(batches, parts, strict=True)), prompts)
+        order = torch.cat([index for index, _ in found])
         with blame("sampler", self.sampler):  # its calls need not go together
-            return select(join(parts, select(prompts, order)), order.argsort())
+            joined = join([part for _, part in found], select(prompts, order))
+            return select(joined, order.argsort())
 
     @property
     def num_rollouts(self) -> int:

@@ -8,7 +8,7 @@ count.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -19,13 +19,14 @@ from torch import Tensor
 from recast.config import Precision
 from recast.draws import uniforms
 from recast.items.catalog import Catalog
-from recast.policy.attention import Layout
-from recast.policy.body import dropout_mask, dropping, hidden_states
+from recast.policy.attention import Layout, some_rows
+from recast.policy.body import Among, dropout_mask, dropping, hidden_states
 from recast.policy.encoder_decoder import start_token
 from recast.policy.head import sampled_scores, sibling_scores, vocabulary_scores
 from recast.policy.load import Policy
 from recast.policy.packed import pack
 from recast.policy.passes import by_length
+from recast.run.world import add_up, world
 
 MOST_SHARED = 512
 """Tokens of a row that sequences share: its attention costs their square."""
@@ -87,7 +88,8 @@ def learn(
     draws from torch's generator as the parts are sent: a mask for every number of every block would
     be larger than the activations of a batch without padding. `pass_tokens` is what the padding of
     long sequences is weighed against (`recast.policy.passes`); a pass has `micro_batch_tokens` at
-    most, unless a sequence has more on its own.
+    most, unless a sequence has more on its own. Each rank sends some of the rows of every part and
+    adds the gradient of these; both dropouts are those of the whole batch.
     """
     place = torch.arange(tokens.shape[1], device=tokens.device)
     lengths = (loss_mask * place).amax(1)  # the last token that counts is not sent
@@ -107,12 +109,27 @@ def learn(
         parts, lengths = _pair_parts(pairs, start, pass_tokens, micro_batch_tokens), lengths + 1
     count, total, sent = loss_mask.sum(), [], 0
     for rows in parts:
-        with policy.computing_in(precision), dropping(policy.model, layer_dropout):
-            loss = nll_sum(policy, rows, negatives) / count
+        own, among = _of_rank(rows)
+        with policy.computing_in(precision), dropping(policy.model, layer_dropout, among):
+            loss = nll_sum(policy, own, negatives) / count
         loss.backward()
         total.append(loss.detach())
         sent += rows.tokens.numel()
-    return Learned(torch.stack(total).sum(), sent, int(lengths.sum()))
+    loss = add_up(torch.stack(total).sum())
+    return Learned(loss, sent, int(lengths.sum()))
+
+
+def _of_rank(rows: Rows) -> tuple[Rows, Among | None]:
+    """The rows of a part that this rank sends; one without any sends the first, of which nothing
+    counts, since it draws what the others draw."""
+    rank, size, count = world().rank, world().size, len(rows.tokens)
+    if size == 1:
+        return rows, None
+    index = list(range(rank, count, size)) or [0]
+    own = _some(rows, torch.tensor(index, device=rows.tokens.device), rows.tokens.shape[1])
+    if rank >= count:
+        own = replace(own, counts=torch.zeros_like(own.counts))
+    return own, Among(index, count)
 
 
 def _parts(
@@ -191,6 +208,7 @@ def _some(whole: Rows, index: Int[Tensor, " N"], width: int) -> Rows:
         positions=whole.positions[index, :width],
         noise=None if noise is None else noise[index, :width],
         nodes=None if whole.nodes is None else whole.nodes[index, :width],
+        layout=None if whole.layout is None else some_rows(whole.layout, index),
     )
 
 

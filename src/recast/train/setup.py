@@ -17,7 +17,7 @@ from recast.evaluation.rank import require_valid, rows_of_tasks, sample_rows, va
 from recast.evaluation.text import TextProbe, make_probe
 from recast.methods.parts import find_part, spell
 from recast.methods.table import Method
-from recast.run.doors import enter
+from recast.run.fingerprint import meet
 from recast.train.keeper import RunFacts, find_checkpoint
 from recast.train.result import require_room
 from recast.train.step import StepSetup, draw_batches, drawn_split, load_step, set_up_step
@@ -70,7 +70,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
 
     Raises `RecastError` for whatever does not fit together, before there is a folder.
     """
-    enter(config, RLConfig)
+    meet(config, RLConfig)
     resumed = find_checkpoint(config.output, config.resume)
     config = replace(config, **(resumed.measured(config) if resumed else {}))
     plain = read_plain_text(config.plain_text) if config.plain_text else None

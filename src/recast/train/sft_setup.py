@@ -35,7 +35,7 @@ from recast.policy.save import rounding
 from recast.policy.tasks import HistoryTask, Task, check_catalog, load_source, make_task
 from recast.policy.threads import choose_threads
 from recast.policy.tokenizer import load_tokenizer
-from recast.run.doors import enter
+from recast.run.fingerprint import meet
 from recast.train.epochs import Epochs, further_tasks, make_epochs
 from recast.train.keeper import RunFacts, find_checkpoint
 from recast.train.premises import check_training
@@ -77,7 +77,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
 
     Raises `RecastError` for whatever does not fit together, before there is a folder.
     """
-    enter(config, SFTConfig)
+    meet(config, SFTConfig)
     resumed = find_checkpoint(config.output, config.resume)
     config = replace(config, **(resumed.measured(config) if resumed else {}))
     find_device(config.device)

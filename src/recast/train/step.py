@@ -31,6 +31,7 @@ from recast.policy.save import rounding
 from recast.policy.tasks import Task, load_task
 from recast.policy.threads import choose_threads
 from recast.run.clock import Clock
+from recast.run.world import is_first
 from recast.train.actor import Actor
 from recast.train.mixture import check_weights, mixed_batches
 from recast.train.premises import check_lengths, check_prompts, check_target_is_best, check_tokens
@@ -153,7 +154,7 @@ def set_up_step(
     actor = _actor(config, method, policy, frozen, plan, pass_tokens, folder)
     actor = replace(actor, clock=clock)
     rehearse(search, actor, prompts)  # a part that cannot work says so before there is a folder
-    if name and config.target_is_best:
+    if name and config.target_is_best and is_first():
         check_target_is_best(
             method.reward,
             policy.catalog,

@@ -1,0 +1,1 @@
+"""Ray Train: the workers of a cluster make one run (extra `[ray]`)."""

@@ -1,0 +1,109 @@
+"""Two ranks equal one: every method's gradient, whole runs, and what ranks refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from small_walk import metric_lines, numbers, rl_config, sft_config, weights
+from two_ranks import RL_RUNS, SFT_RUN
+
+from recast.methods.table import METHODS
+from recast.rl import train_rl
+from recast.sft import train_sft
+
+TESTS = Path(__file__).parent
+
+
+def start(rank: int, port: int, *args: object, size: int = 2) -> subprocess.Popen[str]:
+    """A process that is told of others as torchrun tells it."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    told |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    path = os.pathsep.join([str(TESTS), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, *map(str, args)],
+        env=os.environ | {"PYTHONPATH": path} | {name: str(x) for name, x in told.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return int(one.getsockname()[1])
+
+
+def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of each."""
+    found = []
+    for process in processes:
+        out, err = process.communicate(timeout=600)
+        found.append((process.returncode, out, err))
+    return found
+
+
+@pytest.fixture(scope="module")
+def two(walk: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The runs of two ranks, and what they found."""
+    folder, port = tmp_path_factory.mktemp("two"), free_port()
+    script = TESTS / "two_ranks.py"
+    first, second = ended([start(rank, port, script, walk, folder) for rank in (0, 1)])
+    assert first[0] == second[0] == 0, first[2] + second[2]
+    assert second[1] == ""
+    return folder, json.loads(first[1].splitlines()[-1])
+
+
+def test_every_method_has_the_gradient_of_one_rank(two: tuple[Path, dict[str, Any]]) -> None:
+    _, found = two
+    assert found.keys() > METHODS.keys()
+    for name, (way, norm, same, one, both) in found.items():
+        assert same, name
+        assert norm > 1e-3, name
+        assert way < 1e-6, name
+        assert both == pytest.approx(one, rel=1e-6, abs=1e-6), name
+
+
+@pytest.mark.parametrize("name", RL_RUNS)
+def test_a_run_of_two_ranks_is_that_of_one(
+    walk: Path, tmp_path: Path, two: tuple[Path, dict[str, Any]], name: str
+) -> None:
+    train_rl(rl_config(walk, tmp_path / "run", **RL_RUNS[name]))
+    check_same(tmp_path / "run", two[0] / name)
+    one, both = (
+        pl.read_parquet(run / "rollouts" / "*") for run in (tmp_path / "run", two[0] / name)
+    )
+    assert one.drop("logprob").equals(both.drop("logprob"))
+
+
+def test_dropout_of_two_ranks_is_that_of_one(
+    walk: Path, tmp_path: Path, two: tuple[Path, dict[str, Any]]
+) -> None:
+    train_sft(sft_config(walk, tmp_path / "run", **SFT_RUN))
+    check_same(tmp_path / "run", two[0] / "sft")
+
+
+def check_same(one: Path, both: Path) -> None:
+    """Everything is written once, and the numbers are those of one process."""
+    names = {file.name for file in one.iterdir()}
+    assert {file.name for file in both.iterdir()} == names
+    lines, others = metric_lines(one), metric_lines(both)
+    assert len(lines) == len(others)
+    for line, other in zip(lines, others, strict=True):
+        mine, its = (
+            {name: x for name, x in numbers(of).items() if name not in ("actor/padding", "stage")}
+            for of in (line, other)
+        )
+        assert its == pytest.approx(mine, rel=1e-5, abs=1e-6)
+    before, after = weights(one), weights(both)
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-6) for name in before)

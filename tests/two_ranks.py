@@ -1,0 +1,126 @@
+"""What one rank and two make of the same steps: run by `test_ranks.py`, once on each of two ranks.
+
+Enters: the folder of the small walk and one for runs. Leaves, from the first rank: a JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from small_walk import rl_config, sft_config
+from torch import Tensor
+
+from recast.config import RLConfig
+from recast.methods.assembly import in_space_of, resolve
+from recast.methods.parts import resources
+from recast.methods.table import METHODS, Method
+from recast.rl import learn, roll_out, train_rl
+from recast.run.world import alone, gathered, is_first, join, leave
+from recast.sft import train_sft
+from recast.train.state import LoopState
+from recast.train.step import StepSetup, draw_batches, load_step, set_up_step
+from recast.types import Metrics, RolloutGroups, Signal
+
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+
+RL_RUNS: dict[str, dict[str, Any]] = {
+    "dapo": {"method": "dapo", "lr": 1e-3, "prompts_per_step": 5},
+    "recast": {"method": "recast", "lr": 1e-3, "patience": 1, "eval_every": 1, "keep": "best"},
+}
+SFT_RUN: dict[str, Any] = {
+    "lr": 1e-3,
+    "epochs": 2,
+    "layer_dropout": 0.3,
+    "dropout": 0.3,
+    "ema": 0.9,
+}
+
+
+def against_the_batch(groups: RolloutGroups, rewards: Tensor) -> Signal:
+    """A user's signal that reads the whole batch."""
+    advantages = (rewards - rewards.mean())[..., None] * (0.5 + torch.rand(()))
+    weight = rewards.new_zeros(len(rewards))
+    return Signal(
+        groups=groups, advantages=advantages, keep=groups.exists, nll_weight=weight, metrics={}
+    )
+
+
+def cases(walk: Path, runs: Path) -> Iterator[tuple[str, RLConfig, Method | None]]:
+    """Every method on 7 prompts, which two ranks cannot halve, and what else may differ."""
+    embeddings = str(walk / "catalog")
+    for name, method in METHODS.items():
+        asked = set[str]().union(*(resources(p) for p in (method.reward, method.signal)))
+        more: dict[str, Any] = {"ranker": "item_knn"} if "ranker" in asked else {}
+        if "embeddings" in asked:
+            more["embeddings"] = embeddings
+        yield name, _config(walk, runs, method=name, **more), None
+    users = replace(METHODS["recast"], signal=against_the_batch, label="users")
+    yield "of a user", _config(walk, runs), users
+    yield "one prompt", _config(walk, runs, method="recast", prompts_per_step=1), None
+    yield "mini-batches", _config(walk, runs, method="openonerec_rl", mini_batch_rows=9), None
+    yield "small passes", _config(walk, runs, method="rere_anchored", micro_batch_tokens=64), None
+
+
+def _config(walk: Path, runs: Path, **changes: Any) -> RLConfig:
+    settings = {"steps": 1, "prompts_per_step": 7, "valid_rows": 4, "max_grad_norm": float("inf")}
+    return rl_config(walk, runs / "none", **settings | changes)
+
+
+def one_step(setup: StepSetup) -> tuple[Metrics, Tensor]:
+    """The metrics of the first step and its gradient; the weights stay as they are."""
+    model, optimizer = setup.policy.model, setup.actor.optimizer
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = LoopState(model=model, optimizer=optimizer, keep="last")
+    torch.manual_seed(3)
+    metrics = learn(setup, state, roll_out(setup, state)) | state.counts
+    model.load_state_dict(before)
+    optimizer.state.clear()
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    measured = ("time/", "memory/", "actor/padding", "cpu_s")  # by the machine, and by the parts
+    metrics = {name: x for name, x in metrics.items() if not name.startswith(measured)}
+    return metrics, torch.cat(gradients or [torch.zeros(0)])
+
+
+def compare(walk: Path, runs: Path) -> dict[str, Any]:
+    """By case: how far the gradients are apart, relative to their norm; that norm; whether both
+    ranks have the same; the metrics of one rank and of two."""
+    found = {}
+    _, policy, task = load_step(_config(walk, runs))
+    for name, config, given in cases(walk, runs):
+        method = in_space_of(resolve(config, given), config, policy)
+        batches = draw_batches(config, task, config.max_rollout_batches)
+        setup = set_up_step(config, method, policy, task, batches)
+        two, gradient = one_step(setup)
+        one, wanted = two, gradient
+        if is_first():
+            with alone():
+                one, wanted = one_step(setup)
+        same = all(torch.equal(gradient, other) for other in gathered(gradient))
+        norm = float(wanted.norm())
+        found[name] = (float((gradient - wanted).norm()) / norm, norm, same, one, two)
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    join()
+    walk, runs = map(Path, sys.argv[1:])
+    found = compare(walk, runs)
+    for name, settings in RL_RUNS.items():
+        train_rl(rl_config(walk, runs / name, **settings))
+    train_sft(sft_config(walk, runs / "sft", **SFT_RUN))
+    if is_first():
+        print(json.dumps(found))
+    leave()
+
+
+if __name__ == "__main__":
+    main()
