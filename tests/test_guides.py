@@ -148,9 +148,9 @@ def test_the_way_of_titles(
     pl.DataFrame({"item": range(12), "title": titles}).write_csv("items.csv")
     fast = "--threads=1 --valid_rows=4 --pass_tokens=4096"
     more = {
-        "sft": f"--window=3 --max_steps=1 --batch_windows=8 {fast}",
+        "sft": f"--window=3 {fast}",
         "inspect": "--threads=1 --pass_tokens=4096 --group_size=4 --prompts_per_step=2",
-        "rl": f"--steps=2 --prompts_per_step=2 --group_size=4 {fast}",
+        "rl": f"--steps=2 --ref_every=1 --prompts_per_step=2 --group_size=4 {fast}",
         "evaluate": "--threads=1 --invalid_rows=2",
     }
     assert run_commands((GUIDES / "titles.md").read_text(), more) == 6

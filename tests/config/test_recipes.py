@@ -21,7 +21,9 @@ NEEDED = {
 def test_a_verb_takes_the_settings_of_a_recipe(file: Path) -> None:
     config = cli.configure(file.stem, [*NEEDED[file.stem].split(), "--config", str(file)])
     if file.stem == "rl":
-        assert (config.lr, config.kl_coef, config.max_grad_norm) == (1e-5, 1e-3, 0.3)
+        stated = (config.lr, config.kl_coef, config.max_grad_norm, config.schedule)
+        assert stated == (1e-5, 1e-3, 0.3, "cosine")
         assert (config.group_size, config.prompts_per_step, config.sampler) == (16, 32, "beam")
+        assert (config.ref_every, config.ref_mix) == (512, 0.6)
     if file.stem == "evaluate":
         assert {3, 5, 10, 20, 50} <= {*config.at}
