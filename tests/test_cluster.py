@@ -139,3 +139,45 @@ def test_a_rank_that_never_comes_and_a_port_in_use(walk: Path, tmp_path: Path) -
     assert f"localhost:{port}" in line
     assert "check both, that the port is free and" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_of_ray_that_is_killed(walk: Path, tmp_path: Path, straight: Path) -> None:
+    pytest.importorskip("ray")
+    args = rl_args(walk, tmp_path / "run", *STEPS, "--launcher=ray", "--workers=1:2")
+    surroundings = {"RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1", "MARK": str(tmp_path)}
+    surroundings["PYTHONPATH"] = os.pathsep.join(sys.path)
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "recast", *map(str, args)],
+            env=os.environ | surroundings,
+            stdout=log,
+            stderr=log,
+        )
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while not metrics.exists() or metrics.read_text().count("\n") < 12:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        workers = [
+            pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_mine(pid)
+        ]
+        os.kill(max(workers), signal.SIGKILL)
+        assert process.wait(timeout=600) == 0, (tmp_path / "log").read_text()
+    assert len(workers) == 2
+    mine, its = weights(tmp_path / "run"), weights(straight)
+    assert all(torch.allclose(mine[name], its[name], rtol=0, atol=1e-6) for name in mine)
+    assert len(metric_lines(tmp_path / "run")) == len(metric_lines(straight))
+
+    def names(run: Path) -> set[str]:
+        return {file.name for file in run.iterdir()}
+
+    assert names(tmp_path / "run") == names(straight)
+
+
+def is_mine(pid: int) -> bool:
+    """Whether a process is a worker of this test's."""
+    try:
+        of = Path("/proc") / str(pid)
+        is_worker = of.joinpath("cmdline").read_bytes().startswith(b"ray::RayTrainWorker")
+        return is_worker and b"test_a_worker_of_ray" in of.joinpath("environ").read_bytes()
+    except OSError:
+        return False
