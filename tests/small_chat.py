@@ -26,7 +26,8 @@ CHATML = (
 
 
 def chat_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    """Bytes and 44 pairs of them, then <|endoftext|> 300, <|im_start|> 301, <|im_end|> 302."""
+    """Bytes and pairs of them, <think> and </think> up to 299, then <|endoftext|> 300,
+    <|im_start|> 301, <|im_end|> 302."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -35,8 +36,9 @@ def chat_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     made.train_from_iterator(
         ["the user watched these items in turn, what comes next?"] * 3, trainer
     )
-    words = [AddedToken(f"<|filler_{i}|>") for i in range(300 - made.get_vocab_size())]
-    made.add_tokens(words)
+    count = 300 - made.get_vocab_size()
+    words = ["<think>", "</think>", *(f"<|filler_{i}|>" for i in range(count))][:count]
+    made.add_tokens([AddedToken(word) for word in words])
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     made.add_special_tokens([AddedToken(word, special=True) for word in special])
     return PreTrainedTokenizerFast(

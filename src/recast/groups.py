@@ -15,30 +15,32 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.types import Prompts, RolloutGroups
+from recast.types import Prompts, RolloutGroups, Thoughts
 
-_Typed = TypeVar("_Typed", Prompts, RolloutGroups)
+_Typed = TypeVar("_Typed", Prompts, RolloutGroups, Thoughts)
 
 
 def select(batch: _Typed, index: Int[Tensor, " N"]) -> _Typed:
     """The prompts `index` of a batch, in that order, with everything that belongs to them."""
     chosen: dict[str, Any] = {}
     for field in fields(batch):
-        value = getattr(batch, field.name)
-        if isinstance(value, Prompts):
+        value: Any = getattr(batch, field.name)
+        if type(value) in (Prompts, Thoughts):
             chosen[field.name] = select(value, index)
         else:
             chosen[field.name] = value[index] if isinstance(value, Tensor) else value
     return type(batch)(**chosen)
 
 
-def map_tensors(groups: RolloutGroups, change: Callable[[Tensor], Tensor]) -> RolloutGroups:
+def map_tensors(batch: _Typed, change: Callable[[Tensor], Tensor]) -> _Typed:
     """The groups with each of their tensors changed, for another device, and their prompts'."""
-    values = {field.name: getattr(groups, field.name) for field in fields(groups)}
-    prompts = {field.name: getattr(groups.prompts, field.name) for field in fields(groups.prompts)}
-    for own in (values, prompts):
-        own.update({name: change(x) for name, x in own.items() if isinstance(x, Tensor)})
-    return RolloutGroups(**values | {"prompts": Prompts(**prompts)})
+    changed: dict[str, Any] = {}
+    for field in fields(batch):
+        value: Any = getattr(batch, field.name)
+        if type(value) in (Prompts, Thoughts):
+            value = map_tensors(value, change)
+        changed[field.name] = change(value) if isinstance(value, Tensor) else value
+    return type(batch)(**changed)
 
 
 def join(parts: Sequence[RolloutGroups], prompts: Prompts) -> RolloutGroups:
@@ -51,7 +53,31 @@ def join(parts: Sequence[RolloutGroups], prompts: Prompts) -> RolloutGroups:
         if field.name == "target_logprobs":
             values = [F.pad(x, (0, 0, 0, num_targets - x.shape[1])) for x in values]
         joined[field.name] = torch.cat(values) if isinstance(values[0], Tensor) else values[0]
+    thoughts = [part.thoughts for part in parts if part.thoughts is not None]
+    joined["thoughts"] = _join_thoughts(thoughts) if thoughts else None
     return RolloutGroups(**joined | {"prompts": prompts})
+
+
+def _join_thoughts(parts: Sequence[Thoughts]) -> Thoughts:
+    width = max(part.tokens.shape[2] for part in parts)
+    joined = {}
+    for field in fields(Thoughts):
+        values = [getattr(part, field.name) for part in parts]
+        if field.name in ("tokens", "loss_mask", "logprobs"):
+            values = [F.pad(x, (0, width - x.shape[2])) for x in values]
+        joined[field.name] = torch.cat(values)
+    return Thoughts(**joined)
+
+
+def counted_tokens(groups: RolloutGroups) -> Bool[Tensor, "B G S"]:
+    """Tokens that count of everything that a rollout writes: `loss_mask`, and before it that of the
+    thought it follows, once for every rollout."""
+    thoughts = groups.thoughts
+    if thoughts is None:
+        return groups.loss_mask
+    index = thoughts.of[..., None].expand(-1, -1, thoughts.tokens.shape[2])
+    before = thoughts.loss_mask.gather(1, index) & groups.exists[..., None]
+    return torch.cat([before, groups.loss_mask], dim=2)
 
 
 def reorder(groups: RolloutGroups, index: Int[Tensor, "B N"]) -> RolloutGroups:
@@ -67,7 +93,13 @@ def reorder(groups: RolloutGroups, index: Int[Tensor, "B N"]) -> RolloutGroups:
         loss_mask=groups.loss_mask.gather(1, token),
         weights=None if groups.weights is None else groups.weights.gather(1, index),
         injected=None if groups.injected is None else groups.injected.gather(1, index),
+        thoughts=_following(groups.thoughts, index),
     )
+
+
+def _following(thoughts: Thoughts | None, index: Int[Tensor, "B N"]) -> Thoughts | None:
+    """The thoughts of the rollouts `index`."""
+    return thoughts and replace(thoughts, of=thoughts.of.gather(1, index))
 
 
 def most_probable_first(groups: RolloutGroups) -> RolloutGroups:
@@ -161,7 +193,8 @@ def append_target(
 ) -> tuple[RolloutGroups, Float[Tensor, "B G+1"], Bool[Tensor, " B"]]:
     """Row G + 1 of every group: its target, reward 1, where there is no hit; and where.
 
-    Elsewhere the row does not exist. Of several targets it is a seeded choice. The groups have no
+    Elsewhere the row does not exist. Of several targets it is a seeded choice; of thoughts it
+    follows the first. The groups have no
     importance weights any more: the target was not drawn.
     """
     target = choose_target(groups)
@@ -184,5 +217,6 @@ def append_target(
         loss_mask=join(groups.loss_mask, token & target.mask[:, None]),
         weights=None,
         injected=None if groups.injected is None else F.pad(groups.injected, (0, 1)),
+        thoughts=groups.thoughts and replace(groups.thoughts, of=F.pad(groups.thoughts.of, (0, 1))),
     )
     return longer, join(rewards, row), added

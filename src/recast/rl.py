@@ -52,7 +52,9 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
         keep=config.keep,
         reference=setup.reference if config.ref_every else None,
     )
-    is_free = config.sampler_args.get("constrained") is False
+    args = config.sampler_args
+    is_free = args.get("constrained") is False or args.get("strict_think") is True
+    is_free |= config.sampler == "openonerec"
     watch = partial(watch_tasks, valid_rows=setup.valid_counts, is_free=is_free)
     with setup.run.open(state, log) as (run, keeper):
         run.say(setup.text)

@@ -156,6 +156,34 @@ class Draw:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Thoughts:
+    """What a policy writes between a prompt and its rollouts: N thoughts, and the tokens that are
+    forced behind each; of M tokens together, right-padded.
+
+    Example, one prompt of 3 tokens with the thoughts (7, 8) and (9,), 4 forced behind them and two
+    rollouts below each: `begins=[3]  tokens=[[[7, 8, 4], [9, 4, 0]]]  lengths=[[3, 2]]
+    num_written=[[2, 1]]  of=[[0, 0, 1, 1]]`.
+    """
+
+    tokens: Int[Tensor, "B N M"]
+    lengths: Int[Tensor, "B N"]
+    num_written: Int[Tensor, "B N"]
+    """Tokens of the thought itself, what closes it included."""
+    loss_mask: Bool[Tensor, "B N M"]
+    """Tokens that count, in every rollout below; none of what pads."""
+    logprobs: Float[Tensor, "B N M"]
+    """Of the policy over the whole vocabulary, in every `logprob_space`."""
+    is_closed: Bool[Tensor, "B N"]
+    """Ended by `</think>`, neither by the limit nor by the end of the turn."""
+    has_format: Bool[Tensor, "B N"]
+    """Closed, and more than 10 characters that are no space (OpenOneRec's format reward)."""
+    begins: Int[Tensor, " B"]
+    """Tokens of the prompt that they stand behind: what begins an item comes after them."""
+    of: Int[Tensor, "B G"]
+    """The thought that each rollout follows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutGroups:
     """G rollouts for each of B prompts, never torn apart, most probable first.
 
@@ -185,6 +213,9 @@ class RolloutGroups:
     None for draws of equal weight and for a search."""
     injected: Bool[Tensor, "B G"] | None = None
     """Rows that are no draws, in whose place `add_gt` put the target; None where it did not run."""
+    thoughts: Thoughts | None = None
+    """What the rollouts follow where the sampler thinks first; they then stand thought by thought,
+    and a token's log-probability is that behind its thought, a target's behind the first one."""
 
     @property
     def exists(self) -> Bool[Tensor, "B G"]:
@@ -238,5 +269,7 @@ class Traits:
     """Sampler: its groups carry importance weights."""
     has_fixed_rows: bool = False
     """Sampler: no rollout may be overwritten by the target (`add_gt`)."""
+    thinks: bool = False
+    """Sampler: its rollouts follow thoughts; a target, which follows none, has no likelihood."""
     reads_batch: bool = False
     """Signal: a prompt's weights depend on the other prompts of the batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import small_chat
 import tiny
 import torch
 
@@ -57,9 +58,14 @@ def test_a_signal_reads_the_batch_where_it_says_so(name: str) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sampler_has_weights_where_it_says_so(name: str) -> None:
     part: Part = supply(KINDS["sampler"][name], {"list_length": 2})
-    catalog = tiny.tiny_catalog()
+    policy = tiny.tiny_policy("qwen3", tiny.tiny_catalog())
+    if traits_of(part).thinks:
+        policy = small_chat.chat_policy()
+        part = with_parameters("sampler", part, {"max_thought_tokens": 2})
+    catalog = policy.catalog
     prompts = tiny.make_prompts(catalog, [[0, 1]], [[7]])
     space = "trie" if traits_of(part).is_over_children else "full"
-    groups = part(tiny.tiny_policy("qwen3", catalog), prompts, 3, Draw(logprob_space=space))
+    groups = part(policy, prompts, 3, Draw(logprob_space=space))
+    assert (groups.thoughts is not None) == traits_of(part).thinks
     assert (groups.weights is not None) == traits_of(part).is_weighted
     assert groups.prompts is prompts

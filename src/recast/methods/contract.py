@@ -291,7 +291,9 @@ def _metrics_fault(metrics: Any) -> Fault | None:
         if not isinstance(name, str) or not _METRIC.fullmatch(name) or len(name) > 100:
             remedy = "give it a short slash name of small letters, such as signal/mean"
             return Fault(f"{said}: {remedy}")
-        if name in OURS or name.startswith(("actor/", "alarm/", "memory/", "time/", "valid/")):
+        if name in OURS or name.startswith(
+            ("actor/", "alarm/", "memory/", "thought/", "time/", "valid/")
+        ):
             return Fault(f"{said}: the loop logs that name, give another")
         if type(value) not in (int, float):
             return Fault(f"{said}, a {type(value).__name__}: give a number")

@@ -79,17 +79,22 @@ class Method:
         return self.samplers[0] if self.samplers else None
 
 
+_THINKING = ("sample", "beam", "dynamic", "think", "openonerec")
+"""Of methods with one advantage per rollout, no likelihood and no order of the whole group."""
+
 METHODS: dict[str, Method] = {
     "openonerec_rl": Method(
         summary="GRPO on every rollout, the baseline of OpenOneRec",
         paper="2512.24762",
         label="GRPO",
+        samplers=_THINKING,
         signal=signals.grpo,
     ),
     "recast": Method(
         summary="repair all-zero groups, contrast the boundary pair",
         paper="2604.22169",
         label="ReCast",
+        samplers=_THINKING,
         reward=rewards.set_ratio,
         signal=signals.recast,
     ),
@@ -97,6 +102,7 @@ METHODS: dict[str, Method] = {
         summary="ablation of recast: repair, then GRPO on the whole group",
         paper="2604.22169",
         label="ReCast, repair only",
+        samplers=_THINKING,
         reward=rewards.set_ratio,
         signal=signals.repair_only,
     ),
@@ -104,6 +110,7 @@ METHODS: dict[str, Method] = {
         summary="ablation of recast: the boundary pair of groups that hit, no repair",
         paper="2604.22169",
         label="ReCast, boundary only",
+        samplers=_THINKING,
         reward=rewards.set_ratio,
         signal=signals.boundary_only,
     ),
@@ -116,6 +123,7 @@ METHODS: dict[str, Method] = {
     "recast_adaptive": Method(
         summary="repair whose weight recedes as groups become trainable by themselves",
         label="ReCast, adaptive",
+        samplers=_THINKING,
         reward=rewards.set_ratio,
         signal=signals.recast_adaptive,
     ),
@@ -212,7 +220,7 @@ METHODS: dict[str, Method] = {
         summary="clip-higher, token mean, batches filled with groups whose rewards differ",
         paper="2503.14476",
         label="DAPO",
-        samplers=("sample",),
+        samplers=("sample", "think"),
         signal=signals.grpo,
         loss=partial(losses.ppo_clip, dual_clip=inf),
         kl_coef=0.0,
@@ -222,6 +230,7 @@ METHODS: dict[str, Method] = {
         summary="GRPO with one clipped ratio per sequence",
         paper="2507.18071",
         label="GSPO",
+        samplers=_THINKING,
         signal=signals.grpo,
         loss=losses.gspo,
         kl_coef=0.0,
@@ -230,6 +239,7 @@ METHODS: dict[str, Method] = {
         summary="GRPO whose ratio is capped early for negatives (OneRec)",
         paper="2506.13695",
         label="ECPO",
+        samplers=_THINKING,
         signal=signals.grpo,
         loss=losses.ecpo,
         kl_coef=0.0,
@@ -238,6 +248,7 @@ METHODS: dict[str, Method] = {
         summary="GRPO with the ratio bounded by the gradient of cross-entropy (OneRec-V2)",
         paper="2508.20900",
         label="GBPO",
+        samplers=_THINKING,
         signal=signals.grpo,
         loss=losses.gbpo,
         kl_coef=0.0,

@@ -33,7 +33,7 @@ from recast.run.doors import enter
 from recast.train.premises import below_others, follows_ranker, is_history, target_among_others
 from recast.train.state import LoopState
 from recast.train.step import StepSetup, draw_batches, drawn_split, load_step, set_up_step
-from recast.types import Prompts, RolloutGroups, require
+from recast.types import Prompts, RolloutGroups, Thoughts, require
 
 _WIDTH = 100
 _SHOWN = 8  # rollouts
@@ -161,6 +161,8 @@ def _rollouts(setup: StepSetup, groups: RolloutGroups) -> Iterator[str]:
     total = (groups.rollout_logprobs * groups.loss_mask).sum(-1)[0].tolist()
     exists, items = groups.exists[0].tolist(), groups.items[0].tolist()
     count = min(_SHOWN, len(items))
+    if groups.thoughts is not None:
+        yield from _thoughts(setup.policy, groups.thoughts)
     yield f"rollouts  {count} of {len(items)} by {setup.method.sampler}: log-probability, reward"
     for place in range(count):
         if not exists[place]:
@@ -170,6 +172,15 @@ def _rollouts(setup: StepSetup, groups: RolloutGroups) -> Iterator[str]:
         written, item = _spelled(setup.policy, tokens), items[place]
         name = _named(setup.policy, item) if item >= 0 else "no item"
         yield _cut(f"{_MARGIN}{total[place]:7.2f} {rewards[place]:6.3g}  {written}  {name}")
+
+
+def _thoughts(policy: Policy, thoughts: Thoughts) -> Iterator[str]:
+    """What the row's rollouts follow, a line each."""
+    lengths, closed = thoughts.num_written[0].tolist(), thoughts.is_closed[0].tolist()
+    for place, tokens in enumerate(thoughts.tokens[0].tolist()):
+        text = policy.tokenizer.decode(tokens[: lengths[place]], skip_special_tokens=False)
+        how = "closed" if closed[place] else "not closed"
+        yield _cut(f"thought   {place + 1}, {lengths[place]} tokens, {how}: {text!r}")
 
 
 def _lengths(task: Task, rows: Int[Tensor, " N"], split: str) -> Iterator[str]:

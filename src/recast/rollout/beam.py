@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from recast.policy.load import Policy
 from recast.rollout.decoder import Decoder
@@ -50,8 +52,21 @@ def beam_search(
     if decoder.constrained and policy.catalog.trie.ends is not None:
         return beam_texts(policy, prompts, group_size, draw, decoder)
     tree = TreeDecoder(policy, prompts, draw.logprob_space, constrained=decoder.constrained)
-    masses = decoder.masses(prompts, policy.catalog.trie)
-    own = tree.logprobs.new_zeros(len(prompts), 1)  # of the prefixes, by the policy alone
+    order, alive = grow_beams(tree, group_size, decoder)
+    return tree.finish(group_size, draw, order.flatten(1), alive.flatten(1))
+
+
+def grow_beams(
+    tree: TreeDecoder, width: int, decoder: Decoder = Decoder()
+) -> tuple[Int[Tensor, "B R W"], Bool[Tensor, "B R W"]]:
+    """The `width` best branches below each of the R places that a decoder begins with, the best
+    first: their indices among its branches, and which of them there are. W is smaller than asked
+    where the trie has fewer."""
+    prompts = tree.prompts
+    masses = decoder.masses(prompts, tree.policy.catalog.trie)
+    roots = tree.nodes.shape[1]
+    place = torch.arange(roots, device=tree.nodes.device)[:, None]
+    own = tree.logprobs.new_zeros(len(prompts), roots)  # of the prefixes, by the policy alone
     for level in range(tree.num_levels):
         if tree.is_done:
             break
@@ -61,14 +76,15 @@ def beam_search(
         if masses is not None:
             mass = masses[level].gather(1, choices.nodes.flatten(1)).view_as(grown)
             ranked_by = decoder.mix(grown, mass).masked_fill(~choices.allowed, -torch.inf)
-        flat = ranked_by.flatten(1)
-        scores, best = flat.topk(min(group_size, flat.shape[1]), dim=1)
-        width = ranked_by.shape[2]
-        alive = scores > -torch.inf
-        tree.take(choices, best // width, best % width, alive)
+        below = ranked_by.flatten(1).unflatten(1, (roots, -1))
+        scores, best = below.topk(min(width, below.shape[2]), dim=2)
+        alive, best = (scores > -torch.inf).flatten(1), (best + place * below.shape[2]).flatten(1)
+        every = ranked_by.shape[2]
+        tree.take(choices, best // every, best % every, alive)
         scores = own = grown.flatten(1).gather(1, best)
         if mass is not None:
             scores = decoder.mix(own, mass.flatten(1).gather(1, best))
             scores = scores.masked_fill(~alive, -torch.inf)
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    return tree.finish(group_size, draw, order, scores > -torch.inf)
+    scores = scores.unflatten(1, (roots, -1))
+    scores, order = scores.sort(dim=2, descending=True, stable=True)
+    return order + place * scores.shape[2], scores > -torch.inf

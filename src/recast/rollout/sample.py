@@ -59,14 +59,14 @@ def draw_items(
         choices = tree.choices()
         allowed = choices.allowed
         weights = drawn_from.weights(choices.logprobs, allowed)
-        pick = _invert(weights.cumsum(-1), draw.uniforms(prompts, f"sample/{level}", group_size))
+        pick = invert(weights.cumsum(-1), draw.uniforms(prompts, f"sample/{level}", group_size))
         parents = branches if level else torch.zeros_like(branches)
         alive = allowed.any(-1).expand(shape)
         tree.take(choices, parents, pick, alive & (tree.nodes >= 0))
     return tree.finish(group_size, draw, branches, tree.nodes >= 0)
 
 
-def _invert(cumulative: Float[Tensor, "B N C"], draws: Float[Tensor, "B G"]) -> Int[Tensor, "B G"]:
+def invert(cumulative: Float[Tensor, "B N C"], draws: Float[Tensor, "B G"]) -> Int[Tensor, "B G"]:
     """Inverse-transform sampling; N is 1 (all draws from one distribution) or G (one each)."""
     num_nodes = cumulative.shape[1]
     draws = draws.unflatten(1, (num_nodes, -1)) * cumulative[..., -1:]

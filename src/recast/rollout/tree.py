@@ -44,15 +44,16 @@ class Prefilled(NamedTuple):
     cache: Any
     """Keys and values, as transformers keeps them."""
     layout: Layout
-    hidden: Float[Tensor, "B 1 W"]
-    """Behind the prompts' last tokens."""
+    """Its first R queries are the places that items are searched behind."""
+    hidden: Float[Tensor, "B R W"]
+    """Of these places: the prompts' last tokens, R = 1, or thoughts."""
     target_logprobs: Float[Tensor, "B T L"]
 
 
 def prefill(policy: Policy, prompts: Prompts, space: LogprobSpace) -> Prefilled:
     """Raises `RecastError` for no prompt, one with a token that the model does not have, and a
     space that the items do not have."""
-    _check_prompts(policy, prompts)
+    check_prompts(policy, prompts)
     catalog = policy.catalog
     if space == "level":
         require_levels(catalog)
@@ -67,27 +68,35 @@ def prefill(policy: Policy, prompts: Prompts, space: LogprobSpace) -> Prefilled:
 class TreeDecoder:
     """The prompts' keys and values, and N branches of each prompt grown on them so far.
 
-    One branch at first, the root. A sampler asks for `choices`, decides, and takes some of them,
-    once for every level. Constrained, a level is a decision and a choice brings the tokens that
-    have to follow it; otherwise a level is a token.
+    At first one branch, the root, or one for every place of a `start`. A sampler asks for
+    `choices`, decides, and takes some of them, once for every level. Constrained, a level is a
+    decision and a choice brings the tokens that have to follow it; otherwise a level is a token.
     """
 
     def __init__(
-        self, policy: Policy, prompts: Prompts, space: LogprobSpace, *, constrained: bool = True
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        space: LogprobSpace,
+        *,
+        constrained: bool = True,
+        start: Prefilled | None = None,
     ) -> None:
         self.policy, self.prompts, self.space = policy, prompts, space
         self.constrained = constrained
         catalog = policy.catalog
         self.num_levels = catalog.num_levels if constrained else catalog.max_length
         self.excluded: Int[Tensor, "B S"] = catalog.trie.excluded(prompts.seen)
-        start = prefill(policy, prompts, space)
+        start = start or prefill(policy, prompts, space)
         self._cache, self._layout, self._hidden = start.cache, start.layout, start.hidden
         self.target_logprobs: Float[Tensor, "B T L"] = start.target_logprobs
-        self._queries = self.lengths = torch.zeros_like(prompts.domains)[:, None]
-        self.nodes = prompts.domains[:, None] if constrained else self.lengths
+        places = torch.arange(start.hidden.shape[1], device=prompts.domains.device)
+        self._queries = places.expand(len(prompts), -1)
+        self.lengths = torch.zeros_like(self._queries)
+        self.nodes = self.lengths + prompts.domains[:, None] if constrained else self.lengths
         self._alive = torch.ones_like(self.nodes, dtype=torch.bool)
         self.level = 0
-        shape = (len(prompts), 1, catalog.max_length)
+        shape = (*self.lengths.shape, catalog.max_length)
         self.tokens = prompts.targets.new_full(shape, catalog.pad_token)
         self.logprobs = self.target_logprobs.new_zeros(shape)
 
@@ -286,7 +295,8 @@ def check_group_size(group_size: int) -> None:
     require(fits, "group_size", group_size, f"give a whole number from 1 to {MOST_ROLLOUTS}")
 
 
-def _check_prompts(policy: Policy, prompts: Prompts) -> None:
+def check_prompts(policy: Policy, prompts: Prompts) -> None:
+    """Raise `RecastError` for no prompt and for a token that the model does not have."""
     require(len(prompts) > 0, "number of prompts", len(prompts), "give a search one or more")
     most = policy.model.get_input_embeddings().weight.shape[0] - 1
     place = torch.arange(prompts.tokens.shape[1], device=prompts.tokens.device)

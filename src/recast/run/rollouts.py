@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recast.types import RolloutGroups, Signal
+from recast.types import RolloutGroups, Signal, Thoughts
 
 
 def rollout_table(
@@ -24,7 +24,8 @@ def rollout_table(
     `advantage` the mean over them. `injected` marks a place where the groups that the signal was
     `given` hold `add_gt`'s target, `repaired` one where the signal put other tokens: its advantage
     and `keep` belong to those. Rows that the signal added are left out. `tasks` names that of each
-    prompt, where there are several.
+    prompt, where there are several. Behind thoughts `thought` is the number of the one that a
+    rollout follows, `thought_tokens` what it writes, without what is forced behind it.
     """
     num_prompts, group_size = groups.items.shape
     repaired = (signal.groups.tokens[:, :group_size] != given.tokens).any(-1)
@@ -49,8 +50,26 @@ def rollout_table(
     }
     tokens = pl.Series("tokens", flat.pop("tokens")).cast(pl.List(pl.Int32))
     table = pl.DataFrame(flat).insert_column(3, tokens)
+    if groups.thoughts is not None:
+        table = table.with_columns(_thoughts(groups.thoughts))
     if tasks is not None:
         named = [name for name in tasks for _ in range(group_size)]
         table.insert_column(1, pl.Series("task", named))
     step_column = pl.Series("step", [step], dtype=pl.Int32).new_from_index(0, len(table))
     return table.insert_column(0, step_column)
+
+
+def _thoughts(thoughts: Thoughts) -> list[pl.Series]:
+    """Of every rollout: which thought it follows, and that one's tokens."""
+    written = [
+        [row[:length] for row, length in zip(rows, lengths, strict=True)]
+        for rows, lengths in zip(
+            thoughts.tokens.tolist(), thoughts.num_written.tolist(), strict=True
+        )
+    ]
+    of = thoughts.of.tolist()
+    tokens = [rows[place] for rows, places in zip(written, of, strict=True) for place in places]
+    return [
+        pl.Series("thought", thoughts.of.flatten().tolist(), dtype=pl.Int32),
+        pl.Series("thought_tokens", tokens, dtype=pl.List(pl.Int32)),
+    ]

@@ -29,6 +29,7 @@ from recast.methods.parts import LOSS_INPUTS, is_users, needs, owner, traits_of
 from recast.policy.load import Policy, trained_parameters
 from recast.policy.logprobs import BranchScores, branch_scores
 from recast.policy.passes import MOST_PASS_TOKENS
+from recast.policy.thoughts import begun_scores
 from recast.run.clock import Clock
 from recast.run.world import add_gradients, add_up
 from recast.train.batches import (
@@ -158,7 +159,8 @@ def _ref_logprobs(reference: Reference, batch: Batch) -> Float[Tensor, "B K L"]:
     kept = batch.advantages.shape[1]
     if not kept:
         return batch.advantages
-    return reference(batch.prompts, batch.branches[:, :kept], batch.loss_mask)
+    branches, mask = batch.branches[:, :kept], batch.branch_mask[:, :kept]
+    return reference(batch.prompts, branches, mask, batch.begun)
 
 
 @torch.no_grad()
@@ -173,9 +175,8 @@ def _with_old_logprobs(actor: Actor, part: _Part) -> _Part:
 
 
 def _scores(actor: Actor, batch: Batch) -> BranchScores:
-    return branch_scores(
-        actor.policy, batch.prompts, batch.branches, actor.space, batch.branch_mask
-    )
+    asked = (actor.policy, batch.prompts, batch.branches, actor.space, batch.branch_mask)
+    return branch_scores(*asked) if batch.begun is None else begun_scores(*asked, batch.begun)
 
 
 def _step(actor: Actor, part: _Part, step: int) -> tuple[_Part, Metrics]:
@@ -198,6 +199,7 @@ def _step(actor: Actor, part: _Part, step: int) -> tuple[_Part, Metrics]:
         logprobs, target_logprobs = scores.logprobs.tensor_split([kept], dim=1)
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         policy_loss = loss_of(actor, batch, logprobs, old, counts.units)
+        target_logprobs = target_logprobs[..., -batch.branches.shape[2] :]
         nll = -(target_logprobs * batch.nll_weight).sum()
         total = policy_loss + nll / counts.nll_tokens
         kl = policy_loss.new_zeros(())
@@ -212,9 +214,9 @@ def _step(actor: Actor, part: _Part, step: int) -> tuple[_Part, Metrics]:
         sent = batch.loss_mask.sum()
         scalars = torch.stack([policy_loss, nll, kl, moved, fell, *clipped, sent])
         levels = levels_of(catalog, batch.branches[:, :kept])
-        per_level = entropy_sums(
-            scores.entropy[:, :kept], levels, batch.loss_mask, catalog.num_levels
-        )
+        spread, counted = scores.entropy[:, :kept], batch.branch_mask[:, :kept]
+        behind = spread[..., -counted.shape[2] :]  # the thoughts
+        per_level = entropy_sums(behind, levels, counted, catalog.num_levels)
         both = torch.cat([scalars.detach().double(), per_level.flatten()])
         sums += both.cpu()  # the one wait for the device
         batches.append(replace(batch, old_logprobs=old))

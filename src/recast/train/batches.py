@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.groups import select
+from recast.groups import counted_tokens, select
 from recast.policy.passes import MOST_PASS_TOKENS, by_length
+from recast.policy.thoughts import Begun, begun_of
 from recast.run.world import share, world
-from recast.types import Prompts, Signal
+from recast.types import Prompts, Signal, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,12 +34,15 @@ class Batch:
     branches: Int[Tensor, "B N L"]
     branch_mask: Bool[Tensor, "B N L"]
     """Tokens that are read: those that count, and those of targets with a likelihood."""
-    advantages: Float[Tensor, "B K L"]
-    loss_mask: Bool[Tensor, "B K L"]
+    advantages: Float[Tensor, "B K S"]
+    loss_mask: Bool[Tensor, "B K S"]
+    """S is L; of rollouts behind thoughts the M tokens of a thought and these L."""
     nll_weight: Float[Tensor, "B T L"]
-    old_logprobs: Float[Tensor, "B K L"] | None = None
+    begun: Begun | None = None
+    """The thoughts that the rollouts follow."""
+    old_logprobs: Float[Tensor, "B K S"] | None = None
     """Of the policy before the first step on these rollouts; None: the next pass gives them."""
-    ref_logprobs: Float[Tensor, "B K L"] | None = None
+    ref_logprobs: Float[Tensor, "B K S"] | None = None
 
 
 def mini_batches(signal: Signal, num_rows: int | None) -> list[Signal]:
@@ -111,7 +115,11 @@ def _rows_to_send(
     rows = (sent.any(1) | has_nll).nonzero()[:, 0]
     of_rollouts = _sent_tokens(signal.groups.loss_mask) * sent
     of_targets = _sent_tokens(signal.groups.prompts.target_mask) * has_nll[:, None]
-    return rows, (of_rollouts.sum(1) + of_targets.sum(1))[rows]
+    branch_tokens = of_rollouts.sum(1) + of_targets.sum(1)
+    if signal.groups.thoughts is not None:
+        check_thoughts(signal)
+        branch_tokens += signal.groups.thoughts.lengths.sum(1)
+    return rows, branch_tokens[rows]
 
 
 def _sent_tokens(mask: Bool[Tensor, "B N L"]) -> Int[Tensor, "B N"]:
@@ -131,7 +139,14 @@ def _gather(signal: Signal, sent: Bool[Tensor, "B G"], rows: Int[Tensor, " N"]) 
     mask = groups.loss_mask & keep[..., None]
     branches, masks = [groups.tokens.gather(1, token)], [mask.gather(1, token)]
     advantages = signal.advantages[rows].expand(groups.tokens.shape).gather(1, token)
-    weight = advantages[:, :0]
+    loss_mask, begun, weight = masks[0], None, advantages[:, :0]
+    if groups.thoughts is not None:
+        counted = counted_tokens(groups) & keep[..., None]
+        loss_mask = counted.gather(1, order[..., None].expand(-1, -1, counted.shape[2]))
+        of_thoughts = loss_mask[..., : -mask.shape[2]]
+        followed = groups.thoughts.of.gather(1, order)
+        begun = begun_of(groups.thoughts, followed, of_thoughts, loss_mask.any(-1))
+        advantages = advantages[..., :1].expand(loss_mask.shape)
     if bool((nll_weight != 0).any()):
         count = prompts.target_mask.any(-1).sum(1)[:, None, None].clamp(min=1)
         weight = nll_weight[:, None, None] * prompts.target_mask / count
@@ -142,9 +157,20 @@ def _gather(signal: Signal, sent: Bool[Tensor, "B G"], rows: Int[Tensor, " N"]) 
         branches=torch.cat(branches, dim=1),
         branch_mask=torch.cat(masks, dim=1),
         advantages=advantages,
-        loss_mask=masks[0],
+        loss_mask=loss_mask,
         nll_weight=weight,
+        begun=begun,
     )
+
+
+def check_thoughts(signal: Signal) -> None:
+    """Raise `RecastError` for what has no meaning behind a thought."""
+    need = "behind thoughts a rollout has one advantage, choose a signal with one for all tokens"
+    shape = list(signal.advantages.shape)
+    require(shape[2] == 1, "shape of the advantages", shape, need)
+    has_nll = bool((signal.nll_weight != 0).any())
+    need = "a target stands behind no thought of its own, choose a method without a likelihood"
+    require(not has_nll, "nll_weight", "above 0", need)
 
 
 def tokens_of(batches: Sequence[Batch]) -> tuple[int, int]:
@@ -152,6 +178,8 @@ def tokens_of(batches: Sequence[Batch]) -> tuple[int, int]:
     sent = real = 0
     for batch in batches:
         branch_tokens = _sent_tokens(batch.branch_mask).sum(1)
+        if batch.begun is not None:
+            branch_tokens = branch_tokens + batch.begun.sent
         lengths = batch.prompts.lengths
         sent += len(lengths) * int(lengths.max() + branch_tokens.max())
         real += int((lengths + branch_tokens).sum())
@@ -170,7 +198,7 @@ class Counts:
 
 
 def counts_of(signal: Signal) -> Counts:
-    kept = signal.groups.loss_mask & signal.keep[..., None]
+    kept = counted_tokens(signal.groups) & signal.keep[..., None]
     prompts = signal.groups.prompts
     lengths = prompts.target_mask.sum(-1)
     mean_length = lengths.sum(1) / (lengths > 0).sum(1).clamp(min=1)

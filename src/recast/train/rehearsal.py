@@ -13,7 +13,7 @@ from recast.methods.parts import is_users, owner, supply
 from recast.rollout.add_gt import add_gt
 from recast.run.world import is_first
 from recast.train.actor import Actor, loss_of, rollouts_to_send
-from recast.train.batches import micro_batches
+from recast.train.batches import check_thoughts, micro_batches
 from recast.train.search import Search
 from recast.types import Prompts, RecastError, Signal
 
@@ -40,6 +40,8 @@ def rehearse(search: Search, actor: Actor, prompts: Prompts) -> None:
     rewards = ask_reward(method.reward, groups, search.folder)
     signal_of = supply(method.signal, {"natural_frac": 0.0})
     signal = ask_signal(signal_of, groups, rewards, search.folder, search.policy)
+    if signal.groups.thoughts is not None:
+        check_thoughts(signal)
     if is_users(method.loss):
         with blame("loss", method.loss, (signal.groups,), search.folder):
             _rehearse_loss(actor, signal)

@@ -16,7 +16,7 @@ from torch import Tensor
 from recast.draws import uniforms
 from recast.groups import join, select
 from recast.methods.guard import ask_reward, ask_sampler, blame
-from recast.methods.parts import Part
+from recast.methods.parts import Part, parameters, traits_of
 from recast.methods.table import Method
 from recast.policy.load import Policy
 from recast.policy.passes import by_length
@@ -101,6 +101,7 @@ class Search:
         if self.sampler is None:
             return _empty_groups(prompts, draw)
         width = branch_tokens(self.policy, self.num_rollouts, prompts.targets.shape[1])
+        width += thought_tokens(self.sampler)
         lengths = prompts.lengths.cpu()
         own = torch.tensor(share((lengths + width).tolist()), dtype=torch.long)
         widths = torch.full_like(own, width)
@@ -136,6 +137,15 @@ class Search:
 def branch_tokens(policy: Policy, num_rollouts: int, num_targets: int) -> int:
     """Tokens that the branches of one prompt have at most."""
     return (num_rollouts + num_targets) * (policy.catalog.max_length - 1)
+
+
+def thought_tokens(sampler: Part | None) -> int:
+    """Tokens that the thoughts of one prompt have at most, those that are forced behind them left
+    out: few, and no thought has them all."""
+    if sampler is None or not traits_of(sampler).thinks:
+        return 0
+    settings = parameters(sampler)
+    return int(settings.get("thoughts", 1) * settings["max_thought_tokens"])
 
 
 def _empty_groups(prompts: Prompts, draw: Draw) -> RolloutGroups:

@@ -13,7 +13,7 @@ from torch import Tensor
 from recast.config import Precision, Schedule, StepConfig
 from recast.groups import select
 from recast.methods.assembly import equip, in_space_of, resolve, sampler_of
-from recast.methods.parts import needs
+from recast.methods.parts import needs, parameters, traits_of
 from recast.methods.table import Method
 from recast.policy.device import find_device
 from recast.policy.load import (
@@ -30,6 +30,7 @@ from recast.policy.passes import MOST_MEASURED, MOST_PASS_TOKENS, measure_pass_t
 from recast.policy.save import rounding
 from recast.policy.tasks import Task, load_task
 from recast.policy.threads import choose_threads
+from recast.rollout.think import require_thoughts
 from recast.run.clock import Clock
 from recast.run.world import is_first
 from recast.train.actor import Actor
@@ -37,7 +38,7 @@ from recast.train.mixture import check_weights, mixed_batches
 from recast.train.premises import check_lengths, check_prompts, check_target_is_best, check_tokens
 from recast.train.reference import frozen_reference
 from recast.train.rehearsal import rehearse
-from recast.train.search import Search, branch_tokens
+from recast.train.search import Search, branch_tokens, thought_tokens
 from recast.train.state import adamw
 from recast.types import Prompts
 
@@ -127,7 +128,12 @@ def set_up_step(
     prompts = task.prompts(batches[0])
     check_tokens(policy)
     check_prompts(policy, prompts)
+    name = method.sampler
+    sampler = sampler_of(method, name, config.sampler_args) if name else None
+    if sampler is not None and traits_of(sampler).thinks:
+        require_thoughts(policy, int(lengths.max()), parameters(sampler))
     width = branch_tokens(policy, config.group_size * method.list_length, prompts.targets.shape[1])
+    width += thought_tokens(sampler)
     plan = plan_memory(
         policy,
         int(lengths.max()) + width,
@@ -135,12 +141,12 @@ def set_up_step(
         reference=_compares(method) and not has_adapters(policy.model),
         reads=config.prompts_per_step * width,
     )
-    name, clock = method.sampler, Clock(device=policy.catalog.device)
+    clock = Clock(device=policy.catalog.device)
     search = Search(
         policy=policy,
         task=task,
         method=method,
-        sampler=sampler_of(method, name, config.sampler_args) if name else None,
+        sampler=sampler,
         group_size=config.group_size,
         seed=config.seed,
         max_batches=config.max_rollout_batches,

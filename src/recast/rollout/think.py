@@ -1,0 +1,381 @@
+"""Thoughts, then items: N thoughts sampled behind each prompt, beams below every one (OpenOneRec,
+arXiv 2512.24762, two-stage rollout).
+
+The prompt is sent once; thoughts are branches on its keys and values, and so are the items below
+them. A thought ends by `</think>`, by the end of the turn or by the limit; then the same tokens are
+forced behind it in every case, and the items follow.
+
+Differs from the release: beams are constrained by the trie unless told otherwise, several thoughts
+share a group, a token that the tokenizer does not know is never drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from recast.policy.attention import Layout
+from recast.policy.body import hidden_states, text_config
+from recast.policy.head import vocabulary_scores
+from recast.policy.load import Policy
+from recast.policy.logprobs import read_branches
+from recast.policy.packed import Packed, grow_branches, pack, packed_forward
+from recast.rollout.beam import grow_beams
+from recast.rollout.decoder import Decoder
+from recast.rollout.distribution import Distribution
+from recast.rollout.sample import invert
+from recast.rollout.tree import Prefilled, TreeDecoder, check_group_size, check_prompts
+from recast.types import Draw, LogprobSpace, Prompts, RecastError, RolloutGroups, Thoughts, require
+
+OPEN, CLOSE = "<think>", "</think>"
+_SHORTEST = 10
+"""Characters that a thought of the right format has more of (onerec_recipe.py, line 386)."""
+
+LossOver = Literal["all", "written", "item"]
+"""Of thought, forced tokens and item; without the forced tokens; of the item alone."""
+
+
+@torch.no_grad()
+def think(
+    policy: Policy,
+    prompts: Prompts,
+    group_size: int,
+    draw: Draw = Draw(),
+    *,
+    thoughts: int = 1,
+    max_thought_tokens: int = 1024,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    prefix: str = "\n",
+    constrained: bool = True,
+    loss_over: str = "all",
+    strict_think: bool = False,
+    repeats: bool = False,
+) -> RolloutGroups:
+    """`thoughts` thoughts of at most `max_thought_tokens` tokens, G / thoughts beams below each:
+    rollout n G / thoughts + i is beam i of thought n.
+
+    A thought is *drawn* over the tokenizer's tokens, as `Distribution` says, and *recorded* over
+    the whole vocabulary, at temperature 1. `prefix` and the name that begins an item are forced
+    behind it, closed or not. With `strict_think` what follows a thought that was not closed names
+    nothing; with `repeats` the first beam stands in for those that there are too few of. Draws
+    depend on (seed, step, row, thought) alone: fewer thoughts are the first of more.
+
+    Raises `RecastError` for a policy without a tokenizer that reads `</think>` as one token, for
+    prompts that hold it already and for those that a thought and an item do not fit behind.
+    """
+    check_group_size(group_size)
+    check_prompts(policy, prompts)
+    fits = type(thoughts) is int and 1 <= thoughts <= group_size and group_size % thoughts == 0
+    need = f"give a number of thoughts that divides group_size {group_size}"
+    require(fits, "thoughts", thoughts, need)
+    fits = type(max_thought_tokens) is int and max_thought_tokens >= 1
+    require(fits, "max_thought_tokens", max_thought_tokens, "give a number of tokens, 1 or more")
+    choices = get_args(LossOver)
+    require(loss_over in choices, "loss_over", loss_over, f"choose one of {', '.join(choices)}")
+    drawn_from = Distribution(temperature=temperature, top_p=top_p, top_k=top_k)
+    frame = frame_of(policy, prefix)
+    begins = _begins(policy, prompts, frame, max_thought_tokens)
+    written = _write(policy, prompts, begins, thoughts, max_thought_tokens, draw, drawn_from, frame)
+    start, forced = _force(policy, prompts, written, frame, draw.logprob_space)
+    tree = TreeDecoder(policy, prompts, draw.logprob_space, constrained=constrained, start=start)
+    each = group_size // thoughts
+    order, alive = grow_beams(tree, each, Decoder(constrained=constrained))
+    missing = (0, each - order.shape[2])
+    order, alive = F.pad(order, missing), F.pad(alive, missing)
+    if repeats:
+        order = torch.where(alive, order, order[..., :1])
+        alive = alive | alive[..., :1]
+    groups = tree.finish(group_size, draw, order.flatten(1), alive.flatten(1))
+    place = torch.arange(group_size, device=order.device)
+    found = _joined(policy, begins, written, forced, frame, loss_over)
+    found = replace(found, of=(place // each).expand(len(prompts), -1))
+    if strict_think:
+        lost = ~found.is_closed.gather(1, found.of)
+        groups = replace(
+            groups,
+            items=groups.items.masked_fill(lost, -1),
+            predictions=groups.predictions.masked_fill(lost[..., None, None], -1),
+        )
+    return replace(groups, thoughts=found)
+
+
+def openonerec(
+    policy: Policy,
+    prompts: Prompts,
+    group_size: int,
+    draw: Draw = Draw(),
+    *,
+    max_thought_tokens: int = 1024,
+) -> RolloutGroups:
+    """`think` as OpenOneRec's release rolls out: one thought at temperature 1, G free beams below
+    it, thought and forced tokens in the loss, beams that are missing repeated, nothing named
+    without `</think>` (onerec_vllm_rollout.py, onerec_recipe.py).
+
+    Raises what `think` raises, and `RecastError` in the `trie` space, which free beams leave.
+    """
+    need = "its beams leave the trie, give full or choose the sampler think"
+    require(draw.logprob_space != "trie", "logprob_space", draw.logprob_space, need)
+    return think(
+        policy,
+        prompts,
+        group_size,
+        draw,
+        max_thought_tokens=max_thought_tokens,
+        constrained=False,
+        strict_think=True,
+        repeats=True,
+    )
+
+
+def require_thoughts(policy: Policy, longest: int, settings: Mapping[str, Any]) -> None:
+    """Raise `RecastError` unless the policy can think behind a prompt of so many tokens."""
+    frame = frame_of(policy, settings.get("prefix", "\n"))
+    _require_context(policy, longest - len(frame.begin), settings["max_thought_tokens"], frame)
+
+
+class Frame(NamedTuple):
+    """What stands around thoughts, as tokens."""
+
+    close: int
+    end: list[int]
+    """Of a turn, by which a thought ends too, unclosed."""
+    forced: list[int]
+    """Behind a thought."""
+    begin: list[int]
+    """What a prompt ends in that would have an item at once."""
+    known: int
+    """Tokens of the tokenizer."""
+
+
+def frame_of(policy: Policy, prefix: str) -> Frame:
+    """Raises `RecastError` for a policy that cannot think, or thinks in its prompts already."""
+    tokenizer, catalog = policy.tokenizer, policy.catalog
+    need = "think lists semantic IDs, and the policy's items are texts: choose another sampler"
+    require(bool(catalog.codebook_sizes), "sampler", "think", need)
+    if tokenizer is None:
+        raise RecastError(
+            "sampler is 'think', and the policy has no tokenizer to read thoughts with: start from "
+            "a language model (recast sft --model.path), or choose another sampler"
+        )
+    close = tokenizer.encode(CLOSE, add_special_tokens=False)
+    if len(close) != 1 or tokenizer.unk_token_id in close:
+        raise RecastError(
+            f"sampler is 'think', and the policy's tokenizer reads {CLOSE} as {len(close)} tokens: "
+            "start from a model that thinks, such as Qwen3, or choose another sampler"
+        )
+    asked = policy.prompt.prefix or ""
+    need = "the thought is behind it, leave it out or choose another sampler"
+    require(CLOSE not in asked, "prompt.prefix", asked, need)
+    forced = tokenizer.encode(prefix, add_special_tokens=False) + list(catalog.begin_tokens)
+    need = "give a text that stands between a thought and an item"
+    require(bool(forced), "prefix", prefix, need)
+    turn = getattr(policy.model.generation_config, "eos_token_id", None)
+    ends = turn if isinstance(turn, list) else [turn]
+    end = [token for token in {*ends, tokenizer.eos_token_id} if token is not None]
+    return Frame(close[0], end, forced, list(catalog.begin_tokens), len(tokenizer))
+
+
+def _begins(policy: Policy, prompts: Prompts, frame: Frame, limit: int) -> Int[Tensor, " B"]:
+    """Tokens of each prompt before what begins an item."""
+    count, lengths = len(frame.begin), prompts.lengths
+    at = (lengths[:, None] - count + torch.arange(count, device=lengths.device)).clamp(min=0)
+    last = prompts.tokens.gather(1, at)
+    is_begun = (last == last.new_tensor(frame.begin)).all(1) & (lengths > count)
+    begins = torch.where(is_begun, lengths - count, lengths)
+    _require_context(policy, int(begins.max()), limit, frame)
+    return begins
+
+
+def _require_context(policy: Policy, longest: int, limit: int, frame: Frame) -> None:
+    context = getattr(text_config(policy.model), "max_position_embeddings", None)
+    behind = len(frame.forced) + policy.catalog.max_length
+    if context is not None and longest + limit + behind > context:
+        most = max(context - longest - behind, 0)
+        raise RecastError(
+            f"max_thought_tokens is {limit}: behind a prompt of {longest} tokens {most} fit into "
+            f"the policy's context of {context}, of which the item and what begins it take "
+            f"{behind}: give {most} or fewer, or train a policy of a longer context"
+        )
+
+
+class _Written(NamedTuple):
+    """Thoughts on one copy of their prompts."""
+
+    cache: Any
+    layout: Layout
+    """Whose queries are their last tokens."""
+    hidden: Float[Tensor, "B N W"]
+    tokens: Int[Tensor, "B N S"]
+    logprobs: Float[Tensor, "B N S"]
+    lengths: Int[Tensor, "B N"]
+    is_closed: Bool[Tensor, "B N"]
+
+
+def _write(
+    policy: Policy,
+    prompts: Prompts,
+    begins: Int[Tensor, " B"],
+    count: int,
+    limit: int,
+    draw: Draw,
+    drawn_from: Distribution,
+    frame: Frame,
+) -> _Written:
+    """Token by token; a thought that has ended sends what nobody looks at."""
+    model, (rows, device) = policy.model, (len(prompts), begins.device)
+    packed = pack(prompts.tokens, begins, prompts.targets[:, :0])
+    cache: Any = DynamicCache()
+    hidden = packed_forward(model, packed, past_key_values=cache).expand(-1, count, -1)
+    width = model.get_output_embeddings().weight.shape[0]
+    every = torch.arange(width, device=device).expand(rows * count, -1)
+    allowed = (every < frame.known).view(rows, count, -1)
+    ends = begins.new_tensor([frame.close, *frame.end])
+    itself = torch.eye(count, dtype=torch.bool, device=device).expand(rows, -1, -1)
+    seen = packed.layout.mask[:, 0].expand(-1, count, -1)
+    position = packed.layout.query_positions.expand(-1, count)
+    keys = packed.layout.key_positions
+    alive = torch.ones(rows, count, dtype=torch.bool, device=device)
+    closed, lengths = ~alive, torch.zeros_like(position)
+    tokens, logprobs = [], []
+    for step in range(limit):
+        scores = vocabulary_scores(model, hidden.flatten(0, 1), every).view(rows, count, -1)
+        weights = drawn_from.weights(scores, allowed)
+        token = invert(weights.cumsum(-1), draw.uniforms(prompts, f"think/{step}", count))
+        value = scores.gather(2, token[..., None])[..., 0]
+        tokens.append(token.masked_fill(~alive, policy.catalog.pad_token))
+        logprobs.append(value.masked_fill(~alive, 0.0))
+        keys = torch.cat([keys, position + 1], dim=1)
+        layout = Layout(
+            prompt_width=0,
+            mask=torch.cat([seen, itself], dim=2)[:, None],
+            query_positions=position + 1,
+            key_positions=keys,
+        )
+        moved = hidden_states(
+            model, position + 1, tokens=token, layout=layout, past_key_values=cache
+        )
+        hidden = torch.where(alive[..., None], moved, hidden)
+        seen = torch.cat([seen, itself & alive[..., None]], dim=2)
+        position, lengths = position + alive.long(), lengths + alive.long()
+        closed = closed | (alive & (token == frame.close))
+        alive = alive & ~torch.isin(token, ends)
+        if not bool(alive.any()):
+            break
+    layout = Layout(
+        prompt_width=0, mask=seen[:, None], query_positions=position, key_positions=keys
+    )
+    both = torch.stack(tokens, dim=2), torch.stack(logprobs, dim=2)
+    return _Written(cache, layout, hidden, *both, lengths, closed)
+
+
+def _force(
+    policy: Policy, prompts: Prompts, written: _Written, frame: Frame, space: LogprobSpace
+) -> tuple[Prefilled, Float[Tensor, "B N E"]]:
+    """The same tokens behind every thought, and the targets behind the first one: where the items
+    are searched, and the log-probabilities of what was forced."""
+    (rows, count), targets = written.lengths.shape, prompts.targets
+    device, num_targets = targets.device, targets.shape[1]
+    reading = read_branches(policy.catalog, prompts, targets, prompts.target_mask, space)
+    chain = targets.new_tensor(frame.forced)
+    size = len(chain)
+    branches = torch.cat([chain.expand(rows, num_targets, -1), targets], dim=2)
+    asked = reading.asked
+    later = asked[..., 1:].flip(2).cummax(2).values.flip(2) if asked.numel() else asked[..., 1:]
+    sent = torch.cat([asked.any(-1, keepdim=True).expand(-1, -1, size), later], dim=2)
+    branches = torch.cat([F.pad(chain.expand(rows, count, -1), (0, targets.shape[2])), branches], 1)
+    is_chain = torch.arange(sent.shape[2], device=device) < size
+    sent = torch.cat([is_chain.expand(rows, count, -1), sent], dim=1)
+    starts = torch.cat([torch.arange(count, device=device), chain.new_zeros(num_targets)])
+    layout = written.layout
+    growth = grow_branches(layout, starts.expand(rows, -1), branches[..., :-1], sent)
+    hidden = hidden_states(
+        policy.model,
+        growth.layout.query_positions,
+        tokens=growth.tokens,
+        layout=growth.layout,
+        past_key_values=written.cache,
+    )
+
+    def at(places: Int[Tensor, "B n"]) -> Float[Tensor, "B n W"]:
+        return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2]))
+
+    places = growth.places[:, :count]
+    before = at(places[..., : size - 1].flatten(1)).unflatten(1, (count, size - 1))
+    states = torch.cat([written.hidden[:, :, None], before], dim=2).flatten(0, 2)
+    tokens = chain.expand(rows, count, -1).reshape(-1, 1)
+    forced = vocabulary_scores(policy.model, states, tokens).view(rows, count, size)
+    last = places[..., size - 1]
+    shown = growth.layout
+    packed = Packed(
+        tokens=growth.tokens,
+        positions=shown.query_positions,
+        layout=shown,
+        places=growth.places[:, count:, size - 1 :],
+    )
+    index = last[:, None, :, None].expand(-1, -1, -1, shown.mask.shape[3])
+    below = Layout(
+        prompt_width=0,
+        mask=shown.mask.gather(2, index),
+        query_positions=shown.query_positions.gather(1, last),
+        key_positions=shown.key_positions,
+    )
+    logprobs = reading.logprobs(policy, packed, hidden)
+    return Prefilled(written.cache, below, at(last), logprobs), forced
+
+
+def _joined(
+    policy: Policy,
+    begins: Int[Tensor, " B"],
+    written: _Written,
+    forced: Float[Tensor, "B N E"],
+    frame: Frame,
+    loss_over: str,
+) -> Thoughts:
+    """Each thought with what was forced behind it; `of` is not known yet."""
+    lengths, size = written.lengths, len(frame.forced)
+    place = torch.arange(int(lengths.max()) + size, device=lengths.device)
+    at = place - lengths[..., None]  # among the forced ones
+    is_own, is_forced = at < 0, (at >= 0) & (at < size)
+    inside = at.clamp(0, size - 1)
+
+    def both(own: Tensor, behind: Tensor) -> Tensor:
+        own = F.pad(own, (0, len(place) - own.shape[2]))
+        joined = torch.where(is_own, own, behind.gather(2, inside))
+        return joined.masked_fill(~(is_own | is_forced), 0)
+
+    chain = lengths.new_tensor(frame.forced).expand(*lengths.shape, -1)
+    tokens = both(written.tokens, chain)
+    masks = {"all": is_own | is_forced, "written": is_own, "item": torch.zeros_like(is_own)}
+    texts = [
+        policy.tokenizer.decode(row[:length], skip_special_tokens=False)
+        for row, length in zip(
+            written.tokens.flatten(0, 1).tolist(), lengths.flatten().tolist(), strict=True
+        )
+    ]
+    long = [len("".join(_inside(text).split())) > _SHORTEST for text in texts]
+    has_format = torch.tensor(long, device=lengths.device).view(lengths.shape) & written.is_closed
+    return Thoughts(
+        tokens=tokens,
+        lengths=lengths + size,
+        num_written=lengths,
+        loss_mask=masks[loss_over],
+        logprobs=both(written.logprobs, forced),
+        is_closed=written.is_closed,
+        has_format=has_format,
+        begins=begins,
+        of=lengths[:, :0],
+    )
+
+
+def _inside(text: str) -> str:
+    """What a thought says between its tags; the first may stand in the prompt."""
+    return text.partition(CLOSE)[0].rpartition(OPEN)[2]
