@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def test_a_tenth_is_held_out_and_never_trained_on(tmp_path: Path) -> None:
     assert not set(found.held_out) & set(found.rows)
     everything = found.held_out + found.rows
     assert {row.answer for row in everything} == set(texts)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    assert read_plain_text(str(tmp_path / "a.jsonl.gz"))[1:] == found[1:]
     assert read_plain_text(write(tmp_path / "b.jsonl", [{"text": "one"}])).rows == []
 
 
@@ -50,7 +53,8 @@ def test_a_chat_in_every_form(tmp_path: Path) -> None:
         ([{"text": "a", "messages": []}], r"a.jsonl holds both messages and text: keep one"),
         ([{"words": "a"}], r"a.jsonl has neither messages nor text \(it holds 'words'\)"),
         ([{"text": "a"}, {"text": " "}], r"a.jsonl, row 2, column 'text' is empty: fill or drop"),
-        ([{"text": "a"}, {"text": ["b"]}], r"line 2, 'text' is \['b'\]: give a text or a number"),
+        ([{"text": "a"}, {"text": ["b"]}], r"line 2, 'text' is \['b'\]: give a text$"),
+        ([{"text": "a"}, {"text": float("nan")}], r"line 2, 'text' is nan: give a text$"),
         ([{"text": "\ud800"}], r"line 1, 'text' holds half a character"),
         ([{"messages": "hi"}], r"row 1, column 'messages' is 'hi', neither JSON nor a literal"),
         ([{"messages": [USER]}], r"row 1, column 'messages' ends without an answer: let the"),
@@ -79,12 +83,12 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
     pl.DataFrame({"text": [1]}).write_parquet(tmp_path / "numbers.parquet")
     pl.DataFrame({"text": []}, schema={"text": pl.String}).write_parquet(tmp_path / "none.parquet")
     for name, said in (
-        ("a.txt", r"ends in '.txt': give a .jsonl or .parquet file"),
-        ("a.parquet", r"a.parquet cannot be read"),
+        ("a.txt", r"ends in '.txt': give a .jsonl, .jsonl.gz or .parquet file"),
+        ("a.parquet", r"a.parquet cannot be read \(.*\): give a whole file$"),
         ("numbers.parquet", r"column 'text' holds Int64: give texts"),
         ("none.parquet", r"none.parquet holds no row: give at least one"),
         ("missing.jsonl", r"missing.jsonl: no such file"),
-        (".", r"is a folder: give a .jsonl or .parquet file"),
+        (".", r"is a folder: give a .jsonl, .jsonl.gz or .parquet file"),
     ):
         with pytest.raises(RecastError, match=said):
             read_plain_text(str(tmp_path / name))

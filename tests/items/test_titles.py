@@ -56,11 +56,12 @@ def test_what_ends_a_title() -> None:
 def test_titles_that_look_alike_are_numbered() -> None:
     """Spaces, composed characters and compatible ones are the same to a reader, capitals not."""
     titles = ["Pen", "caf\u00e9", " cafe\u0301 ", "Pen ", "pen", "\uff30en", "Pen (2)", "a\u00a0 b"]
+    titles += ["a\u200b b"]  # a space without width
     made = written(*titles)
     expected = ["Pen", "caf\u00e9", "caf\u00e9 (2)", "Pen (3)", "pen"]
-    assert made.catalog.texts == [*expected, "\uff30en (4)", "Pen (2)", "a b"]
-    assert made.num_numbered == 3
-    assert made.catalog.trie.num_leaves == 8
+    assert made.catalog.texts == [*expected, "\uff30en (4)", "Pen (2)", "a b", "a\u200b b (2)"]
+    assert made.num_numbered == 4
+    assert made.catalog.trie.num_leaves == 9
     # A tokenizer without capitals reads W3 as w3, which gets a number that it does not know.
     small = tiny.tiny_tokenizer(6, eos_token="</s>", bos_token="<s>")
     with pytest.raises(
@@ -76,6 +77,7 @@ def test_titles_that_look_alike_are_numbered() -> None:
 @pytest.mark.parametrize(
     ("title", "message"),
     [
+        ("\u200b", "item 'i1' has no text, and its title is what it writes"),
         (" \u00a0", "item 'i1' has no text, and its title is what it writes"),
         ("long " * 5000, r"item 'i1' has the title 'long long .* of [\d,]+ tokens: give it 1 to"),
         (

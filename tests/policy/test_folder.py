@@ -62,7 +62,7 @@ def _as_model(folder: Path) -> Policy:
         ({"hidden_act": "nope"}, "does not load"),
         ({"model_type": "nope"}, "does not load"),
         ({"dtype": "float7"}, "does not load"),
-        ({"tie_word_embeddings": True}, "tie_word_embeddings True, but the output layer"),
+        ({"tie_word_embeddings": True}, "its embeddings, and config.json has tie_word_e"),
         ({"rms_norm_eps": -1.0}, "gives other numbers than by itself"),
         ({"transformers_weights": "../x.safetensors"}, "names weights of its own"),
         ({"quantization_config": {"quant_method": "gptq"}}, "is quantised .'gptq' in config.json"),
@@ -164,6 +164,10 @@ def test_weights_that_are_cut_off_or_of_8_bits(folder: Path) -> None:
         load_policy(folder)
     save_file({key: x.to(torch.float8_e4m3fn) for key, x in weights.items()}, file)
     with pytest.raises(RecastError, match=r"is quantised \(F8_E4M3\)"):
+        load_policy(folder)
+    key = next(iter(weights))
+    save_file(weights | {key: weights[key].to(torch.int8)}, file)
+    with pytest.raises(RecastError, match=rf"{key} is quantised \(I8\)"):
         load_policy(folder)
 
 

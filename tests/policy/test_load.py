@@ -104,12 +104,15 @@ def test_a_policy_of_the_same_semantic_ids_keeps_its_vocabulary(tmp_path: Path) 
 
 def test_a_model_without_a_token_to_begin_with_is_refused(tmp_path: Path) -> None:
     config = tiny.tiny_config("llama", 9)
-    config.bos_token_id = 40
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
-    with pytest.raises(RecastError, match="has bos_token_id 40 of 9 tokens: name one of them"):
-        create_policy(
-            ModelConfig(path=str(tmp_path / "model")), tiny.tiny_catalog(), window=5, seed=0
-        )
+    for config.bos_token_id, config.eos_token_id, said in (
+        (40, None, "has bos_token_id 40 of 9 tokens: name one of them"),
+        (None, 50, "has eos_token_id 50 of 9 tokens: name one of them"),
+    ):
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+        with pytest.raises(RecastError, match=said):
+            create_policy(
+                ModelConfig(path=str(tmp_path / "model")), tiny.tiny_catalog(), window=5, seed=0
+            )
 
 
 def test_texts_are_no_tokens_of_a_given_model(tmp_path: Path) -> None:

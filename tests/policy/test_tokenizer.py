@@ -48,6 +48,11 @@ def test_a_tokenizer_that_is_broken_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(RecastError, match=r"its tokenizer does not load \(.{1,200}\): give its f"):
         load_tokenizer(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"hidden_size": "wide"}
+    for text in ("{", json.dumps(config)):  # it is read with the tokenizer
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(RecastError, match=r"config.json does not load \(.*use the folder as"):
+            load_tokenizer(tmp_path)
 
 
 def test_the_code_of_a_folder_is_not_run(tmp_path: Path) -> None:

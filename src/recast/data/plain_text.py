@@ -51,7 +51,7 @@ def read_plain_text(file: str) -> PlainText:
 
     Raises `RecastError` for what is no such file and for a row that nobody could learn from.
     """
-    with readable(file, (".jsonl", ".parquet")):
+    with readable(file, (".jsonl", ".jsonl.gz", ".parquet")):
         present = columns_of(file, _KINDS)
     kinds = [name for name in _KINDS if name in present]
     if len(kinds) != 1:

@@ -125,7 +125,7 @@ def batches_of(file: str, columns: dict[str, str]) -> tuple[Iterator[pl.DataFram
     `read_columns` and `read_lines` do.
     """
     path = Path(file).absolute()
-    if path.suffix.lower() == ".jsonl":
+    if _is_lines(file):
         return _of_lines(Path(file), columns), []
     if path.suffix.lower() != ".parquet":
         frame, suspects = read_columns(file, columns)
@@ -148,16 +148,20 @@ def batches_of(file: str, columns: dict[str, str]) -> tuple[Iterator[pl.DataFram
 def columns_of(file: str, columns: tuple[str, ...] = ()) -> list[str]:
     """Names of a Parquet file's columns, once these of them were read to the end, and of the fields
     of its structs (`extra_info.index`); or the keys of all JSON lines."""
-    if file.lower().endswith(".jsonl"):
+    if _is_lines(file):
         return list(dict.fromkeys(key for line in read_lines(Path(file)) for key in line.fields))
     path = Path(file).absolute()
-    with readable(file):
+    with readable(file, (".jsonl", ".parquet")):
         roots = tuple(column.partition(".")[0] for column in columns)
         names = try_parquet(path, (*columns, *roots), streamed=True).names
         for column, kind in pl.read_parquet_schema(path).items():
             if isinstance(kind, pl.Struct):
                 names += [f"{column}.{field.name}" for field in kind.fields]
     return names
+
+
+def _is_lines(file: str) -> bool:
+    return file.lower().endswith((".jsonl", ".jsonl.gz"))
 
 
 def _of_lines(file: Path, columns: dict[str, str]) -> Iterator[pl.DataFrame]:
@@ -183,8 +187,10 @@ def _cell(value: Any, line: str, column: str, name: str) -> str | None:
         return json.dumps(value)
     if isinstance(value, str) and not is_whole(value):
         raise RecastError(f"{place} holds half a character: write them anew")
-    if value is None or type(value) in (int, float, str):
+    if value is None or type(value) is str or (name != "text" and type(value) in (int, float)):
         return value if value is None else str(value)
+    if name == "text":
+        raise RecastError(f"{place} is {named(value)}: give a text")
     lists = ", a list of them, or messages" if name in ("prompt", "targets", "seen") else ""
     raise RecastError(f"{place} is {named(value)}: give a text or a number{lists}")
 

@@ -198,6 +198,8 @@ def readable(file: str, suffixes: tuple[str, ...] = (".csv", ".parquet")) -> Ite
     """Around code that reads a user's file; raises `RecastError` when it is no CSV and no Parquet
     file, or cannot be read."""
     path, suffix = Path(file).absolute(), Path(file).suffix.lower()
+    if suffix == ".gz":
+        suffix = "".join(path.suffixes[-2:]).lower()
     kinds = f"give a {', '.join(suffixes[:-1])} or {suffixes[-1]} file"
     try:
         if path.is_dir():
@@ -213,6 +215,6 @@ def readable(file: str, suffixes: tuple[str, ...] = (".csv", ".parquet")) -> Ite
         raise
     except (PolarsError, OSError, ValueError) as error:
         raise RecastError(
-            f"{file} cannot be read ({reason_of(error)}): "
-            "give a UTF-8 CSV with a header, or Parquet"
+            f"{file} cannot be read ({reason_of(error)}): give "
+            + ("a UTF-8 CSV with a header, or Parquet" if ".csv" in suffixes else "a whole file")
         ) from error

@@ -2,8 +2,8 @@
 
 An item writes a form with its title in it, `{title}` alone or such as `"{title}"` and a line break,
 and then the token that ends it. Titles are compared as a reader sees them: Unicode's compatible
-forms and any white space are the same. Of titles that are the same, all but the first item's get a
-number behind them, as in `Stapler (2)`.
+forms and any white space are the same, and characters that are not seen do not count. Of titles
+that are the same, all but the first item's get a number behind them, as in `Stapler (2)`.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ def title_catalog(
     form = PLAIN_FORM if form is None else form
     end = _end(tokenizer, end_token)
     titles = [" ".join(unicodedata.normalize("NFC", text).split()) for text in texts]
-    for item, title in zip(item_ids, titles, strict=True):
-        if not title:
+    keys: list[Any] = [_as_read(title) for title in titles]
+    for item, key in zip(item_ids, keys, strict=True):
+        if not key:
             raise RecastError(
                 f"item {item!r} has no text, and its title is what it writes: give it one "
                 "(`recast prepare` --items and --text), or leave it out of the data"
             )
-    keys: list[Any] = [" ".join(unicodedata.normalize("NFKC", title).split()) for title in titles]
     numbered = _numbered(titles, keys)
     keys = [tuple(row) for row in _tokens(tokenizer, numbered, form)]
     numbered = _numbered(numbered, keys)  # for this tokenizer, which may know no capitals
@@ -165,6 +165,17 @@ def check_writer(tokenizer: Any, catalog: Catalog, name: str) -> None:
                 f"the tokenizer of {name} reads {in_short(catalog.texts[item])}, the title of item "
                 f"{catalog.item_ids[item]!r}, as other tokens than the catalogue has: {remedy}"
             )
+
+
+def _as_read(title: str) -> str:
+    """What a reader tells titles apart by: no form of a character, and none that is not seen, such
+    as a space without width or a soft hyphen.
+
+    >>> _as_read("Pen\u200b"), _as_read("\ufeff"), _as_read("\ufb01n\xa0 Ink")
+    ('Pen', '', 'fin Ink')
+    """
+    seen = (x for x in unicodedata.normalize("NFKC", title) if unicodedata.category(x) != "Cf")
+    return " ".join("".join(seen).split())
 
 
 def _numbered(titles: list[str], keys: Sequence[Any]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from recast.run.reading import LOADING, reason_of
 from recast.types import RecastError
@@ -24,8 +24,9 @@ def load_tokenizer(folder: Path, gguf: dict[str, Any] | None = None) -> Any | No
     """The tokenizer of a Hugging Face folder, or of a GGUF file as transformers is to read it; None
     where there is none.
 
-    Raises `RecastError` when it does not load, or has no vocabulary (transformers makes an empty
-    one out of a config alone).
+    Raises `RecastError` when it does not load, when `config.json`, which transformers reads with
+    it, does not, or when it has no vocabulary (transformers makes an empty one out of a config
+    alone).
     """
     if gguf is None and not any((folder / name).is_file() for name in _FILES):
         return None
@@ -33,6 +34,8 @@ def load_tokenizer(folder: Path, gguf: dict[str, Any] | None = None) -> Any | No
     try:
         tokenizer = AutoTokenizer.from_pretrained(**(gguf or plain | {"trust_remote_code": False}))
     except LOADING as error:
+        if gguf is None and (folder / "config.json").is_file():
+            _require_config(folder)
         remedy = "give a whole GGUF file" if gguf else REMEDY
         raise RecastError(
             f"{folder}: its tokenizer does not load ({reason_of(error, 200)}): {remedy}"
@@ -40,6 +43,17 @@ def load_tokenizer(folder: Path, gguf: dict[str, Any] | None = None) -> Any | No
     if len(tokenizer) == len(tokenizer.get_added_vocab()):
         raise RecastError(f"{folder}: its tokenizer has no vocabulary: {REMEDY}")
     return tokenizer
+
+
+def _require_config(folder: Path) -> None:
+    """Raise `RecastError` where the folder's `config.json` does not load by itself."""
+    try:
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except LOADING as error:
+        raise RecastError(
+            f"{folder / 'config.json'} does not load ({reason_of(error, 200)}): use the folder as "
+            "it was saved"
+        ) from error
 
 
 def in_template(

@@ -146,9 +146,11 @@ def _begin_and_pad(
         return [token for token in flat if token is not None]
 
     pads, ends = (named(kind, settings, generation, tokenizer) for kind in ("pad", "eos"))
-    bos = next(iter(named("bos", settings, tokenizer) or ends), None)
+    begins = named("bos", settings, tokenizer)
+    bos = next(iter(begins or ends), None)
     if not (isinstance(bos, int) and 0 <= bos < first):
-        raise RecastError(f"{name} has bos_token_id {bos!r} of {first} tokens: name one of them")
+        key = "eos_token_id" if ends and not begins else "bos_token_id"
+        raise RecastError(f"{name} has {key} {bos!r} of {first} tokens: name one of them")
     for kind, tokens in (("eos", ends), ("pad", pads)):
         if taken := next((x for x in tokens if first <= x < first + count), None):
             raise RecastError(

@@ -26,6 +26,9 @@ _WEIGHTS = "model.safetensors"
 _MOST_JSON = 2**26  # bytes; the index of the largest models has a tenth
 _MOST_PARTS = 100_000  # layers, heads or experts; a Doge has 16,384 experts, no model more
 _MOST_BUFFERS = 2**28  # numbers, beside as many as are stored: masks and tables of positions
+TABLES = (".inv_freq", ".attn.bias", ".masked_bias", ".position_ids", ".attention.bias")
+"""Of old folders: what a model computes by itself, once stored beside its weights."""
+
 _AS_SAVED = "give a whole Hugging Face folder with safetensors"
 
 
@@ -125,12 +128,14 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _numbers(file: Path) -> int:
-    """In the tensors of a file, by its header; those of 8 bits and less are refused."""
+    """In the tensors of a file, by its header; those of 8 bits and less and whole numbers are
+    refused, but for tables."""
     count = 0
     with safe_open(file, "pt") as stored:
         for key in stored.keys():  # noqa: SIM118  # it is no mapping
             part = stored.get_slice(key)
-            if part.get_dtype().startswith(("F8", "F4", "F6_")):
+            coded = ("F8", "F4", "F6_") if key.endswith(TABLES) else ("F8", "F4", "F6_", "I", "U")
+            if part.get_dtype().startswith(coded):
                 raise RecastError(
                     f"{file}: {key} is quantised ({part.get_dtype()}): a policy is trained on its "
                     "plain weights, give those"

@@ -19,14 +19,11 @@ from transformers.utils import logging as hf_logging
 from recast.policy.attention import ATTENTION
 from recast.policy.body import text_config
 from recast.policy.encoder_decoder import auto_class
-from recast.policy.folder import place_of, require_model_folder, require_size
+from recast.policy.folder import TABLES, place_of, require_model_folder, require_size
 from recast.policy.packable import other_attention
 from recast.run.doors import is_gguf
 from recast.run.reading import LOADING, reason_of
 from recast.types import RecastError
-
-_TABLES = (".inv_freq", ".attn.bias", ".masked_bias", ".position_ids", ".attention.bias")
-"""Of old folders: what a model computes by itself, once stored beside its weights."""
 
 
 def load_model(path: Path) -> Any:
@@ -67,7 +64,7 @@ def load_model(path: Path) -> Any:
             f"{path}: {len(wrong)} of its weights are missing or do not fit its config.json, "
             f"{wrong[0]} first: use the folder as it was saved"
         )
-    if more := sorted(x for x in found["unexpected_keys"] if not x.endswith(_TABLES)):
+    if more := sorted(x for x in found["unexpected_keys"] if not x.endswith(TABLES)):
         raise RecastError(
             f"{path}: {len(more)} of its weights have no place in the model of its config.json, "
             f"{more[0]} first: use the folder as it was saved"
