@@ -10,10 +10,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 import small_chat
+import small_minionerec
 from small_walk import NUM_ITEMS, write_events
 
 from benchmarks import recif, tiny_chat
 from recast import cli
+from recast.items.catalog import load_catalog
 
 GUIDES = Path(__file__).parents[1] / "docs" / "guides"
 GUIDE = (GUIDES / "strong-start.md").read_text()
@@ -159,3 +161,46 @@ def test_the_way_of_titles(
     assert '| The user has palyed the following toys and gamess before: "' in shown
     told = json.loads(Path("run/eval/eval.json").read_text())
     assert told["metrics"]["item/hr@50"]["value"] == 1.0
+
+
+def test_the_way_from_minionerec(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """16 users read 24 items in turn; <a_10> and <a_11> stand before <a_2> in the checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(GUIDES.parents[1] / "examples")
+    sids = [[i % 12, 3 * i % 11, i // 8] for i in range(24)]
+    ends = {"train": (2, 3, 4), "valid": (5,), "test": (6,)}
+    rows = {
+        split: [
+            (f"A{user}", [(user + s) % 24 for s in range(end)], (user + end) % 24)
+            for end in some
+            for user in range(16)
+        ]
+        for split, some in ends.items()
+    }
+    titles = [f'Item {i}, "blue"' for i in range(24)]
+    small_minionerec.write_folder(Path("Office"), "Office_5_2016", titles, sids, rows)
+    small_minionerec.save_checkpoint(Path("checkpoint"), sids)
+    fast = "--threads=1 --pass_tokens=4096 --prompts_per_step=4 --group_size=4"
+    more = {
+        "sft": "--threads=1 --pass_tokens=4096",
+        "inspect": fast,
+        "evaluate": "--threads=1 --invalid_rows=2 --exact_rows=0",
+        "rl": f"--steps=2 --ref_every=1 --warmup_steps=1 --valid_rows=4 {fast}",
+    }
+    assert run_commands((GUIDES / "minionerec.md").read_text(), more) == 9
+    start, rl = Path("run/start/policy"), Path("run/recast/policy")
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (start / name).read_bytes() == Path("checkpoint", name).read_bytes()
+    assert (rl / "tokenizer.json").read_bytes() == Path("checkpoint/tokenizer.json").read_bytes()
+    # <a_0> 303, <a_1>, <a_10>, <a_11>, <a_2> 307; <b_0> 315, <b_1>, <b_10>, <b_2>, ..., <b_6> 322.
+    assert load_catalog(start / "catalog").tokens[2].tolist() == [307, 322, 326]
+    assert "target    <a_2><b_6><c_0>  '2' Item 2, \"blue\"" in capsys.readouterr().out
+    for split in ends:
+        (ours,) = Path("run/files", split).iterdir()
+        (theirs,) = Path("Office", split).iterdir()
+        assert pl.read_csv(ours).equals(pl.read_csv(theirs))
+    for kind in ("index/Office.index.json", "info/Office.txt"):
+        theirs = Path("Office", kind.replace("Office.txt", "Office_5_2016.txt"))
+        assert Path("run/files", kind).read_text().strip() == theirs.read_text().strip()
