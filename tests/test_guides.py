@@ -199,7 +199,9 @@ def test_the_way_from_minionerec(
     assert (rl / "tokenizer.json").read_bytes() == Path("checkpoint/tokenizer.json").read_bytes()
     # <a_0> 303, <a_1>, <a_10>, <a_11>, <a_2> 307; <b_0> 315, <b_1>, <b_10>, <b_2>, ..., <b_6> 322.
     assert load_catalog(start / "catalog").tokens[2].tolist() == [307, 322, 326]
-    assert "target    <a_2><b_6><c_0>  '2' Item 2, \"blue\"" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "checkpoint: tokens 303 to 328 are semantic IDs, which it knows" in shown
+    assert "target    <a_2><b_6><c_0>  '2' Item 2, \"blue\"" in shown
     for split in ends:
         (ours,) = Path("run/files", split).iterdir()
         (theirs,) = Path("Office", split).iterdir()
