@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
+import small_minionerec
 
 from recast.config import PrepareConfig
 from recast.data.folder import load_facts, load_items
@@ -26,40 +26,9 @@ ROWS = {
 }
 
 
-def names(item: int) -> list[str]:
-    return [f"<{level}_{code}>" for level, code in zip("abc", SIDS[item], strict=True)]
-
-
 def minionerec(folder: Path, name: str = NAME) -> Path:
     """As data/Amazon of the repository."""
-    for split, rows in ROWS.items():
-        (folder / split).mkdir(parents=True, exist_ok=True)
-        with (folder / split / f"{name}.csv").open("w", newline="") as stream:
-            table = csv.writer(stream)
-            table.writerow(
-                [
-                    "user_id",
-                    "history_item_title",
-                    "item_title",
-                    "history_item_id",
-                    "item_id",
-                    "history_item_sid",
-                    "item_sid",
-                ]
-            )
-            for user, history, item in rows:
-                sids = ["".join(names(i)) for i in history]
-                cells = [user, [TITLES[i] for i in history], TITLES[item], history, item, sids]
-                table.writerow([*cells, "".join(names(item))])
-    short = name.partition("_")[0]
-    for kind in ("info", "index"):
-        (folder / kind).mkdir(exist_ok=True)
-    lines = [f"{''.join(names(i))}\t{title}\t{i}\n" for i, title in enumerate(TITLES)]
-    (folder / "info" / f"{name}.txt").write_text("".join(lines))
-    index = {str(i): names(i) for i in range(4)}
-    (folder / "index" / f"{short}.index.json").write_text(json.dumps(index))
-    texts = {str(i): {"title": title, "description": ""} for i, title in enumerate(TITLES)}
-    (folder / "index" / f"{short}.item.json").write_text(json.dumps(texts))
+    small_minionerec.write_folder(folder, name, TITLES, SIDS, ROWS)
     return folder
 
 

@@ -136,6 +136,29 @@ def test_rows_are_read_back(home: Path, tmp_path: Path, format: str, user: str, 
     assert turn["completion"][0]["content"] == NAMES[turn["target"][0]]
     with pytest.raises(RecastError, match="format is 'recbole', which is made of events, and"):
         write(home, tmp_path / "none", "recbole", data=out)
+    catalog = str(tmp_path / "catalog")
+    with pytest.raises(RecastError, match=r"row 0 of .*again is text: this format has a history"):
+        write(home, tmp_path / "none", "minionerec", data=out, catalog=catalog)
+
+
+def test_rows_of_histories_are_written_as_events_are(home: Path, tmp_path: Path) -> None:
+    """There and back is `tests/test_guides.py`: MiniOneRec's folder."""
+    lines = ["user,prompt,targets,split", '1,"[0, 2, 1]",[1],train', '2,"[2]",[0],valid']
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    out, catalog = str(tmp_path / "given"), str(tmp_path / "catalog")
+    prepare(PrepareConfig(rows=str(tmp_path / "rows.csv"), output=out))
+    ids = load_items(out)["item_id"].to_list()
+    build_catalog(CODES[:3], (2, 2), item_ids=ids, texts=[""] * 3).save(catalog)
+    given = {"data": out, "catalog": catalog, "window": 2}
+    folder = write(home, tmp_path / "nv", "recsys_examples", **given)
+    row = pl.read_parquet(folder / "train.parquet").row(0, named=True)
+    assert [ids[i] for i in row["sequence_data"]] == ["2", "1", "1"]
+    (tmp_path / "rows.csv").write_text("\n".join(lines).replace(",[0],valid", ',"[0, 1]",valid'))
+    other = str(tmp_path / "several")
+    prepare(PrepareConfig(rows=str(tmp_path / "rows.csv"), output=other))
+    with pytest.raises(RecastError, match=r"row 1 of .*several has 2 targets: this format has"):
+        write(home, tmp_path / "none", "recsys_examples", **(given | {"data": other}))
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("format", ["verl", "trl"])

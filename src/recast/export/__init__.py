@@ -33,9 +33,6 @@ WRITERS: dict[str, Callable[[Source, Path], None]] = {
     "flashrec": write_flashrec,
 }
 
-_OF_EVENTS = ("minionerec", "recbole", "recsys_examples")
-"""Formats that rows of prompts do not fit."""
-
 
 def export_data(config: ExportConfig) -> str:
     """Write `config.output`, whole or not at all; returns what was written, one file a line.
@@ -45,10 +42,10 @@ def export_data(config: ExportConfig) -> str:
     """
     enter(config, ExportConfig)
     holds_rows = has_rows(config.data)
-    if holds_rows and config.format in _OF_EVENTS:
+    if holds_rows and config.format == "recbole":
         raise RecastError(
-            f"format is {config.format!r}, which is made of events, and {config.data} holds rows: "
-            "choose verl, trl or flashrec"
+            f"format is 'recbole', which is made of events, and {config.data} holds rows: choose "
+            "another one"
         )
     catalog = None
     if config.catalog is not None:

@@ -65,16 +65,37 @@ class Source:
     template: str
 
     def rows(self, *splits: str) -> Iterator[list[Row]]:
-        """Rows of events of these splits, in order, some thousands at a time."""
-        data = self.interactions
+        """Rows of these splits, a history and a target each, in order, some thousands at a time.
+
+        Raises `RecastError` for given rows of another kind (`_check_histories`).
+        """
+        data = self.given if self.interactions is None else self.interactions
         assert data is not None
+        if isinstance(data, Rows):
+            self._check_histories(data)
         for split in splits:
             for rows in _chunks(data.rows(split)):
-                items = history(data, rows, self.window)
+                if isinstance(data, Rows):
+                    items, targets = data.history.take(rows, self.window), data.targets.take(rows)
+                else:
+                    items, targets = history(data, rows, self.window), data.items[rows, None]
                 lengths = (items >= 0).sum(1).tolist()
-                columns = (rows, data.users[rows], items, data.items[rows])
+                columns = (rows, data.users[rows], items, targets[:, 0])
                 parts = zip(*(column.tolist() for column in columns), lengths, strict=True)
                 yield [Row(id, user, past[:n], target) for id, user, past, target, n in parts]
+
+    def _check_histories(self, given: Rows) -> None:
+        """Raises `RecastError` for a row of text or messages, and for one of several targets."""
+        remedy = "this format has a history and one item a row: choose verl, trl or flashrec"
+        texts = given.prompts.is_not_null()
+        if texts.any():
+            raise RecastError(f"row {texts.arg_max()} of {self.folder} is text: {remedy}")
+        counts = given.targets.lengths
+        if int(counts.max()) > 1:
+            row = int(counts.argmax())
+            raise RecastError(
+                f"row {row} of {self.folder} has {int(counts[row])} targets: {remedy}"
+            )
 
     def words(self) -> list[str]:
         """What every item is called in a prompt: its semantic ID, or its text.

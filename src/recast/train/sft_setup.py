@@ -304,8 +304,9 @@ def _new_rows(config: ModelConfig, catalog: Catalog, *, has_vectors: bool) -> Ne
 def _said(policy: Policy, path: str | None, new_rows: NewRows | None) -> str:
     """Where a policy comes from, one fact a line."""
     lines = []
-    if new_rows is not None:
+    if new_rows is not None or (path is not None and policy.catalog.codebook_sizes):
         first, last = policy.catalog.first_token, policy.catalog.vocab_size - 1
         name = path or "a new model"
-        lines.append(f"{name}: tokens {first} to {last} are semantic IDs, new_rows: {new_rows}")
+        how = "which it knows" if new_rows is None else f"new_rows: {new_rows}"
+        lines.append(f"{name}: tokens {first} to {last} are semantic IDs, {how}")
     return "\n".join([*lines, *rounding(policy.model)])
