@@ -153,6 +153,29 @@ def test_a_damaged_cell_is_refused(recipe: Path, walk: Path, tmp_path: Path) -> 
         compare_methods(config)
 
 
+def test_numbers_that_a_run_does_not_state(recipe: Path, walk: Path, tmp_path: Path) -> None:
+    shutil.copytree(recipe.parent / "out", tmp_path / "out")
+    mark = tmp_path / "out" / "rl" / "recast" / "lr_0.0001_seed_0" / "cell.json"
+    record = json.loads(mark.read_text())
+    for returned in ({}, record["returned"] | {"valid/ndcg@10": float("nan")}):
+        mark.write_text(json.dumps(record | {"returned": returned}))
+        with pytest.raises(
+            RecastError, match=r"valid/ndcg@10 in .*cell.json is (None|nan): remove"
+        ):
+            compare_methods(replace(config_of(recipe, walk), output=str(tmp_path / "out")))
+
+
+def test_another_judgement_or_choice_is_refused_and_nothing_written(
+    recipe: Path, walk: Path
+) -> None:
+    out, lr = recipe.parent / "out", results_of(recipe)["methods"]["recast"]["lr"]
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    for changes in ({"beam_width": 20}, {"lrs": [1e-4 if lr == 1e-2 else 1e-2]}):
+        with pytest.raises(RecastError, match=r"is finished with .*: choose another output"):
+            compare_methods(config_of(recipe, walk, **changes))
+        assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -160,6 +183,9 @@ def test_a_damaged_cell_is_refused(recipe: Path, walk: Path, tmp_path: Path) -> 
         ({"methods": ["recast", "recast"]}, "methods is .*one is there twice"),
         ({"ranker": "item_knn"}, "ranker is 'item_knn': none of these methods uses one, leave"),
         ({"methods": ["adagrpo"]}, "give --ranker item_knn, another"),
+        ({"lrs": [1e-4, 1.0000001e-4]}, "lrs is .*: two are alike in six digits"),
+        ({"device": "tpu"}, "device is 'tpu': torch .* finds no such device here"),
+        ({"expected": {"recast": {"item/ndcg@20": [0, 1]}}}, "is 'item/ndcg@20': choose from item"),
         ({"lrs": [0.0]}, "lrs is .*: give positive rates"),
         ({"group_sizes": [1]}, "group_size is 1: method 'recast' needs 2"),
         ({"policy": ["a", "b", "c"]}, "policy is .*give one, or one for each of the 2 seeds"),
@@ -186,7 +212,7 @@ def test_a_recipe_with_an_unknown_key(
     assert code == 2
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "examples" / "recipes").iterdir()), ids=str)
+@pytest.mark.parametrize("file", sorted((ROOT / "examples" / "recipes").glob("*.yaml")), ids=str)
 def test_our_recipes_are_settings(file: Path) -> None:
     config = cli.configure("compare", [str(file)])
     names = {"start", "sft_continued", *(row.name for row in rows_of(config))}

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import torch
 from small_walk import metric_lines, numbers, rl_config, sft_config, weights
-from two_ranks import RL_RUNS, SFT_RUN
+from two_ranks import RL_RUNS, SFT_RUN, write_lists
 
 from recast.methods.table import METHODS
 from recast.rl import train_rl
@@ -57,6 +57,7 @@ def two(walk: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dic
     """The runs of two ranks, and what they found."""
     folder, port = tmp_path_factory.mktemp("two"), free_port()
     script = TESTS / "two_ranks.py"
+    write_lists(walk, folder / "lists.json")
     first, second = ended([start(rank, port, script, walk, folder) for rank in (0, 1)])
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert second[1] == ""
@@ -90,6 +91,11 @@ def test_dropout_of_two_ranks_is_that_of_one(
 ) -> None:
     train_sft(sft_config(walk, tmp_path / "run", **SFT_RUN))
     check_same(tmp_path / "run", two[0] / "sft")
+
+
+def test_published_lists_are_judged_once(two: tuple[Path, dict[str, Any]]) -> None:
+    found = json.loads((two[0] / "lists" / "eval.json").read_text())
+    assert found["lists"]["unknown"] == 0
 
 
 def check_same(one: Path, both: Path) -> None:

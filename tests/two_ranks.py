@@ -17,10 +17,14 @@ import transformers
 from small_walk import rl_config, sft_config
 from torch import Tensor
 
-from recast.config import RLConfig
+from recast.config import EvaluateConfig, RLConfig
+from recast.data.history import history
+from recast.evaluation.evaluate import evaluate_policy
+from recast.items.catalog import load_catalog
 from recast.methods.assembly import in_space_of, resolve
 from recast.methods.parts import resources
 from recast.methods.table import METHODS, Method
+from recast.policy.tasks import HistoryTask, load_source
 from recast.rl import learn, roll_out, train_rl
 from recast.run.world import alone, gathered, is_first, join, leave
 from recast.sft import train_sft
@@ -109,6 +113,24 @@ def compare(walk: Path, runs: Path) -> dict[str, Any]:
     return found
 
 
+def write_lists(walk: Path, file: Path) -> None:
+    """Published lists of the walk's test rows, each of its target alone."""
+    catalog, source = load_catalog(walk / "catalog"), load_source(str(walk / "data"))
+    task = HistoryTask(interactions=source, catalog=catalog, window=1)
+    names = ["".join(map(catalog.names.name, range(3), sid)) for sid in catalog.codes.tolist()]
+    rows = task.rows("test")
+    pasts, targets = history(source, rows, 100).tolist(), task.targets(rows)[:, 0].tolist()
+    entries = [
+        {
+            "input": " ".join(names[item] for item in past if item >= 0),
+            "output": names[target],
+            "predict": [names[target]],
+        }
+        for past, target in zip(pasts, targets, strict=True)
+    ]
+    file.write_text(json.dumps(entries))
+
+
 def main() -> None:
     torch.set_num_threads(1)
     join()
@@ -117,6 +139,12 @@ def main() -> None:
     for name, settings in RL_RUNS.items():
         train_rl(rl_config(walk, runs / name, **settings))
     train_sft(sft_config(walk, runs / "sft", **SFT_RUN))
+    data, catalog, lists = walk / "data", walk / "catalog", runs / "lists.json"
+    evaluate_policy(
+        EvaluateConfig(
+            data=str(data), catalog=str(catalog), predictions=str(lists), output=str(runs / "lists")
+        )
+    )
     if is_first():
         print(json.dumps(found))
     leave()

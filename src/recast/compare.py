@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,18 @@ from recast.evaluation.comparison import Compared, Groups, compare_seeds
 from recast.evaluation.curves import CURVE, budget, joined_curve, mean_metrics, read_run
 from recast.evaluation.drift import DriftConfig, measure_drift
 from recast.evaluation.feasible import impossible
-from recast.evaluation.metrics import read_ranks
+from recast.evaluation.metrics import LEVELS, read_ranks, table_cuts
 from recast.evaluation.rank import rows_to_rank
 from recast.evaluation.ranks import Ranks
 from recast.evaluation.seed_results import Comparison, MethodRow, Trial
-from recast.experiment import run_cells
+from recast.experiment import finished_cells, run_cells
 from recast.methods.parts import find_part, resources
 from recast.methods.table import METHODS, check_methods
+from recast.policy.device import find_device
 from recast.policy.load import load_policy
 from recast.policy.tasks import load_task
 from recast.policy.threads import usable_cores
+from recast.record import mark_of
 from recast.report.comparison import markdown, plain
 from recast.report.verdict import verdict
 from recast.run.doors import enter
@@ -42,6 +45,8 @@ from recast.types import Metrics, RecastError, require
 
 START, CONTROL = "start", "sft_continued"
 """Rows that every table has."""
+_RETURNED = (CURVE, "rl/step", "rollouts", "optimizer_steps", "cpu_s")
+"""What is read of a run's own numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,15 +71,23 @@ def compare_methods(config: CompareConfig) -> str:
     out, rows = Path(config.output), rows_of(config)
     for name in config.expected:
         require(name in [START, *(r.name for r in rows)], "expected", name, _names(rows))
+    known = _metric_names(config.beam_width)
+    for name, bands in config.expected.items():
+        for metric in bands:
+            require(metric in known, f"expected.{name}", metric, f"choose from {', '.join(known)}")
     _refuse_early(config, rows)
     settings = {k: v for k, v in asdict(config).items() if k not in ("verify", "workers")}
     workers = config.workers or (usable_cores() if config.device == "cpu" else 1)
 
     def run(cells: list[Cell], *, goes_on: bool = True) -> dict[str, Metrics]:
-        return run_cells(out, cells, settings, workers=workers, goes_on=goes_on)
+        found = run_cells(out, cells, settings, workers=workers, goes_on=goes_on)
+        return _refuse_damaged(cells, found)
 
     trials = [run_cell(config, row, lr, 0, "search") for row in rows for lr in config.lrs]
-    found = run(trials, goes_on=False)
+    starts = [evaluate_cell(config, START, *one) for one in enumerate(config.policy)]
+    found = _refuse_damaged(trials, finished_cells(out, [*trials, *starts]))
+    if any(cell.name not in found for cell in trials):
+        found = run(trials, goes_on=False)
     tried = {
         row.name: [
             Trial(lr=lr, value=found[_run_name(row, lr, 0)][CURVE]) for lr in sorted(config.lrs)
@@ -82,24 +95,24 @@ def compare_methods(config: CompareConfig) -> str:
         for row in rows
     }
     lrs = {name: max(some, key=lambda trial: trial.value).lr for name, some in tried.items()}
-    if config.seeds > 1:
-        seeds = range(1, config.seeds)
-        found |= run([run_cell(config, r, lrs[r.name], s, "seeds") for r in rows for s in seeds])
+    others = range(1, config.seeds)
+    seeds = [run_cell(config, row, lrs[row.name], s, "seeds") for row in rows for s in others]
     runs = {
         row.name: [_run_name(row, lrs[row.name], seed) for seed in range(config.seeds)]
         for row in rows
     }
-    ranked = {START: config.policy} | {
-        row: [str(out / name / "policy") for name in names] for row, names in runs.items()
-    }
-    reads = _note_test(out, {"lrs": lrs, "seeds": config.seeds, "policies": config.policy})
-    cells = [drift_cell(config, name) for names in runs.values() for name in names]
-    cells += [
-        evaluate_cell(config, name, seed, policy)
-        for name, policies in ranked.items()
-        for seed, policy in enumerate(policies)
+    judged = [drift_cell(config, name) for names in runs.values() for name in names]
+    judged += starts
+    judged += [
+        evaluate_cell(config, row, seed, str(out / name / "policy"))
+        for row, names in runs.items()
+        for seed, name in enumerate(names)
     ]
-    found |= run(cells)
+    finished_cells(out, [*trials, *seeds, *judged])  # what does not fit, before it is trained for
+    if seeds:
+        found |= run(seeds)
+    reads = _note_test(out, {"lrs": lrs, "seeds": config.seeds, "policies": config.policy})
+    found |= run(judged)
     results = tabulate(config, rows, runs, found, tried, reads)
     results.save(out / "results.json")
     with staged_file(out / "results.md") as file:
@@ -120,13 +133,37 @@ def rows_of(config: CompareConfig) -> list[Row]:
     return rows
 
 
+def _metric_names(beam_width: int) -> list[str]:
+    """Those of the table; recall where rows have several targets."""
+    return [
+        f"{level}/{name}@{k}"
+        for level in LEVELS
+        for name in ("hr", "ndcg", "recall")
+        for k in table_cuts(name, beam_width)
+    ]
+
+
+def _refuse_damaged(cells: Sequence[Cell], found: dict[str, Metrics]) -> dict[str, Metrics]:
+    """What cells returned; `RecastError` where a run's numbers are not there, or not finite."""
+    for cell in cells:
+        if cell.name not in found:
+            continue
+        returned, remedy = found[cell.name], f"remove {cell.folder} to run its cell again"
+        for key in (*returned, *(_RETURNED if isinstance(cell.config, RLConfig) else ())):
+            value = returned.get(key)
+            fits = isinstance(value, int | float) and isfinite(value)
+            require(fits, f"{key} in {mark_of(cell)}", value, remedy)
+    return found
+
+
 def _names(rows: Sequence[Row]) -> str:
     return f"the rows are {', '.join([START, *(row.name for row in rows)])}"
 
 
 def _refuse_early(config: CompareConfig, rows: Sequence[Row]) -> None:
     """Raise `RecastError` for what would come up behind the training: settings that no method
-    reads, and no row to rank."""
+    reads, a device that is not there and no row to rank."""
+    find_device(config.device)
     asked = set[str]().union(*(_reads(config, row) for row in rows))
     for name in ("ranker", "embeddings", "sampler"):
         value = getattr(config, name)
@@ -230,7 +267,7 @@ def tabulate(
     """All that the folders say, together; `found` is what the cells returned."""
     out = Path(config.output)
     ranks: dict[str, list[Ranks]] = {
-        name: [read_ranks(out / "test" / name / f"seed_{seed}") for seed in range(count)]
+        name: [_read_ranks(out / "test" / name / f"seed_{seed}") for seed in range(count)]
         for name, count in [(START, len(config.policy)), *((r, config.seeds) for r in runs)]
     }
     first = next((row.name for row in rows if row.method != CONTROL), CONTROL)
@@ -238,7 +275,9 @@ def tabulate(
     compared = compare_seeds(ranks, against, _groups(config, ranks[START][0]))
     for one in compared.values():
         _check_possible(one, ranks[START][0])
-    trained = {name: [read_run(out / one) for one in names] for name, names in runs.items()}
+    trained = {
+        name: [read_run(out / one, found[one]) for one in names] for name, names in runs.items()
+    }
     table = {START: MethodRow(method=None, group_size=None, lr=None, compared=compared[START])}
     for row in rows:
         own = trained[row.name]
@@ -283,6 +322,14 @@ def tabulate(
         verdict=[],
     )
     return replace(results, verdict=verdict(results))
+
+
+def _read_ranks(folder: Path) -> Ranks:
+    try:
+        return read_ranks(folder)
+    except RecastError as error:
+        told = str(error).removesuffix(": make it again with `recast evaluate`")
+        raise RecastError(f"{told}: remove {folder} to run its cell again") from error
 
 
 def _check_possible(row: Compared, ranks: Ranks) -> None:

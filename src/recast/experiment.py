@@ -88,6 +88,16 @@ def run_cells(
     return {cell.name: runs.done[cell.name]["returned"] for cell in cells}
 
 
+def finished_cells(folder: str | Path, cells: Iterable[Cell]) -> dict[str, Metrics]:
+    """What those of the cells returned that are finished, by name.
+
+    Nothing is run or written; raises `RecastError` as `run_cells` does before it begins.
+    """
+    root, cells = Path(os.path.abspath(as_path("folder", folder))), listed(cells)
+    done = _Runs(root, cells, _check(root, cells)).done
+    return {name: record["returned"] for name, record in done.items()}
+
+
 class _Runs:
     """Which cells are done, and the running of the others; made by `run_cells`."""
 

@@ -27,6 +27,8 @@ LINES = [
     },
 ]
 
+RETURNED = {"rl/step": 2.0, "valid/ndcg@10": 0.2}
+
 
 def write(folder: Path, lines: list[dict[str, object]]) -> Path:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -38,7 +40,7 @@ def run(*values: float) -> Run:
 
 
 def test_a_run(tmp_path: Path) -> None:
-    found = read_run(write(tmp_path, LINES))
+    found = read_run(write(tmp_path, LINES), RETURNED)
     assert found.curve == {0: {"valid/ndcg@10": 0.1}, 2: {"valid/ndcg@10": 0.2}}
     assert found.metrics["group/all_zero_frac"] == 0.75
     assert found.metrics["time/update_s"] == 5.0
@@ -73,8 +75,11 @@ def test_the_budget_ratio_is_a_mean_over_those_that_got_there() -> None:
         ([LINES[0] | {"valid/ndcg@10": float("nan")}], "valid/ndcg@10 at step 0 is nan"),
         ([LINES[0] | {"actor/kl": "high"}], "actor/kl at step 0 is 'high'"),
         ([LINES[1]], "it has no valid/ndcg@10"),
+        (LINES[:1], "step ends with 0, the run with 2.0"),
+        ([LINES[0], LINES[2]], "its steps are not one line each, in turn"),
+        ([*LINES[:2], LINES[2] | {"valid/ndcg@10": 7.5}], "ends with 7.5, the run with 0.2"),
     ],
 )
 def test_a_damaged_run(tmp_path: Path, lines: list[dict[str, object]], said: str) -> None:
     with pytest.raises(RecastError, match=said):
-        read_run(write(tmp_path, lines))
+        read_run(write(tmp_path, lines), RETURNED)

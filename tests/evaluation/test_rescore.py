@@ -134,6 +134,11 @@ def changed(place: int, **cells: Any) -> Change:
         (changed(0, output=None), "row 0: output is None, no text"),
         (lambda entries: [7, *entries], "row 0 is 7, no object"),
         (lambda entries: [{"input": "", "predict": []}], "row 0 has no 'output'"),
+        (
+            lambda entries: [e | {"predict": ["x"]} for e in entries],
+            "none of its 4 predictions names",
+        ),
+        (lambda entries: [e | {"predict": []} for e in entries], "none of its 0 predictions"),
         (lambda entries: [], "holds no row"),
         (lambda entries: "[{", "lists.json cannot be read"),
         (lambda entries: {"predict": []}, "without samples"),

@@ -150,7 +150,8 @@ def in_words(hint: Any) -> str:
         (inner,) = get_args(hint)
         if get_origin(inner) is Literal:
             return f"a list of any of {', '.join(get_args(inner))}"
-        return "a list, such as [1, 10]" if inner is int else "a list, such as [title]"
+        some = {int: "1, 10", float: "0.1, 0.5"}.get(inner, "title")
+        return f"a list, such as [{some}]"
     if get_origin(hint) is dict:
         return "names with values, such as {w: 2}"
     return " or ".join(map(in_words, get_args(hint))) or "its own settings, one by one"

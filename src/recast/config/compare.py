@@ -89,6 +89,10 @@ class CompareConfig:
             )
         for lr in self.lrs:
             require(0 < lr <= 1, "lrs", self.lrs, "give positive rates of 1 or less")
+        told = {f"{lr:g}" for lr in self.lrs}  # names of folders
+        require(
+            len(told) == len(self.lrs), "lrs", self.lrs, "two are alike in six digits, give one"
+        )
         for row, bands in self.expected.items():
             self._check_bands(row, bands)
         has_bands = not self.verify or bool(self.expected)

@@ -59,8 +59,9 @@ class Budget:
     seeds: int
 
 
-def read_run(folder: str | Path) -> Run:
-    """Raises `RecastError` for a damaged file, and for a metric that is no finite number."""
+def read_run(folder: str | Path, returned: Metrics) -> Run:
+    """Raises `RecastError` for a damaged file, one that lacks a step or ends otherwise than with
+    what the run `returned`, and for a metric that is no finite number."""
     file = Path(folder) / "metrics.jsonl"
     with reading(file, f"remove {folder} to run its cell again"):
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -75,6 +76,11 @@ def read_run(folder: str | Path) -> Run:
         }
         if not curve:
             raise ValueError(f"it has no {CURVE}")
+        if [line["step"] for line in lines] != list(range(len(lines))):
+            raise ValueError("its steps are not one line each, in turn")
+        for name, ended in (("step", returned["rl/step"]), (CURVE, returned[CURVE])):
+            if lines[-1].get(name) != ended:
+                raise ValueError(f"{name} ends with {lines[-1].get(name)}, the run with {ended}")
     steps = [line for line in lines if line["step"] > 0]
     metrics: Metrics = {}
     for names, reduce in ((_MEANS, mean), (_SUMS, sum), (_MOST, max)):

@@ -61,7 +61,7 @@ def evaluate_policy(config: EvaluateConfig) -> Metrics:
     meet(config, EvaluateConfig)
     find_device(config.device)
     if config.predictions is not None:
-        return evaluate_predictions(config)
+        return once(lambda: evaluate_predictions(config))
     assert config.policy is not None  # one of the two
     if is_baseline(config.policy):
         return once(lambda: evaluate_baseline(config))

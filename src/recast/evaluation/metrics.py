@@ -51,6 +51,16 @@ SEVERAL_TARGETS = METRICS
 """With one target per row HR, Pass, first-target Pass and Recall are one number, given once."""
 
 
+def table_cuts(name: str, beam_width: int | None) -> tuple[int, ...]:
+    """Those of a metric that lists of so many reach.
+
+    >>> table_cuts("ndcg", 7)
+    (5,)
+    """
+    table = NDCG_AT if name == "ndcg" else HR_AT
+    return tuple(k for k in table if beam_width is None or k <= beam_width)
+
+
 def row_metrics(
     ranks: Ranks,
     at: Sequence[int] = (),
@@ -93,8 +103,7 @@ def row_metrics(
     for level in levels:
         places = _places(ranks, level)
         for name in chosen:
-            table = NDCG_AT if name == "ndcg" else HR_AT
-            cuts = at or tuple(k for k in table if width is None or k <= width)
+            cuts = at or table_cuts(name, width)
             values = _METRICS[name](places, torch.tensor(cuts, dtype=torch.long))
             metrics |= {f"{level}/{name}@{k}": values[:, i] for i, k in enumerate(cuts)}
     return metrics

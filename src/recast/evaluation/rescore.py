@@ -35,7 +35,7 @@ from recast.items.catalog import Catalog, load_catalog
 from recast.policy.baselines import FIT_SPLITS
 from recast.policy.chat import ChatTask
 from recast.policy.tasks import HistoryTask, Task, check_catalog, load_source
-from recast.types import Interactions, Metrics, require
+from recast.types import Interactions, Metrics, RecastError, require
 
 _CHUNK = 1024
 """Rows whose places are found together."""
@@ -69,6 +69,12 @@ def evaluate_predictions(config: EvaluateConfig) -> Metrics:
     matched = match_rows(published, task, source, rows, f"{config.split} of {config.data}")
     rows = matched.rows
     lists = _lists(matched, catalog, _seen(source, rows), config.beam_width)
+    if bool((lists.items < 0).all()):
+        raise RecastError(
+            f"{config.predictions}: none of its {lists.counts['predictions']:,} predictions names "
+            f"an item of {config.catalog}: give the lists of these rows, or the catalogue that "
+            "they were written with"
+        )
     width = lists.items.shape[1]
     most = max(config.at, default=0)
     remedy = f"a list holds {width} predictions at most, leave {most} out of at"

@@ -270,6 +270,7 @@ def meet(config: Any, config_type: type) -> None:
     join()
     if world().size == 1:
         return
+    require_same({"kind of settings": config_type.__name__})
     settings = asdict(config)
     versions = {name: version(name) for name in ("recast-rl", "torch", "transformers")}
     require_same(versions | dict(flat(plain(settings, "settings"))))

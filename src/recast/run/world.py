@@ -100,6 +100,8 @@ def join() -> None:
     if size == 1 or _world.size > 1:
         return
     rank, local_rank, local_size = Launched.told()
+    # Else torch tells on stderr of every wait that ends; read as it is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
     from torch import distributed
 
