@@ -164,7 +164,7 @@ def test_lists_null_and_choices() -> None:
             ["rl", "--data=d", "--policy=p", "--output=o", "--logprob_space", "fuul"],
             "--logprob_space is 'fuul': give full or level or trie or null",
         ),
-        (["sft", *SFT, "--epochs", "0"], "epochs is 0: give 1 or more"),
+        (["sft", *SFT, "--epochs", "-1"], "epochs is -1: give 0 or more"),
         (
             ["rl", "--data=d", "--policy=p", "--output=o", "--group_size", "0"],
             "group_size is 0: give 1 or more",

@@ -42,7 +42,8 @@ def test_parameters_have_defaults_and_resources_have_none() -> None:
 
 def test_the_loop_s_own_arguments_of_a_sampler_are_no_parameters() -> None:
     sample = KINDS["sampler"]["sample"]
-    assert parameters(sample) == {"temperature": 1.0}
+    own = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "constrained": True}
+    assert parameters(sample) == own
     assert resources(sample) == set()
 
 

@@ -285,7 +285,7 @@ def test_what_is_shown_starts_with_learnability() -> None:
     metrics = dict.fromkeys(["actor/tokens", *reversed(SHOWN)], 0.5)
     assert shown(metrics) == (
         "all-zero 0.5  single-hit 0.5  trainable 0.5  repaired 0.5  reward 0.5  "
-        "NDCG@10 0.5  KL 0.5  grad 0.5"
+        "NDCG@10 0.5  free HR@10 0.5  invalid 0.5  malformed 0.5  KL 0.5  grad 0.5"
     )
     assert shown({"sft/loss": 3.25}) == "sft/loss 3.25"
 

@@ -9,16 +9,18 @@ from recast.errors import RecastError, in_short
 
 
 class Card(NamedTuple):
-    """Its maker's figures: a second, or bytes."""
+    """Its maker's figures."""
 
     name: str
+    """As in `64xH100`."""
     flops: float
-    """Dense, in bfloat16."""
+    """A second, dense, in bfloat16."""
     memory: float
+    """Bytes."""
     near: float
-    """Bytes to another card of its machine, one way."""
+    """Bytes a second to another card of its machine, one way."""
     far: float
-    """Bytes to another machine, for every card, as such machines are sold."""
+    """Bytes a second to another machine, for every card, as such machines are sold."""
 
 
 CARDS = {
@@ -39,7 +41,9 @@ class Devices(NamedTuple):
     """Cards that make a step together."""
 
     number: int
+    """Of all machines together."""
     card: Card
+    """All alike."""
 
     @property
     def link(self) -> float:

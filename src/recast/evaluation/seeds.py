@@ -139,7 +139,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     count, most = len(p_values), 0.0
     adjusted = [0.0] * count
     for rank, index in enumerate(sorted(range(count), key=lambda i: p_values[i])):
-        most = max(most, min((count - rank) * p_values[index], 1.0))
+        most = max(most, min((count - rank) * float(p_values[index]), 1.0))
         adjusted[index] = most
     return adjusted
 

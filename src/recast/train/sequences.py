@@ -288,7 +288,7 @@ def nll_sum(
         return -vocabulary_scores(policy.model, read, labels[:, None]).sum()
     catalog = policy.catalog
     ends = [catalog.level_tokens(level)[1] for level in range(catalog.num_levels)]
-    place = torch.bucketize(labels, torch.tensor(ends, device=labels.device), right=True)
+    place = torch.bucketize(labels, torch.tensor(ends).to(labels.device), right=True)
     total = read.new_zeros((), dtype=torch.promote_types(read.dtype, torch.float32))
     for level in range(catalog.num_levels):
         here = place == level
