@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from recast.config import LoRAConfig, ModelConfig
 from recast.policy.create import create_policy
 from recast.policy.load import Policy, load_policy, save_policy
 from recast.policy.lora import add_adapters
+from recast.policy.masters import take_masters
 from recast.policy.save import rounding
 from recast.run import checkpoint
 from recast.types import RecastError
@@ -234,3 +236,10 @@ def test_weights_are_read_back(
         "written): its disk fails, choose another output"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_in_place_of_masters_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "masters").mkdir()
+    os.mkfifo(tmp_path / "masters" / "model.safetensors")
+    with pytest.raises(RecastError, match=r"is not what training left .*\(no plain file\)"):
+        take_masters(torch.nn.Linear(1, 1), tmp_path)

@@ -50,6 +50,8 @@ def take_masters(model: Any, folder: Path) -> None:
     rounded = {name: weight.detach().clone() for name, weight in own.items()}
     model.float()
     try:
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise ValueError("no plain file")
         with safe_open(file, "pt") as stored:
             for name in stored.keys():  # noqa: SIM118  # it is no mapping
                 master = stored.get_tensor(name)
