@@ -12,10 +12,12 @@ _MOST = 100_000
 
 
 class Launch(NamedTuple):
-    """So many workers, at least and at most, of a launcher."""
+    """What starts the processes of a run."""
 
     launcher: str
+    """Of `LAUNCHERS`."""
     workers: tuple[int, int]
+    """At least and at most."""
 
 
 def split_launch(args: list[str]) -> tuple[list[str], Launch | None]:
