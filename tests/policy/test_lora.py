@@ -88,7 +88,7 @@ def test_adapters_change_what_peft_changes_and_off_nothing_is_left(name: str) ->
         off = branch_logprobs(policy, prompts, branches, "full")
     assert naive.relative_error(off, wanted) <= 1e-6
     mask = torch.ones_like(branches, dtype=torch.bool)
-    again = frozen_reference(policy, "full")(prompts, branches, mask)
+    again = frozen_reference(policy, "full")(prompts, branches, mask, None)
     assert naive.relative_error(again, wanted) <= 1e-6
     assert branch_logprobs(policy, prompts, branches, "full").equal(on)
 
