@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from recast.policy.attention import Layout
-from recast.policy.body import hidden_states, text_config
+from recast.policy.body import hidden_states
 from recast.policy.head import vocabulary_scores
 from recast.policy.load import Policy
 from recast.policy.logprobs import read_branches
@@ -30,11 +30,11 @@ from recast.policy.packed import Packed, grow_branches, pack, packed_forward
 from recast.rollout.beam import grow_beams
 from recast.rollout.decoder import Decoder
 from recast.rollout.distribution import Distribution
+from recast.rollout.frame import CLOSE, OPEN, Frame, frame_of, require_context, thought_begins
 from recast.rollout.sample import invert
 from recast.rollout.tree import Prefilled, TreeDecoder, check_group_size, check_prompts
-from recast.types import Draw, LogprobSpace, Prompts, RecastError, RolloutGroups, Thoughts, require
+from recast.types import Draw, LogprobSpace, Prompts, RolloutGroups, Thoughts, require
 
-OPEN, CLOSE = "<think>", "</think>"
 _SHORTEST = 10
 """Characters that a thought of the right format has more of (onerec_recipe.py, line 386)."""
 
@@ -83,7 +83,7 @@ def think(
     require(loss_over in choices, "loss_over", loss_over, f"choose one of {', '.join(choices)}")
     drawn_from = Distribution(temperature=temperature, top_p=top_p, top_k=top_k)
     frame = frame_of(policy, prefix)
-    begins = _begins(policy, prompts, frame, max_thought_tokens)
+    begins = thought_begins(policy, prompts, frame, max_thought_tokens)
     written = _write(policy, prompts, begins, thoughts, max_thought_tokens, draw, drawn_from, frame)
     start, forced = _force(policy, prompts, written, frame, draw.logprob_space)
     tree = TreeDecoder(policy, prompts, draw.logprob_space, constrained=constrained, start=start)
@@ -139,72 +139,7 @@ def openonerec(
 def require_thoughts(policy: Policy, longest: int, settings: Mapping[str, Any]) -> None:
     """Raise `RecastError` unless the policy can think behind a prompt of so many tokens."""
     frame = frame_of(policy, settings.get("prefix", "\n"))
-    _require_context(policy, longest - len(frame.begin), settings["max_thought_tokens"], frame)
-
-
-class Frame(NamedTuple):
-    """What stands around thoughts, as tokens."""
-
-    close: int
-    end: list[int]
-    """Of a turn, by which a thought ends too, unclosed."""
-    forced: list[int]
-    """Behind a thought."""
-    begin: list[int]
-    """What a prompt ends in that would have an item at once."""
-    known: int
-    """Tokens of the tokenizer."""
-
-
-def frame_of(policy: Policy, prefix: str) -> Frame:
-    """Raises `RecastError` for a policy that cannot think, or thinks in its prompts already."""
-    tokenizer, catalog = policy.tokenizer, policy.catalog
-    need = "think lists semantic IDs, and the policy's items are texts: choose another sampler"
-    require(bool(catalog.codebook_sizes), "sampler", "think", need)
-    if tokenizer is None:
-        raise RecastError(
-            "sampler is 'think', and the policy has no tokenizer to read thoughts with: start from "
-            "a language model (recast sft --model.path), or choose another sampler"
-        )
-    close = tokenizer.encode(CLOSE, add_special_tokens=False)
-    if len(close) != 1 or tokenizer.unk_token_id in close:
-        raise RecastError(
-            f"sampler is 'think', and the policy's tokenizer reads {CLOSE} as {len(close)} tokens: "
-            "start from a model that thinks, such as Qwen3, or choose another sampler"
-        )
-    asked = policy.prompt.prefix or ""
-    need = "the thought is behind it, leave it out or choose another sampler"
-    require(CLOSE not in asked, "prompt.prefix", asked, need)
-    forced = tokenizer.encode(prefix, add_special_tokens=False) + list(catalog.begin_tokens)
-    need = "give a text that stands between a thought and an item"
-    require(bool(forced), "prefix", prefix, need)
-    turn = getattr(policy.model.generation_config, "eos_token_id", None)
-    ends = turn if isinstance(turn, list) else [turn]
-    end = [token for token in {*ends, tokenizer.eos_token_id} if token is not None]
-    return Frame(close[0], end, forced, list(catalog.begin_tokens), len(tokenizer))
-
-
-def _begins(policy: Policy, prompts: Prompts, frame: Frame, limit: int) -> Int[Tensor, " B"]:
-    """Tokens of each prompt before what begins an item."""
-    count, lengths = len(frame.begin), prompts.lengths
-    at = (lengths[:, None] - count + torch.arange(count, device=lengths.device)).clamp(min=0)
-    last = prompts.tokens.gather(1, at)
-    is_begun = (last == last.new_tensor(frame.begin)).all(1) & (lengths > count)
-    begins = torch.where(is_begun, lengths - count, lengths)
-    _require_context(policy, int(begins.max()), limit, frame)
-    return begins
-
-
-def _require_context(policy: Policy, longest: int, limit: int, frame: Frame) -> None:
-    context = getattr(text_config(policy.model), "max_position_embeddings", None)
-    behind = len(frame.forced) + policy.catalog.max_length
-    if context is not None and longest + limit + behind > context:
-        most = max(context - longest - behind, 0)
-        raise RecastError(
-            f"max_thought_tokens is {limit}: behind a prompt of {longest} tokens {most} fit into "
-            f"the policy's context of {context}, of which the item and what begins it take "
-            f"{behind}: give {most} or fewer, or train a policy of a longer context"
-        )
+    require_context(policy, longest - len(frame.begin), settings["max_thought_tokens"], frame)
 
 
 class _Written(NamedTuple):

@@ -1,0 +1,82 @@
+"""What stands around thoughts: a policy in, the tokens that end one, that follow it and that begin
+an item; where prompts end, and whether a thought and an item fit behind them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from recast.policy.body import text_config
+from recast.policy.load import Policy
+from recast.types import Prompts, RecastError, require
+
+OPEN, CLOSE = "<think>", "</think>"
+
+
+class Frame(NamedTuple):
+    """What stands around thoughts, as tokens."""
+
+    close: int
+    end: list[int]
+    """Of a turn, by which a thought ends too, unclosed."""
+    forced: list[int]
+    """Behind a thought."""
+    begin: list[int]
+    """What a prompt ends in that would have an item at once."""
+    known: int
+    """Tokens of the tokenizer."""
+
+
+def frame_of(policy: Policy, prefix: str) -> Frame:
+    """Raises `RecastError` for a policy that cannot think, or thinks in its prompts already."""
+    tokenizer, catalog = policy.tokenizer, policy.catalog
+    need = "think lists semantic IDs, and the policy's items are texts: choose another sampler"
+    require(bool(catalog.codebook_sizes), "sampler", "think", need)
+    if tokenizer is None:
+        raise RecastError(
+            "sampler is 'think', and the policy has no tokenizer to read thoughts with: start from "
+            "a language model (recast sft --model.path), or choose another sampler"
+        )
+    close = tokenizer.encode(CLOSE, add_special_tokens=False)
+    if len(close) != 1 or tokenizer.unk_token_id in close:
+        raise RecastError(
+            f"sampler is 'think', and the policy's tokenizer reads {CLOSE} as {len(close)} tokens: "
+            "start from a model that thinks, such as Qwen3, or choose another sampler"
+        )
+    asked = policy.prompt.prefix or ""
+    need = "the thought is behind it, leave it out or choose another sampler"
+    require(CLOSE not in asked, "prompt.prefix", asked, need)
+    forced = tokenizer.encode(prefix, add_special_tokens=False) + list(catalog.begin_tokens)
+    need = "give a text that stands between a thought and an item"
+    require(bool(forced), "prefix", prefix, need)
+    turn = getattr(policy.model.generation_config, "eos_token_id", None)
+    ends = turn if isinstance(turn, list) else [turn]
+    end = [token for token in {*ends, tokenizer.eos_token_id} if token is not None]
+    return Frame(close[0], end, forced, list(catalog.begin_tokens), len(tokenizer))
+
+
+def thought_begins(policy: Policy, prompts: Prompts, frame: Frame, limit: int) -> Int[Tensor, " B"]:
+    """Tokens of each prompt before what begins an item. Raises what `require_context` raises."""
+    count, lengths = len(frame.begin), prompts.lengths
+    at = (lengths[:, None] - count + torch.arange(count, device=lengths.device)).clamp(min=0)
+    last = prompts.tokens.gather(1, at)
+    is_begun = (last == last.new_tensor(frame.begin)).all(1) & (lengths > count)
+    begins = torch.where(is_begun, lengths - count, lengths)
+    require_context(policy, int(begins.max()), limit, frame)
+    return begins
+
+
+def require_context(policy: Policy, longest: int, limit: int, frame: Frame) -> None:
+    """Raise `RecastError` where a thought of `limit` tokens and an item leave the context."""
+    context = getattr(text_config(policy.model), "max_position_embeddings", None)
+    behind = len(frame.forced) + policy.catalog.max_length
+    if context is not None and longest + limit + behind > context:
+        most = max(context - longest - behind, 0)
+        raise RecastError(
+            f"max_thought_tokens is {limit}: behind a prompt of {longest} tokens {most} fit into "
+            f"the policy's context of {context}, of which the item and what begins it take "
+            f"{behind}: give {most} or fewer, or train a policy of a longer context"
+        )
