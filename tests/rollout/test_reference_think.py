@@ -266,6 +266,7 @@ def test_what_cannot_think() -> None:
         (replace(policy, tokenizer=None), "the policy has no tokenizer to read thoughts with"),
         (replace(policy, tokenizer=tiny.tiny_tokenizer(9)), "reads </think> as 1 tokens: start"),
         (replace(policy, prompt=prompt), "prompt.prefix is .*: the thought is behind it"),
+        (small_chat.chat_policy("t5"), "sampler is 'think': an encoder-decoder reads a prompt and"),
     ):
         with pytest.raises(RecastError, match=said):
             think(other, prompts, 6)

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from recast.policy.body import text_config
+from recast.policy.encoder_decoder import start_token
 from recast.policy.load import Policy
 from recast.types import Prompts, RecastError, require
 
@@ -35,6 +36,8 @@ def frame_of(policy: Policy, prefix: str) -> Frame:
     tokenizer, catalog = policy.tokenizer, policy.catalog
     need = "think lists semantic IDs, and the policy's items are texts: choose another sampler"
     require(bool(catalog.codebook_sizes), "sampler", "think", need)
+    need = "an encoder-decoder reads a prompt and no thought behind it: choose another sampler"
+    require(start_token(policy.model) is None, "sampler", "think", need)
     if tokenizer is None:
         raise RecastError(
             "sampler is 'think', and the policy has no tokenizer to read thoughts with: start from "
