@@ -61,8 +61,8 @@ FULL = Sizes(
     widths=(32, 128),
     lengths=(1024, 4096),
     matrix=8192,
-    passes=4,
-    repeats=5,
+    passes=2,
+    repeats=3,
 )
 SMOKE = Sizes(
     model={

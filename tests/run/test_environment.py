@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,12 @@ def test_no_git_and_one_that_is_no_program(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "git").write_text("not a program")
     (tmp_path / "git").chmod(0o755)
     assert module._git_commit.__wrapped__() is None
+
+
+def test_sources_on_the_path_are_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(module, "version", missing)
+    monkeypatch.setattr(module, "requires", missing)
+    assert module.environment()["versions"] == {"recast-rl": "not installed as a package"}

@@ -40,17 +40,21 @@ def environment(data_hash: str | None = None) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     """This package and its direct dependencies without those of the extras."""
-    names = ["recast-rl"]
-    for requirement in requires("recast-rl") or []:
+    names, required = ["recast-rl"], list[str]()
+    with suppress(PackageNotFoundError):
+        required = requires("recast-rl") or []
+    for requirement in required:
         if "extra ==" not in requirement:
             names += re.findall(r"^[\w.-]+", requirement)
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
+    return {name: version_of(name) for name in names}
+
+
+def version_of(package: str) -> str:
+    """Its version, or that it has none: a folder of sources on `PYTHONPATH`."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed as a package"
 
 
 def _cpu_name() -> str:

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from functools import partial
-from importlib.metadata import version
 from inspect import Parameter
 from pathlib import Path
 from types import FunctionType
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from recast.config.check import RANKERS
 from recast.run.doors import PUBLISHED, enter, ranker_folder
+from recast.run.environment import version_of
 from recast.run.world import join, require_same, world
 from recast.types import RecastError
 
@@ -272,6 +272,6 @@ def meet(config: Any, config_type: type) -> None:
         return
     require_same({"kind of settings": config_type.__name__})
     settings = asdict(config)
-    versions = {name: version(name) for name in ("recast-rl", "torch", "transformers")}
+    versions = {name: version_of(name) for name in ("recast-rl", "torch", "transformers")}
     require_same(versions | dict(flat(plain(settings, "settings"))))
     require_same({f"what {k} holds": source.digest() for k, source in inputs_of(settings).items()})

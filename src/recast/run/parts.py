@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from recast.errors import RecastError
 from recast.run.checkpoint import read_whole, write_whole
+from recast.run.environment import version_of
 from recast.run.files import alone_in, refuse_existing
 from recast.run.fingerprint import Input, digest, plain
 from recast.run.reading import reading, reason_of
@@ -83,7 +83,7 @@ class Parts:
         removed, which is said."""
         if not self._folder:
             return
-        versions = {name: version(name) for name in _DECIDING}
+        versions = {name: version_of(name) for name in _DECIDING}
         sums = {}
         for name, file in reads.items():
             with reading(file.path, "let its files be read"):
