@@ -246,6 +246,43 @@ def test_a_thought_that_is_not_closed() -> None:
     ]
 
 
+def test_a_thought_that_is_closed() -> None:
+    """By `</think>` in place of the end of a turn, and behind the limit: items follow that."""
+    policy = thinking()
+    policy.model.generation_config.eos_token_id = list(range(20, 35))  # some end by one
+    prompts, frame = prompts_of(policy), frame_of(policy, "\n")
+    settings = {"thoughts": 4, "max_thought_tokens": 3}
+    draw = Draw(seed=3, step=2)
+    free = think(policy, prompts, 32, draw, **settings)
+    closed = think(policy, prompts, 32, draw, **settings, closes=True, loss_over="written")
+    assert free.thoughts
+    assert closed.thoughts
+    assert closed.thoughts.is_closed.equal(free.thoughts.is_closed)
+    ends = Counter[str]()
+    plain = tiny.twin(policy.model)
+    for row in range(3):
+        for n in range(4):
+            size = int(free.thoughts.num_written[row, n])
+            own, tokens = written(free, row, n)[:size], written(closed, row, n)
+            by = "itself" if own[-1] == frame.close else "turn" if own[-1] in frame.end else "limit"
+            ends[by] += 1
+            kept = own[: size - (by != "limit")]
+            assert tokens == [*kept, frame.close, *frame.forced]
+            drawn = len(kept) + (by == "itself")
+            assert int(closed.thoughts.num_written[row, n]) == drawn
+            assert closed.thoughts.loss_mask[row, n].nonzero()[:, 0].tolist() == list(range(drawn))
+            behind = torch.tensor([prompt_of(closed, row) + tokens])
+            copy = replace(
+                select(prompts, torch.tensor([row])),
+                tokens=behind,
+                lengths=torch.tensor([behind.shape[1]]),
+            )
+            exact = naive.item_logprobs(plain, policy.catalog, copy, 0, "full")
+            best = sorted(exact, key=lambda item: -sum(exact[item]))
+            assert closed.items[row, 8 * n : 8 * n + len(best)].tolist() == best
+    assert set(ends) == {"itself", "turn", "limit"}
+
+
 def test_what_cannot_think() -> None:
     policy = thinking()
     prompts = prompts_of(policy)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from recast.policy.body import text_config
@@ -15,6 +15,8 @@ from recast.policy.load import Policy
 from recast.types import Prompts, RecastError, require
 
 OPEN, CLOSE = "<think>", "</think>"
+_SHORTEST = 10
+"""Characters that a thought of the right format has more of (onerec_recipe.py, line 386)."""
 
 
 class Frame(NamedTuple):
@@ -61,21 +63,26 @@ def frame_of(policy: Policy, prefix: str) -> Frame:
     return Frame(close[0], end, forced, list(catalog.begin_tokens), len(tokenizer))
 
 
-def thought_begins(policy: Policy, prompts: Prompts, frame: Frame, limit: int) -> Int[Tensor, " B"]:
+def thought_begins(
+    policy: Policy, prompts: Prompts, frame: Frame, limit: int, *, closes: bool
+) -> Int[Tensor, " B"]:
     """Tokens of each prompt before what begins an item. Raises what `require_context` raises."""
     count, lengths = len(frame.begin), prompts.lengths
     at = (lengths[:, None] - count + torch.arange(count, device=lengths.device)).clamp(min=0)
     last = prompts.tokens.gather(1, at)
     is_begun = (last == last.new_tensor(frame.begin)).all(1) & (lengths > count)
     begins = torch.where(is_begun, lengths - count, lengths)
-    require_context(policy, int(begins.max()), limit, frame)
+    require_context(policy, int(begins.max()), limit, frame, closes=closes)
     return begins
 
 
-def require_context(policy: Policy, longest: int, limit: int, frame: Frame) -> None:
-    """Raise `RecastError` where a thought of `limit` tokens and an item leave the context."""
+def require_context(
+    policy: Policy, longest: int, limit: int, frame: Frame, *, closes: bool
+) -> None:
+    """Raise `RecastError` where a thought of `limit` tokens, what closes it and an item leave the
+    context."""
     context = getattr(text_config(policy.model), "max_position_embeddings", None)
-    behind = len(frame.forced) + policy.catalog.max_length
+    behind = closes + len(frame.forced) + policy.catalog.max_length
     if context is not None and longest + limit + behind > context:
         most = max(context - longest - behind, 0)
         raise RecastError(
@@ -83,3 +90,15 @@ def require_context(policy: Policy, longest: int, limit: int, frame: Frame) -> N
             f"the policy's context of {context}, of which the item and what begins it take "
             f"{behind}: give {most} or fewer, or train a policy of a longer context"
         )
+
+
+def formatted(
+    policy: Policy, tokens: Int[Tensor, "B N S"], lengths: Int[Tensor, "B N"]
+) -> Bool[Tensor, "B N"]:
+    """Which thoughts say more than ten characters that are no space between their tags; `<think>`
+    may stand in the prompt."""
+    rows = zip(tokens.flatten(0, 1).tolist(), lengths.flatten().tolist(), strict=True)
+    texts = [policy.tokenizer.decode(row[:size], skip_special_tokens=False) for row, size in rows]
+    inside = [text.partition(CLOSE)[0].rpartition(OPEN)[2] for text in texts]
+    long = [len("".join(text.split())) > _SHORTEST for text in inside]
+    return torch.tensor(long, device=lengths.device).view(lengths.shape)
