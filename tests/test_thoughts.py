@@ -57,7 +57,12 @@ def test_a_run_with_thoughts(walk: Path, base: Path, tmp_path: Path) -> None:
     assert float(lengths.mean()) == line["thought/tokens"]
     shown = inspect_policy(
         InspectConfig(
-            data=config.data, policy=str(base), sampler="think", sampler_args=THINKS, group_size=4
+            data=config.data,
+            policy=str(base),
+            sampler="think",
+            sampler_args=THINKS,
+            group_size=4,
+            reward="format",
         )
     )
     assert "thought   1, 4 tokens, not closed: " in str(shown)
@@ -68,6 +73,10 @@ def test_what_has_no_thoughts(walk: Path, base: Path, tmp_path: Path) -> None:
     for changes, said in (
         ({"sampler_args": {"max_thought_tokens": 640}}, "max_thought_tokens is 640: behind"),
         ({"nll_coef": 0.1}, "nll_coef is 0.1: behind the thoughts of sampler think a target"),
+        (
+            {"sampler": None, "sampler_args": {}, "reward": "format"},
+            "reward is 'format': it is of thoughts, and sampler sample writes none",
+        ),
         ({"method": "vstar"}, "sampler is 'think', which cannot serve method 'vstar': "),
         ({"policy": str(walk / "sft" / "policy")}, "the policy has no tokenizer"),
     ):

@@ -17,6 +17,7 @@ from recast.groups import counted_tokens, join, reorder, select
 from recast.losses import KLS
 from recast.policy.load import Policy
 from recast.policy.prompts import make_prompts
+from recast.rollout.frame import tags_of
 from recast.rollout.think import frame_of, think
 from recast.train.actor import update
 from recast.types import Draw, Prompts, RecastError, RolloutGroups, Signal
@@ -51,6 +52,15 @@ def thinking(name: str = "llama") -> Policy:
         mean = torch.stack(states).mean(0)
         head.weight[close] = 6 * mean / mean.square().sum()
     return policy
+
+
+def opened(policy: Policy, prompts: Prompts) -> Prompts:
+    """The prompts with `<think>` before what begins an item."""
+    tokens = torch.nn.functional.pad(prompts.tokens, (0, 1))
+    (tag,) = policy.tokenizer.encode("<think>")
+    for row, length in enumerate(prompts.lengths.tolist()):
+        tokens[row, length - 1 : length + 1] = torch.tensor([tag, 313])
+    return replace(prompts, tokens=tokens, lengths=prompts.lengths + 1)
 
 
 def written(groups: RolloutGroups, row: int, thought: int) -> list[int]:
@@ -231,19 +241,61 @@ def test_a_thought_that_is_not_closed() -> None:
     assert free.thoughts
     closed = free.thoughts.is_closed.gather(1, free.thoughts.of)
     assert bool((free.items >= 0).all())
-    assert strict.items.equal(free.items.masked_fill(~closed, -1))
-    assert bool((strict.predictions[~closed] == -1).all())
+    assert bool((strict.items == -1).all())  # nobody writes <think>
+    assert bool((strict.predictions == -1).all())
     assert strict.exists.equal(free.exists)
-    texts = [
-        policy.tokenizer.decode(written(free, row, n)[: int(free.thoughts.num_written[row, n])])
-        for row in range(3)
-        for n in range(2)
-    ]
-    long = [len("".join(text.partition("</think>")[0].split())) > 10 for text in texts]
-    assert free.thoughts.has_format.flatten().tolist() == [
-        is_long and is_closed
-        for is_long, is_closed in zip(long, free.thoughts.is_closed.flatten().tolist(), strict=True)
-    ]
+    prompts = opened(policy, prompts)
+    free = think(policy, prompts, 6, Draw(seed=3, step=2), **settings)
+    strict = think(policy, prompts, 6, Draw(seed=3, step=2), strict_think=True, **settings)
+    assert free.thoughts
+    closed = free.thoughts.is_closed.gather(1, free.thoughts.of)
+    assert bool(closed.any())
+    assert strict.items.equal(free.items.masked_fill(~closed, -1))
+
+
+THINK, SHORT, LONG = "<think>", "ab cd\nef gh ij", "abcd efgh ijk"
+
+
+@pytest.mark.parametrize(
+    ("before", "thought", "found"),
+    [
+        ("", f"{THINK}\n{LONG}</think>", (True, True)),
+        ("", f"{THINK}{SHORT}</think>", (True, False)),
+        ("", f"{LONG}</think>", (False, False)),
+        ("", f"{LONG}{THINK}</think>", (True, False)),
+        (f"user{THINK}\n", f"{LONG}</think>", (True, True)),
+        (f"{THINK} user", f"{LONG}</think>", (False, False)),
+        ("", "</think>", (False, False)),
+        ("", f"{THINK}{THINK}</think>", (True, False)),
+    ],
+)
+def test_tags(before: str, thought: str, found: tuple[bool, bool]) -> None:
+    """As `think_format_reward` of the release finds them in the response, but for `<think>` at the
+    end of the prompt; ten characters that are no space are too few."""
+    policy = small_chat.chat_policy("llama")
+    text = torch.tensor([[5, *policy.tokenizer.encode(before), 313]])
+    prompts = make_prompts(
+        policy.catalog,
+        targets=torch.tensor([[7]]),
+        text=(text, torch.tensor([text.shape[1]])),
+        row_ids=torch.tensor([0]),
+    )
+    tokens = torch.tensor([[policy.tokenizer.encode(thought)]])
+    sizes = torch.tensor([[tokens.shape[2]]])
+    tags = tags_of(policy, prompts, torch.tensor([text.shape[1] - 1]), tokens, sizes)
+    assert (tags.is_open.item(), tags.is_long.item()) == found
+    if not before:
+        assert _release_format(thought) == all(found)
+
+
+def _release_format(text: str) -> bool:
+    """onerec_recipe.py, lines 386 to 407."""
+    if THINK not in text or "</think>" not in text:
+        return False
+    start, end = text.find(THINK) + len(THINK), text.find("</think>")
+    if end < start:
+        return False
+    return len(text[start:end].translate(str.maketrans("", "", " \n\r\t"))) > 10
 
 
 def test_a_thought_that_is_closed() -> None:
@@ -298,6 +350,10 @@ def test_what_cannot_think() -> None:
     ):
         with pytest.raises(RecastError, match=said):
             think(policy, prompts, 6, **settings)
+    behind = opened(policy, prompts)
+    behind.tokens[1, behind.lengths[1] - 2] = frame_of(policy, "\n").close
+    with pytest.raises(RecastError, match="row 3 has a prompt that ends in </think>, behind which"):
+        think(policy, behind, 6)
     prompt = PromptConfig(history="sids", prefix="<think>\n\n</think>\n")
     for other, said in (
         (replace(policy, tokenizer=None), "the policy has no tokenizer to read thoughts with"),

@@ -17,6 +17,8 @@ from recast.types import Prompts, RecastError, require
 OPEN, CLOSE = "<think>", "</think>"
 _SHORTEST = 10
 """Characters that a thought of the right format has more of (onerec_recipe.py, line 386)."""
+_TAIL = 12
+"""Tokens at the end of a prompt that hold a tag and the line breaks around it."""
 
 
 class Frame(NamedTuple):
@@ -72,6 +74,12 @@ def thought_begins(
     last = prompts.tokens.gather(1, at)
     is_begun = (last == last.new_tensor(frame.begin)).all(1) & (lengths > count)
     begins = torch.where(is_begun, lengths - count, lengths)
+    for row, text in zip(prompts.row_ids.tolist(), _ends(policy, prompts, begins), strict=True):
+        if text.endswith(CLOSE):
+            raise RecastError(
+                f"row {row} has a prompt that ends in {CLOSE}, behind which nobody thinks: render "
+                "it without, or choose another sampler"
+            )
     require_context(policy, int(begins.max()), limit, frame, closes=closes)
     return begins
 
@@ -92,13 +100,40 @@ def require_context(
         )
 
 
-def formatted(
-    policy: Policy, tokens: Int[Tensor, "B N S"], lengths: Int[Tensor, "B N"]
-) -> Bool[Tensor, "B N"]:
-    """Which thoughts say more than ten characters that are no space between their tags; `<think>`
-    may stand in the prompt."""
-    rows = zip(tokens.flatten(0, 1).tolist(), lengths.flatten().tolist(), strict=True)
-    texts = [policy.tokenizer.decode(row[:size], skip_special_tokens=False) for row, size in rows]
-    inside = [text.partition(CLOSE)[0].rpartition(OPEN)[2] for text in texts]
-    long = [len("".join(text.split())) > _SHORTEST for text in inside]
-    return torch.tensor(long, device=lengths.device).view(lengths.shape)
+class Tags(NamedTuple):
+    """What stands around the text of thoughts."""
+
+    is_open: Bool[Tensor, "B N"]
+    """`<think>` stands in the thought, or ends the prompt."""
+    is_long: Bool[Tensor, "B N"]
+    """More than ten characters that are no space follow it, before `</think>`."""
+
+
+def tags_of(
+    policy: Policy,
+    prompts: Prompts,
+    begins: Int[Tensor, " B"],
+    tokens: Int[Tensor, "B N S"],
+    lengths: Int[Tensor, "B N"],
+) -> Tags:
+    """Of thoughts; the prompts are read up to `begins`."""
+    found = []
+    for row, text in enumerate(_ends(policy, prompts, begins)):
+        before = OPEN if text.endswith(OPEN) else ""
+        for thought, size in zip(tokens[row].tolist(), lengths[row].tolist(), strict=True):
+            inside = (before + _decoded(policy, thought[:size])).partition(CLOSE)[0]
+            _, tag, said = inside.partition(OPEN)
+            found.append([bool(tag), len("".join(said.split())) > _SHORTEST])
+    both = torch.tensor(found, device=lengths.device).view(*lengths.shape, 2)
+    return Tags(*both.unbind(-1))
+
+
+def _ends(policy: Policy, prompts: Prompts, begins: Int[Tensor, " B"]) -> list[str]:
+    """The last words of each prompt."""
+    rows = zip(prompts.tokens.tolist(), begins.tolist(), strict=True)
+    return [_decoded(policy, row[max(end - _TAIL, 0) : end]).rstrip() for row, end in rows]
+
+
+def _decoded(policy: Policy, tokens: list[int]) -> str:
+    text: str = policy.tokenizer.decode(tokens, skip_special_tokens=False)
+    return text

@@ -30,7 +30,7 @@ from recast.policy.packed import Packed, grow_branches, pack, packed_forward
 from recast.rollout.beam import grow_beams
 from recast.rollout.decoder import Decoder
 from recast.rollout.distribution import Distribution
-from recast.rollout.frame import Frame, formatted, frame_of, require_context, thought_begins
+from recast.rollout.frame import Frame, frame_of, require_context, tags_of, thought_begins
 from recast.rollout.sample import invert
 from recast.rollout.tree import Prefilled, TreeDecoder, check_group_size, check_prompts
 from recast.types import Draw, LogprobSpace, Prompts, RolloutGroups, Thoughts, require
@@ -64,9 +64,10 @@ def think(
     A thought is *drawn* over the tokenizer's tokens, as `Distribution` says, and *recorded* over
     the whole vocabulary, at temperature 1. `prefix` and the name that begins an item are forced
     behind it, closed or not; with `closes` `</think>` is written where a thought that is not closed
-    ends, as OpenOneRec's benchmark does. With `strict_think` what follows a thought that did not
-    close itself names nothing; with `repeats` the first beam stands in for those that there are too
-    few of. Draws depend on (seed, step, row, thought) alone: fewer thoughts are the first of more.
+    ends, as OpenOneRec's benchmark does. With `strict_think` what follows a thought without both
+    tags, `<think>` and a `</think>` of its own, names nothing; with `repeats` the first beam stands
+    in for those that there are too few of. Draws depend on (seed, step, row, thought) alone: fewer
+    thoughts are the first of more.
 
     Raises `RecastError` for a policy without a tokenizer that reads `</think>` as one token, for
     prompts that hold it already and for those that a thought and an item do not fit behind.
@@ -97,10 +98,15 @@ def think(
         alive = alive | alive[..., :1]
     groups = tree.finish(group_size, draw, order.flatten(1), alive.flatten(1))
     place = torch.arange(group_size, device=order.device)
-    found = _joined(policy, begins, written, forced, frame, loss_over)
-    found = replace(found, of=(place // each).expand(len(prompts), -1))
+    tags = tags_of(policy, prompts, begins, written.tokens, written.lengths)
+    found = _joined(begins, written, forced, frame, loss_over)
+    found = replace(
+        found,
+        of=(place // each).expand(len(prompts), -1),
+        has_format=tags.is_open & tags.is_long & written.is_closed,
+    )
     if strict_think:
-        lost = ~found.is_closed.gather(1, found.of)
+        lost = ~(tags.is_open & found.is_closed).gather(1, found.of)
         groups = replace(
             groups,
             items=groups.items.masked_fill(lost, -1),
@@ -119,7 +125,8 @@ def openonerec(
 ) -> RolloutGroups:
     """`think` as OpenOneRec's release rolls out: one thought at temperature 1, G free beams below
     it, thought and forced tokens in the loss, beams that are missing repeated, nothing named
-    without `</think>` (onerec_vllm_rollout.py, onerec_recipe.py).
+    without both tags (onerec_vllm_rollout.py, onerec_recipe.py). Where `<think>` ends the prompt
+    the release gives 0 to every rollout, since it asks for both in the response; here it counts.
 
     Raises what `think` raises, and `RecastError` in the `trie` space, which free beams leave.
     """
@@ -277,14 +284,13 @@ def _force(
 
 
 def _joined(
-    policy: Policy,
     begins: Int[Tensor, " B"],
     written: _Written,
     forced: Float[Tensor, "B N E"],
     frame: Frame,
     loss_over: str,
 ) -> Thoughts:
-    """Each thought with what was forced behind it; `of` is not known yet."""
+    """Each thought with what was forced behind it; `of` and `has_format` are not known yet."""
     lengths, size = written.lengths, len(frame.forced)
     place = torch.arange(int(lengths.max()) + size, device=lengths.device)
     at = place - lengths[..., None]  # among the forced ones
@@ -308,7 +314,7 @@ def _joined(
         loss_mask=masks[loss_over],
         logprobs=both(written.logprobs, forced),
         is_closed=written.is_closed,
-        has_format=formatted(policy, written.tokens, lengths) & written.is_closed,
+        has_format=written.is_closed,
         begins=begins,
         of=lengths[:, :0],
     )
