@@ -139,6 +139,36 @@ def test_recif_bench_from_its_files_to_the_table(
         assert int(cells[2]) == reachable[task]["rows"]
 
 
+def test_the_way_of_thoughts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With thoughts of four tokens, which random weights do not close."""
+    monkeypatch.chdir(tmp_path)
+    guide = (GUIDES / "thinking.md").read_text().replace("thought_tokens 32", "thought_tokens 4")
+    shorter = {
+        "inspect": "--prompts_per_step=2 --threads=1 --pass_tokens=4096",
+        "rl": "--steps=1 --prompts_per_step=2 --valid_rows=4 --threads=1 --pass_tokens=4096",
+    }
+    assert run_commands(guide, SMALLEST | shorter) == 12
+    assert re.search(r"thought   4, 4 tokens, not closed: ", capsys.readouterr().out)
+    code = re.search(r"```python\n(.*?)```", guide, re.DOTALL)
+    assert code is not None
+    exec(compile(code[1], "thinking", "exec"), {})
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 2 + 5 * 4
+    told = {
+        name: json.loads(Path(f"recif/eval/{name}/eval.json").read_text())
+        for name in ("plain", "think", "four")
+    }
+    assert [one["facts"]["thoughts"] for one in told.values()] == [None, 1, 4]
+    assert told["four"]["thoughts"]["thought/tokens"] > 3
+    for run in ("think", "release"):
+        step = json.loads(Path(f"recif/{run}/metrics.jsonl").read_text().splitlines()[-1])
+        assert step["thought/tokens"] > 3
+        assert step["valid/thought_tokens"] > 3
+    assert step["reward/mean"] == 0  # openonerec asks for both tags
+
+
 def test_the_way_of_titles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,8 @@ from recast.config import LoRAConfig, RLConfig
 from recast.data.folder import load_data
 from recast.draws import uniforms
 from recast.evaluation.metrics import row_metrics
-from recast.evaluation.rank import rank_policy, sample_rows, validate
+from recast.evaluation.rank import rank_policy, sample_rows
+from recast.evaluation.validation import validate
 from recast.methods.assembly import resolve
 from recast.methods.parts import spell
 from recast.methods.table import METHODS

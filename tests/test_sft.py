@@ -25,7 +25,8 @@ from recast.data.windows import user_windows
 from recast.evaluation.facts import training_of
 from recast.evaluation.free import free_metrics
 from recast.evaluation.metrics import PRIMARY, row_metrics
-from recast.evaluation.rank import rank_policy, rank_scores, sample_rows, validate
+from recast.evaluation.rank import rank_policy, rank_scores, sample_rows
+from recast.evaluation.validation import validate
 from recast.items.catalog import load_catalog
 from recast.policy.baselines import popularity
 from recast.policy.load import load_policy

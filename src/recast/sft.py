@@ -16,8 +16,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from recast.config import Precision, SFTConfig
-from recast.evaluation.rank import validate
 from recast.evaluation.text import tell
+from recast.evaluation.validation import validate
 from recast.policy.load import Policy, trained_parameters
 from recast.policy.tasks import HistoryTask
 from recast.run.log import RunLog

@@ -176,7 +176,8 @@ class Thoughts:
     is_closed: Bool[Tensor, "B N"]
     """Ended by `</think>`, neither by the limit nor by the end of the turn."""
     has_format: Bool[Tensor, "B N"]
-    """Closed, and more than 10 characters that are no space (OpenOneRec's format reward)."""
+    """Closed, and more than 10 characters behind `<think>` that are no space (OpenOneRec's format
+    reward)."""
     begins: Int[Tensor, " B"]
     """Tokens of the prompt that they stand behind: what begins an item comes after them."""
     of: Int[Tensor, "B G"]
@@ -270,6 +271,7 @@ class Traits:
     has_fixed_rows: bool = False
     """Sampler: no rollout may be overwritten by the target (`add_gt`)."""
     thinks: bool = False
-    """Sampler: its rollouts follow thoughts; a target, which follows none, has no likelihood."""
+    """Sampler: its rollouts follow thoughts; a target, which follows none, has no likelihood.
+    Reward: is of thoughts."""
     reads_batch: bool = False
     """Signal: a prompt's weights depend on the other prompts of the batch."""

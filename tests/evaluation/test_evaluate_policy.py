@@ -93,6 +93,7 @@ def test_what_is_written_is_what_was_ranked(run: EvaluateConfig) -> None:
             "num_candidates": 30,
             "exclude_seen": data.exclude_seen,
             "beam_width": 10,
+            "thoughts": None,
             "ties": "expectation",
             "seed": 0,
             "events_seen": None,  # a policy of no run

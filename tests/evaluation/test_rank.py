@@ -15,8 +15,8 @@ from recast.evaluation.rank import (
     rank_scores,
     rows_to_rank,
     sample_rows,
-    validate,
 )
+from recast.evaluation.validation import validate
 from recast.items.catalog import Catalog, build_catalog
 from recast.rollout.beam import beam_search
 from recast.types import Interactions, RecastError

@@ -148,7 +148,7 @@ REFUSED = {
     "--method=adagrpo --ranker=math:sqrt --prompts_per_step=1": "prompts_per_step is 1: adagrpo ",
     "--reward=semantic": "method 'recast' needs embeddings (semantic): give --embeddings",
     "--reward=semantic --embeddings=nowhere": "nowhere holds no embeddings (embeddings.safe",
-    "--reward=format": "reward is 'format': did you mean",
+    "--reward=format": "reward is 'format': it is of thoughts, and sampler sample writes none: add",
     "--method=dapo --sampler=beam": "sampler is 'beam', which cannot serve method 'dapo': use ",
     "--method=gumbel_pg --sampler=sample": "which cannot serve method 'gumbel_pg': use gumbel",
     "--sampler=gumbel": "sampler is 'gumbel', which cannot serve method 'recast': use sample or ",

@@ -57,6 +57,9 @@ def test_a_step_of_a_method_on_texts(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_page_says_what_a_method_means_on_titles(name: str) -> None:
+def test_a_page_says_what_a_method_means_on_titles_and_with_thoughts(name: str) -> None:
     page = (DOCS / f"{name}.md").read_text()
     assert "\n## On titles\n" in page
+    _, _, told = page.partition("\n## With thoughts\n\n")
+    assert told.startswith("Refused: ") == ("think" not in METHODS[name].samplers)
+    assert told

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from recast.groups import reorder
 from recast.rewards.collaborative import collaborative
+from recast.rewards.format import think_format
 from recast.rewards.gflow import gflow
 from recast.rewards.hit import any_hit, first_hit, set_ratio
 from recast.rewards.partial import partial_hit
 from recast.rewards.ranking import rank_reward, ranking
 from recast.rewards.semantic import semantic
 from recast.signals.grpo import standardise
-from recast.types import Prompts, RecastError, RolloutGroups
+from recast.types import Prompts, RecastError, RolloutGroups, Thoughts
 
 OF_TOKENS = (first_hit, any_hit, set_ratio, partial_hit, gflow, ranking)
 
@@ -55,6 +56,23 @@ def test_hits_and_partial_hits() -> None:
         assert reward(groups).tolist() == [[1, 0, 0, 0]]
     torch.testing.assert_close(partial_hit(groups), torch.tensor([[1, 0.1, 0, 0]]))
     torch.testing.assert_close(gflow(groups), torch.tensor([[2, 2 / 3, 0, 0]]))
+
+
+def test_the_form_of_a_thought_is_that_of_all_below_it() -> None:
+    assert think_format(_groups()).tolist() == [[0, 0, 0, 0]]
+    long = torch.tensor([[True, False]])
+    thoughts = Thoughts(
+        tokens=torch.ones(1, 2, 1, dtype=torch.long),
+        lengths=torch.ones(1, 2, dtype=torch.long),
+        num_written=torch.ones(1, 2, dtype=torch.long),
+        loss_mask=torch.ones(1, 2, 1, dtype=torch.bool),
+        logprobs=torch.zeros(1, 2, 1),
+        is_closed=torch.ones_like(long),
+        has_format=long,
+        begins=torch.tensor([3]),
+        of=torch.tensor([[0, 1, 0, 0]]),
+    )
+    assert think_format(_groups(thoughts=thoughts)).tolist() == [[1, 0, 1, 0]]
 
 
 def test_the_pad_token_of_a_missing_target_is_no_target() -> None:

@@ -11,57 +11,18 @@ import small_actor
 import small_chat
 import tiny
 import torch
+from small_thoughts import opened, prompt_of, prompts_of, thinking, written
 
 from recast.config import PromptConfig
 from recast.groups import counted_tokens, join, reorder, select
 from recast.losses import KLS
-from recast.policy.load import Policy
 from recast.policy.prompts import make_prompts
+from recast.rollout.frame import tags_of
 from recast.rollout.think import frame_of, think
 from recast.train.actor import update
-from recast.types import Draw, Prompts, RecastError, RolloutGroups, Signal
+from recast.types import Draw, RecastError, Signal
 
 LIMIT = 7
-
-
-def prompts_of(policy: Policy) -> Prompts:
-    """Three texts that end in <|sid_begin|>; the first has seen items, the second two targets."""
-    texts = [[5, 6, 7, 8, 313], [9, 10, 313], [11, 12, 13, 14, 15, 16, 313]]
-    tokens = torch.zeros(3, 7, dtype=torch.long)
-    for row, text in enumerate(texts):
-        tokens[row, : len(text)] = torch.tensor(text)
-    lengths = torch.tensor([len(text) for text in texts])
-    targets = torch.tensor([[7, -1], [5, 3], [2, -1]])
-    seen = torch.tensor([[0, 1], [-1, -1], [-1, -1]])
-    return make_prompts(
-        policy.catalog, targets=targets, text=(tokens, lengths), seen=seen, row_ids=lengths
-    )
-
-
-def thinking(name: str = "llama") -> Policy:
-    """A policy whose </think> is likely: its row looks like what the prompts end in."""
-    policy = small_chat.chat_policy(name)
-    close, prompts = frame_of(policy, "\n").close, prompts_of(policy)
-    body, head = policy.model.base_model, policy.model.get_output_embeddings()
-    with torch.no_grad():
-        states = [
-            body(prompts.tokens[row : row + 1, : int(length) - 1]).last_hidden_state[0, -1]
-            for row, length in enumerate(prompts.lengths)
-        ]
-        mean = torch.stack(states).mean(0)
-        head.weight[close] = 6 * mean / mean.square().sum()
-    return policy
-
-
-def written(groups: RolloutGroups, row: int, thought: int) -> list[int]:
-    assert groups.thoughts
-    length = int(groups.thoughts.lengths[row, thought])
-    return groups.thoughts.tokens[row, thought, :length].tolist()
-
-
-def prompt_of(groups: RolloutGroups, row: int) -> list[int]:
-    """Without <|sid_begin|>, which comes behind the thought."""
-    return groups.prompts.tokens[row, : int(groups.prompts.lengths[row]) - 1].tolist()
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
@@ -231,19 +192,98 @@ def test_a_thought_that_is_not_closed() -> None:
     assert free.thoughts
     closed = free.thoughts.is_closed.gather(1, free.thoughts.of)
     assert bool((free.items >= 0).all())
-    assert strict.items.equal(free.items.masked_fill(~closed, -1))
-    assert bool((strict.predictions[~closed] == -1).all())
+    assert bool((strict.items == -1).all())  # nobody writes <think>
+    assert bool((strict.predictions == -1).all())
     assert strict.exists.equal(free.exists)
-    texts = [
-        policy.tokenizer.decode(written(free, row, n)[: int(free.thoughts.num_written[row, n])])
-        for row in range(3)
-        for n in range(2)
-    ]
-    long = [len("".join(text.partition("</think>")[0].split())) > 10 for text in texts]
-    assert free.thoughts.has_format.flatten().tolist() == [
-        is_long and is_closed
-        for is_long, is_closed in zip(long, free.thoughts.is_closed.flatten().tolist(), strict=True)
-    ]
+    prompts = opened(policy, prompts)
+    free = think(policy, prompts, 6, Draw(seed=3, step=2), **settings)
+    strict = think(policy, prompts, 6, Draw(seed=3, step=2), strict_think=True, **settings)
+    assert free.thoughts
+    closed = free.thoughts.is_closed.gather(1, free.thoughts.of)
+    assert bool(closed.any())
+    assert strict.items.equal(free.items.masked_fill(~closed, -1))
+
+
+THINK, SHORT, LONG = "<think>", "ab cd\nef gh ij", "abcd efgh ijk"
+
+
+@pytest.mark.parametrize(
+    ("before", "thought", "found"),
+    [
+        ("", f"{THINK}\n{LONG}</think>", (True, True)),
+        ("", f"{THINK}{SHORT}</think>", (True, False)),
+        ("", f"{LONG}</think>", (False, False)),
+        ("", f"{LONG}{THINK}</think>", (True, False)),
+        (f"user{THINK}\n", f"{LONG}</think>", (True, True)),
+        (f"{THINK} user", f"{LONG}</think>", (False, False)),
+        ("", "</think>", (False, False)),
+        ("", f"{THINK}{THINK}</think>", (True, False)),
+    ],
+)
+def test_tags(before: str, thought: str, found: tuple[bool, bool]) -> None:
+    """As `think_format_reward` of the release finds them in the response, but for `<think>` at the
+    end of the prompt; ten characters that are no space are too few."""
+    policy = small_chat.chat_policy("llama")
+    text = torch.tensor([[5, *policy.tokenizer.encode(before), 313]])
+    prompts = make_prompts(
+        policy.catalog,
+        targets=torch.tensor([[7]]),
+        text=(text, torch.tensor([text.shape[1]])),
+        row_ids=torch.tensor([0]),
+    )
+    tokens = torch.tensor([[policy.tokenizer.encode(thought)]])
+    sizes = torch.tensor([[tokens.shape[2]]])
+    tags = tags_of(policy, prompts, torch.tensor([text.shape[1] - 1]), tokens, sizes)
+    assert (tags.is_open.item(), tags.is_long.item()) == found
+    if not before:
+        assert _release_format(thought) == all(found)
+
+
+def _release_format(text: str) -> bool:
+    """onerec_recipe.py, lines 386 to 407."""
+    if THINK not in text or "</think>" not in text:
+        return False
+    start, end = text.find(THINK) + len(THINK), text.find("</think>")
+    if end < start:
+        return False
+    return len(text[start:end].translate(str.maketrans("", "", " \n\r\t"))) > 10
+
+
+def test_a_thought_that_is_closed() -> None:
+    """By `</think>` in place of the end of a turn, and behind the limit: items follow that."""
+    policy = thinking()
+    policy.model.generation_config.eos_token_id = list(range(20, 35))  # some end by one
+    prompts, frame = prompts_of(policy), frame_of(policy, "\n")
+    settings = {"thoughts": 4, "max_thought_tokens": 3}
+    draw = Draw(seed=3, step=2)
+    free = think(policy, prompts, 32, draw, **settings)
+    closed = think(policy, prompts, 32, draw, **settings, closes=True, loss_over="written")
+    assert free.thoughts
+    assert closed.thoughts
+    assert closed.thoughts.is_closed.equal(free.thoughts.is_closed)
+    ends = Counter[str]()
+    plain = tiny.twin(policy.model)
+    for row in range(3):
+        for n in range(4):
+            size = int(free.thoughts.num_written[row, n])
+            own, tokens = written(free, row, n)[:size], written(closed, row, n)
+            by = "itself" if own[-1] == frame.close else "turn" if own[-1] in frame.end else "limit"
+            ends[by] += 1
+            kept = own[: size - (by != "limit")]
+            assert tokens == [*kept, frame.close, *frame.forced]
+            drawn = len(kept) + (by == "itself")
+            assert int(closed.thoughts.num_written[row, n]) == drawn
+            assert closed.thoughts.loss_mask[row, n].nonzero()[:, 0].tolist() == list(range(drawn))
+            behind = torch.tensor([prompt_of(closed, row) + tokens])
+            copy = replace(
+                select(prompts, torch.tensor([row])),
+                tokens=behind,
+                lengths=torch.tensor([behind.shape[1]]),
+            )
+            exact = naive.item_logprobs(plain, policy.catalog, copy, 0, "full")
+            best = sorted(exact, key=lambda item: -sum(exact[item]))
+            assert closed.items[row, 8 * n : 8 * n + len(best)].tolist() == best
+    assert set(ends) == {"itself", "turn", "limit"}
 
 
 def test_what_cannot_think() -> None:
@@ -261,6 +301,10 @@ def test_what_cannot_think() -> None:
     ):
         with pytest.raises(RecastError, match=said):
             think(policy, prompts, 6, **settings)
+    behind = opened(policy, prompts)
+    behind.tokens[1, behind.lengths[1] - 2] = frame_of(policy, "\n").close
+    with pytest.raises(RecastError, match="row 3 has a prompt that ends in </think>, behind which"):
+        think(policy, behind, 6)
     prompt = PromptConfig(history="sids", prefix="<think>\n\n</think>\n")
     for other, said in (
         (replace(policy, tokenizer=None), "the policy has no tokenizer to read thoughts with"),

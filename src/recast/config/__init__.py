@@ -29,6 +29,7 @@ from recast.config.step import KLRollouts as KLRollouts
 from recast.config.step import LossAgg as LossAgg
 from recast.config.step import Precision as Precision
 from recast.config.step import StepConfig as StepConfig
+from recast.config.think import ThinkConfig as ThinkConfig
 from recast.config.train import Keep as Keep
 from recast.config.train import RLConfig as RLConfig
 from recast.config.train import Schedule as Schedule

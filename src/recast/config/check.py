@@ -17,7 +17,12 @@ from recast.errors import RecastError, require
 Shown = Literal["train", "rl"]
 """Splits that something may be fitted on; on the others it is judged."""
 
-_GROUPS = {"ModelConfig": "model.", "LoRAConfig": "lora.", "PromptConfig": "prompt."}
+_GROUPS = {
+    "ModelConfig": "model.",
+    "LoRAConfig": "lora.",
+    "PromptConfig": "prompt.",
+    "ThinkConfig": "think.",
+}
 """Nested settings and what their names begin with."""
 
 _PATHS = (
@@ -158,8 +163,8 @@ def in_words(hint: Any) -> str:
 
 
 def check_text(name: str, text: str) -> None:
-    """An empty text is most often a variable that was never set."""
-    require(text.strip() != "", name, text, "give a name or leave it out")
+    """An empty text is most often a variable that was never set; a line break is none."""
+    require(text.strip(" ") != "", name, text, "give a name or leave it out")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -13,6 +13,7 @@ from recast.config.check import (
     check_threads,
     within,
 )
+from recast.config.think import ThinkConfig
 from recast.errors import require
 
 Level = Literal["item", "sid", "popular_item"]
@@ -87,8 +88,11 @@ class EvaluateConfig:
     as a tenth of the ranking costs, at most 500; 0: none."""
     invalid_rows: int = 1000
     """Rows decoded without the trie, by the policy alone, to measure the invalid rate."""
+    think: ThinkConfig = field(default_factory=ThinkConfig)
+    """Thoughts before the items, as in `--think.thoughts 1`."""
     seed: int = 0
-    """Seed of the resampling of users and of the order of equally popular items."""
+    """Seed of the thoughts, of the resampling of users and of the order of equally popular
+    items."""
     device: str = "cpu"
     """Where the policy computes, as torch names it: cpu, cuda, cuda:1."""
     threads: int | None = None
@@ -127,11 +131,21 @@ class EvaluateConfig:
             remedy += "leave it out"
             require(self.guide is None, "guide", self.guide, remedy)
             require(self.alpha is None, "alpha", self.alpha, remedy)
+        if self.think.thoughts is not None:
+            self._check_thoughts()
         if self.predictions is None:
             need = "give the folder of a policy or of a baseline, or --predictions with lists"
             require(self.policy is not None, "policy", self.policy, need)
         else:
             self._check_predictions()
+
+    def _check_thoughts(self) -> None:
+        """What has no meaning behind thoughts."""
+        self.think.require_share(self.beam_width)
+        remedy = "a guide ranks without a thought: leave think.thoughts out, or the guide"
+        require(self.decoder == "beam", "decoder", self.decoder, remedy)
+        remedy = "the whole catalogue is scored behind prompts, not behind thoughts: leave it out"
+        require(not self.exact_rows, "exact_rows", self.exact_rows, remedy)
 
     def _check_predictions(self) -> None:
         """Nothing is decoded: what says how is refused."""
@@ -143,6 +157,7 @@ class EvaluateConfig:
         remedy = "published lists are decoded already: leave it out"
         require(self.decoder == "beam", "decoder", self.decoder, remedy)
         require(not self.exact_rows, "exact_rows", self.exact_rows, remedy)
+        require(self.think.thoughts is None, "think.thoughts", self.think.thoughts, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)

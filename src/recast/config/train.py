@@ -234,6 +234,9 @@ class RLConfig(StepConfig):
     valid_metrics: list[str] = field(default_factory=lambda: list(VALID_METRICS))
     """What each validation logs at item level: hr, pass, first_pass, recall or ndcg at a k, as in
     `--valid_metrics hr@1 hr@10 ndcg@10`; a k above 32 lists as many beams."""
+    valid_thoughts: int | None = None
+    """Thoughts before the items of a validation row, with the sampler's limit and prefix, drawn as
+    `recast evaluate --think.thoughts` draws them; unset: 1 where the sampler thinks; 0: none."""
     plain_text: str | None = None
     """File of chats or texts, of which a tenth tells before and after the run what the policy can
     still say."""
@@ -249,6 +252,7 @@ class RLConfig(StepConfig):
         self._check_reference()
         within(self, 1, 10 * MOST_STEPS, "valid_rows")
         check_metrics(self.valid_metrics)
+        within(self, 0, 4096, "valid_thoughts")
         chooses = self.patience is not None or self.keep == "best"
         fits = not chooses or "ndcg@10" in self.valid_metrics
         need = "add ndcg@10, by which patience stops and keep best chooses"

@@ -35,6 +35,8 @@ def evaluate_baseline(config: EvaluateConfig) -> Metrics:
     require(config.decoder == "beam", "decoder", config.decoder, remedy)
     remedy = f"{config.policy} is a baseline, which ranks without beams: leave it out"
     require(not config.exact_rows, "exact_rows", config.exact_rows, remedy)
+    remedy = f"{config.policy} is a baseline, which writes no thought: leave it out"
+    require(config.think.thoughts is None, "think.thoughts", config.think.thoughts, remedy)
     remedy = f"{config.policy} is a baseline, which has the items of the data: leave it out"
     require(config.catalog is None, "catalog", config.catalog, remedy)
     baseline, facts = load_baseline(config.policy)

@@ -35,6 +35,7 @@ from recast.evaluation.rank import (
 )
 from recast.evaluation.ranks import Ranks
 from recast.evaluation.rescore import evaluate_predictions
+from recast.evaluation.thoughts import thought_metrics
 from recast.policy.baselines import FIT_SPLITS
 from recast.policy.device import find_device
 from recast.policy.load import Policy, load_policy
@@ -92,11 +93,12 @@ def _evaluate(config: EvaluateConfig, folder: str, parts: Parts) -> Metrics:
             split=config.split,
             popularity=popular,
             seed=config.seed,
+            think=config.think,
             parts=parts,
         )
 
     begin_parts(parts, config, ("at", "levels"))
-    few = rows[next(batches_of(policy, task, rows, config.beam_width))[:32]]
+    few = rows[next(batches_of(policy, task, rows, config.beam_width, think=config.think))[:32]]
     wanted = parts.threads or config.threads
     threads = choose_threads(lambda: rank(few), wanted, config.device)
     chosen_on, valid = None, valid_of(folder)
@@ -117,7 +119,15 @@ def _evaluate(config: EvaluateConfig, folder: str, parts: Parts) -> Metrics:
     ranks = replace(ranks, facts=replace(facts, valid_ndcg=valid, alpha_chosen_on=chosen_on_split))
     exact = _against_exact(policy, task, ranks, config, decoder, parts)
     unconstrained = sample_rows(rows, config.invalid_rows)
-    free = free_metrics(policy, task, unconstrained, config.beam_width, parts=parts)
+    free = free_metrics(
+        policy,
+        task,
+        unconstrained,
+        config.beam_width,
+        think=config.think,
+        seed=config.seed,
+        parts=parts,
+    )
     seen = ranks.facts.events_seen or FIT_SPLITS
     events = task.item_counts(seen)[task.targets(rows)[:, 0]]
     settings = asdict(config) | {
@@ -130,6 +140,9 @@ def _evaluate(config: EvaluateConfig, folder: str, parts: Parts) -> Metrics:
         "exact": exact,
         "breakdown": grouped(ranks, seen, events, task.history_lengths(rows)),
     }
+    thoughts = {} if ranks.thoughts is None else thought_metrics([ranks.thoughts])
+    if thoughts:
+        settings["thoughts"] = thoughts
     if notes := task.notes(rows):
         settings["notes"] = notes
     means = once(
@@ -144,7 +157,7 @@ def _evaluate(config: EvaluateConfig, folder: str, parts: Parts) -> Metrics:
         )
     )
     counts = {"rows": float(len(rows)), "users": float(len(ranks.users.unique()))}
-    return means | free | counts
+    return means | free | thoughts | counts
 
 
 def alpha_curve(
@@ -199,6 +212,8 @@ def _against_exact(
     """How many targets of some rows have another place in the whole catalogue, within the first ten
     and within the list; None where no row is asked for."""
     rows, count = ranks.row_ids, config.exact_rows
+    if config.think.thoughts is not None:
+        return None
     if count is None:
         count = affordable_rows(policy.catalog, task.lengths(rows), config.beam_width)
     if not count:

@@ -41,6 +41,8 @@ class Facts:
     """True: the items of a row's own history are no candidates."""
     beam_width: int | None = None
     """SIDs listed per row; None where the whole catalogue is ranked."""
+    thoughts: int | None = None
+    """Per row, with an equal share of the beams below each; None for lists behind no thought."""
     ties: Literal["expectation", "random"] | None = None
     """Of items that the method cannot tell apart: the mean over every order of those that share a
     SID, or one random order of all items."""
@@ -135,7 +137,8 @@ _TYPES = {
     **dict.fromkeys(("split", "split_name", "data", "ties", "kept", "guide"), str),
     "alpha_chosen_on": str,
     "valid_ndcg": float,
-    **dict.fromkeys(("num_candidates", "beam_width", "seed", "training_seed", "evaluator"), int),
+    **dict.fromkeys(("num_candidates", "beam_width", "thoughts", "seed"), int),
+    **dict.fromkeys(("training_seed", "evaluator"), int),
     "exclude_seen": bool,
     "events_seen": tuple,
 }

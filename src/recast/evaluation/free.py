@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from recast.config import ThinkConfig
+from recast.config.think import NO_THOUGHT
 from recast.evaluation.places import check_targets, distinct, places_in_beams
 from recast.evaluation.rank import batches_of
+from recast.evaluation.thoughts import as_list, search_lists
 from recast.groups import reorder
 from recast.policy.load import Policy
 from recast.policy.tasks import Task
-from recast.rollout.beam import beam_search
 from recast.rollout.decoder import Decoder
 from recast.run.parts import NO_PARTS, Parts
 from recast.types import Draw, Metrics, RolloutGroups
@@ -32,6 +34,8 @@ def free_metrics(
     beam_width: int = _WIDTH,
     at: Sequence[int] = (),
     *,
+    think: ThinkConfig = NO_THOUGHT,
+    seed: int = 0,
     parts: Parts = NO_PARTS,
 ) -> Metrics:
     """Shares of unconstrained beams, no more than there are SIDs: `invalid_frac`, that spell no
@@ -39,22 +43,24 @@ def free_metrics(
     the catalogue at once); `parts` keep what is done.
 
     `free_hr@k`: rows whose target stands among the first k beams. A beam that spells no item takes
-    a place; one of a seen item, which is no candidate, takes none.
+    a place; one of a seen item, which is no candidate, takes none. Behind thoughts, drawn from
+    `seed`, beams are as many as without, an equal share below each.
 
     Empty for a policy of the `trie` space, which says nothing of other sequences.
     """
     if policy.logprob_space == "trie":
         return {}
-    draw = Draw(logprob_space=policy.logprob_space)
-    beam_width = min(beam_width, policy.catalog.trie.num_leaves)
-    batches = list(batches_of(policy, task, rows, beam_width))
+    draw = Draw(logprob_space=policy.logprob_space, seed=seed)
+    batches = list(batches_of(policy, task, rows, beam_width, think=think))
 
     def count(index: Int[Tensor, " B"]) -> dict[str, Tensor]:
         prompts = task.prompts(rows[index])
         # What a row has seen belongs to the catalogue too: none of it makes room for other beams.
         unseen = replace(prompts, seen=prompts.seen[:, :0])
-        groups = beam_search(policy, unseen, beam_width, draw, Decoder(constrained=False))
-        place = torch.arange(beam_width, device=groups.items.device)
+        free = Decoder(constrained=False)
+        groups = search_lists(policy, unseen, beam_width, draw, think, free)
+        count = groups.items.shape[1]
+        place = torch.arange(count, device=groups.items.device) % (count // (think.thoughts or 1))
         number = policy.catalog.trie.num_below(0, prompts.domains)[:, None]
         counted = groups.exists & (place < number)
         wrong = counted & (groups.items < 0)
@@ -63,7 +69,8 @@ def free_metrics(
         if at:
             targets = distinct(prompts.target_items)
             check_targets(targets, prompts.seen, prompts.row_ids)
-            ranked = _seen_last(groups, prompts.seen, policy)
+            listed = as_list(groups, think.select_k) if groups.thoughts else groups
+            ranked = _seen_last(listed, prompts.seen, policy)
             rank = places_in_beams(ranked.items, unseen.seen, policy.catalog, targets, None)[0]
             hits = torch.stack([((rank > 0) & (rank <= k)).any(1).sum() for k in at])
         sums = torch.stack([wrong.sum(), malformed.sum(), counted.sum()])

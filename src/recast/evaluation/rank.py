@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recast.config import VALID_METRICS, split_metric
+from recast.config import ThinkConfig
+from recast.config.think import NO_THOUGHT
 from recast.data.history import seen
 from recast.draws import uniforms
 from recast.evaluation.facts import Facts
-from recast.evaluation.metrics import row_metrics
 from recast.evaluation.places import (
     FIELDS,
     check_targets,
@@ -30,14 +30,18 @@ from recast.evaluation.places import (
     shown_in_scores,
 )
 from recast.evaluation.ranks import Ranks
+from recast.evaluation.thoughts import (
+    as_list,
+    search_lists,
+    thought_sums,
+)
 from recast.items.catalog import Catalog
 from recast.policy.baselines import Scorer
 from recast.policy.load import Policy
 from recast.policy.tasks import Task
-from recast.rollout.beam import beam_search
 from recast.rollout.decoder import Decoder
 from recast.run.parts import NO_PARTS, Parts
-from recast.types import SPLITS, Draw, Interactions, Metrics, RecastError, require
+from recast.types import SPLITS, Draw, Interactions, RecastError, require
 
 _CELLS = 2**24  # scores, or logits, held at a time
 _MAX_BATCH = 256
@@ -115,35 +119,44 @@ def rank_policy(
     split: str | None = None,
     popularity: Float[Tensor, " I"] | None = None,
     seed: int = 0,
+    think: ThinkConfig = NO_THOUGHT,
     parts: Parts = NO_PARTS,
 ) -> Ranks:
     """Rank by constrained beam search in the policy's space: the list is the `beam_width` best
     SIDs, or all of them.
 
-    With a guide, best by the mixture; it then scores the whole catalogue for every row. `split`
-    names the rows. `popularity` (events of every item) tells which item stands for a SID at level
+    With a guide, best by the mixture; it then scores the whole catalogue for every row. Behind
+    thoughts, which are drawn from `seed`, the list is that of `think.select_k`. `split` names the
+    rows. `popularity` (events of every item) tells which item stands for a SID at level
     `popular_item`; equals in a random order drawn from `seed`. `parts` keep what is done.
 
-    Raises `RecastError` when a row has no target or a target is no candidate.
+    Raises `RecastError` when a row has no target or a target is no candidate, for a guide behind
+    thoughts and for a policy that cannot think.
     """
     _check_rows(rows)
     is_width = type(beam_width) is int and beam_width >= 1
     require(is_width, "beam_width", beam_width, "give a whole number of 1 or more")
+    think.require_share(beam_width)
+    need = "a guide ranks without a thought, leave one of them out"
+    thinks = think.thoughts is not None
+    require(not thinks or decoder.guide is None, "think.thoughts", think.thoughts, need)
     trie = policy.catalog.trie
     within = (
         popularity if popularity is None else places_within_sids(policy.catalog, popularity, seed)
     )
     width = min(beam_width, trie.num_leaves)
-    batches = list(batches_of(policy, task, rows, width, guided=decoder.guide is not None))
-
-    draw = Draw(logprob_space=policy.logprob_space)
+    guided = decoder.guide is not None
+    batches = list(batches_of(policy, task, rows, width, guided=guided, think=think))
+    draw = Draw(logprob_space=policy.logprob_space, seed=seed)
 
     def rank(index: Int[Tensor, " B"]) -> dict[str, Tensor]:
         prompts = task.prompts(rows[index])
         targets = distinct(prompts.target_items)
         check_targets(targets, prompts.seen, prompts.row_ids)
-        listed = beam_search(policy, prompts, width, draw, decoder).items
-        return {
+        groups = search_lists(policy, prompts, beam_width, draw, think, decoder)
+        thoughts = {"thoughts": thought_sums(groups.thoughts)} if groups.thoughts else {}
+        listed = (as_list(groups, think.select_k) if thinks else groups).items[:, :width]
+        return thoughts | {
             "places": places_in_beams(listed, prompts.seen, policy.catalog, targets, within).cpu(),
             "shown": shown_in_beams(listed, prompts.seen, policy.catalog).cpu(),
             "domains": prompts.domains.unique().cpu(),
@@ -162,12 +175,16 @@ def rank_policy(
         split_name=task.split_name,
         num_candidates=num_candidates(policy.catalog, domains),
         exclude_seen=task.exclude_seen,
-        beam_width=beam_width if beam_width < most else None,
+        beam_width=beam_width if beam_width < most or thinks else None,
+        thoughts=think.thoughts,
         ties="expectation",
         seed=None if within is None else seed,
     )
     shown = [part["shown"] for part in done]
     ranks = as_ranks(rows, task.users(rows), places[:, order.argsort()], facts, shown)
+    if thinks and done:
+        thoughts = torch.stack([part["thoughts"] for part in done]).sum(0)
+        ranks = replace(ranks, thoughts=thoughts)
     return ranks if within is not None else replace(ranks, popular_rank=None)
 
 
@@ -202,42 +219,6 @@ def sample_rows(rows: Int[Tensor, " N"], count: int) -> Int[Tensor, " C"]:
     return rows[uniforms(0, 0, rows, "sample_rows", 1)[:, 0].argsort()[:count]].sort().values
 
 
-def require_valid(task: Task, data: str, count: int) -> Int[Tensor, " C"]:
-    """A sample of the validation rows; `RecastError` when there is none."""
-    rows = task.rows("valid")
-    if not len(rows):
-        raise RecastError(
-            f"{data} has no validation row, by which a run is watched: prepare it with some "
-            "(of rows: valid_frac)"
-        )
-    return sample_rows(rows, count)
-
-
-def validate(
-    policy: Policy,
-    task: Task,
-    rows: Int[Tensor, " N"],
-    names: Sequence[str] = VALID_METRICS,
-) -> Metrics:
-    """Metrics at item level, such as `ndcg@10`, of a policy in training, whose mode is left as it
-    was; by 32 beams, or as many as the largest k. Of several tasks also under `TASK/`."""
-    asked = [split_metric(name) for name in names]
-    training = policy.model.training
-    policy.model.eval()
-    ranks = rank_policy(policy, task, rows, max(32, *(k for _, k in asked)))
-    policy.model.train(training)
-    values: dict[str, Float[Tensor, " N"]] = {}
-    for metric, k in asked:
-        values |= row_metrics(ranks, [k], ["item"], [metric])
-    metrics = {f"valid/{name}": float(values[f"item/{name}"].mean()) for name in names}
-    for task_name, inside in rows_of_tasks(task, rows).items():
-        metrics |= {
-            f"{task_name}/valid/{name}": float(values[f"item/{name}"][inside].mean())
-            for name in names
-        }
-    return metrics
-
-
 def rows_of_tasks(task: Task, rows: Int[Tensor, " N"]) -> dict[str, Bool[Tensor, " N"]]:
     """Which rows are of each task, by its name; of tasks that have any, and where there are
     several."""
@@ -267,18 +248,19 @@ def batches_of(
     beam_width: int,
     *,
     guided: bool = False,
+    think: ThinkConfig = NO_THOUGHT,
 ) -> Iterator[Int[Tensor, " B"]]:
     """Positions within `rows`, longest prompts first, so that a batch holds prompts of like length.
 
-    The batch shrinks as prompts, beams or vocabulary grow, and with a guide as the catalogue does;
-    the numbers do not depend on it.
+    The batch shrinks as prompts, thoughts, beams or vocabulary grow, and with a guide as the
+    catalogue does; the numbers do not depend on it.
     """
     lengths = task.lengths(rows)
     order = lengths.argsort(descending=True, stable=True)
     vocabulary = policy.model.get_input_embeddings().weight.shape[0]
     start = 0
     while start < len(rows):
-        tokens = int(lengths[order[start]])
+        tokens = int(lengths[order[start]]) + (think.thoughts or 0) * think.max_thought_tokens
         scores = 2 * policy.catalog.num_items * guided  # float64, two cells each
         size = _CELLS // max(beam_width * vocabulary, 256 * tokens, scores)
         size = min(max(size, 1), _MAX_BATCH)

@@ -8,7 +8,7 @@ from numbers import Integral
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recast.config import METRICS, Level
@@ -49,6 +49,8 @@ class Ranks:
     list, or another item stands for its SID. None where popularity is not known."""
     num_shown: int | None = None
     """Distinct items among the first ten of any row; None where nobody counted."""
+    thoughts: Float[Tensor, " 5"] | None = None
+    """Sums over the thoughts that the lists stand behind (`recast.evaluation.thoughts`)."""
     facts: Facts = field(default_factory=Facts)
 
 

@@ -135,7 +135,10 @@ def _refuse_misfits(method: Method, config: StepConfig, name: str) -> None:
             f"add_gt is True: method {name!r} has no last rollout to overwrite, {what} "
             "leaves no room for the target; leave it out"
         )
-    if sampler is not None and traits_of(sampler).thinks:
+    thinks = sampler is not None and traits_of(sampler).thinks
+    need = f"it is of thoughts, and sampler {method.sampler} writes none: add --sampler think"
+    require(thinks or not traits_of(method.reward).thinks, "reward", name_of(method.reward), need)
+    if thinks:
         need = f"behind the thoughts of sampler {method.sampler} a target has no likelihood, give 0"
         require(not method.nll_coef, "nll_coef", method.nll_coef, need)
     _refuse_free(method, config, f"method {name!r}")

@@ -32,7 +32,12 @@ _GIVEN: dict[int, tuple[str, Part]] = {}
 """The names that users' parts were found by."""
 _TRAITS: dict[int, Traits] = {
     id(KINDS[kind][name]): traits
-    for kind, room in (("sampler", rollout), ("signal", signals), ("loss", losses))
+    for kind, room in (
+        ("sampler", rollout),
+        ("reward", rewards),
+        ("signal", signals),
+        ("loss", losses),
+    )
     for name, traits in room.TRAITS.items()
 }
 

@@ -80,7 +80,7 @@ class Method:
 
 
 _THINKING = ("sample", "beam", "dynamic", "think", "openonerec")
-"""Of methods with one advantage per rollout, no likelihood and no order of the whole group."""
+"""Of methods with one advantage per rollout and no likelihood."""
 
 METHODS: dict[str, Method] = {
     "openonerec_rl": Method(
@@ -131,7 +131,7 @@ METHODS: dict[str, Method] = {
         summary="constrained beams, punish the more probable wrong items more",
         paper="2510.12211",
         label="ReRe",
-        samplers=("beam", "sample", "dynamic"),
+        samplers=("beam", "sample", "dynamic", "think", "openonerec"),
         reward=rewards.ranking,
         signal=partial(signals.grpo, eps=1e-4),
         loss=losses.reinforce,
@@ -151,7 +151,7 @@ METHODS: dict[str, Method] = {
         summary="the same trainer as rere, on semantic IDs",
         paper="2510.24431",
         label="MiniOneRec",
-        samplers=("beam", "sample", "dynamic"),
+        samplers=("beam", "sample", "dynamic", "think", "openonerec"),
         reward=rewards.ranking,
         signal=partial(signals.grpo, eps=1e-4),
         loss=losses.reinforce,

@@ -23,6 +23,7 @@ def _described(content: dict[str, Any]) -> str:
     shown = ("invalid_frac", "malformed_frac", "rows", "users")
     known = [key for key in shown if content.get(key) is not None]
     lines += [f"{key}  {content[key]}" for key in known]
+    lines += [f"{name}  {value}" for name, value in content.get("thoughts", {}).items()]
     for name, task in content.get("tasks", {}).items():
         lines += ["", f"{name}: {task['rows']:,} rows of {task['users']:,} users"]
         lines += [f"  {key}  {metric['value']}" for key, metric in task["metrics"].items()]

@@ -143,7 +143,8 @@ def _guide_of(facts: Facts) -> str:
 
 def _list_of(facts: Facts) -> str:
     if facts.beam_width is not None:
-        return f"{facts.beam_width} SIDs"
+        behind = f" behind {facts.thoughts} thoughts" if facts.thoughts else ""
+        return f"{facts.beam_width} SIDs{behind}"
     return "not known" if facts.num_candidates is None else "the whole catalogue"
 
 

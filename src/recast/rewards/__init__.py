@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recast.rewards.collaborative import collaborative as collaborative
+from recast.rewards.format import think_format as think_format
 from recast.rewards.gflow import gflow as gflow
 from recast.rewards.hit import any_hit as any_hit
 from recast.rewards.hit import first_hit as first_hit
@@ -18,6 +19,7 @@ from recast.rewards.hit import set_ratio as set_ratio
 from recast.rewards.partial import partial_hit as partial_hit
 from recast.rewards.ranking import ranking as ranking
 from recast.rewards.semantic import semantic as semantic
+from recast.types import Traits
 
 REWARDS: dict[str, Callable[..., Float[Tensor, "B G"]]] = {
     "first_hit": first_hit,
@@ -28,4 +30,6 @@ REWARDS: dict[str, Callable[..., Float[Tensor, "B G"]]] = {
     "semantic": semantic,
     "collaborative": collaborative,
     "gflow": gflow,
+    "format": think_format,
 }
+TRAITS = {"format": Traits(thinks=True)}

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from recast.policy.body import text_config
@@ -15,6 +15,10 @@ from recast.policy.load import Policy
 from recast.types import Prompts, RecastError, require
 
 OPEN, CLOSE = "<think>", "</think>"
+_SHORTEST = 10
+"""Characters that a thought of the right format has more of (onerec_recipe.py, line 386)."""
+_TAIL = 12
+"""Tokens at the end of a prompt that hold a tag and the line breaks around it."""
 
 
 class Frame(NamedTuple):
@@ -61,21 +65,32 @@ def frame_of(policy: Policy, prefix: str) -> Frame:
     return Frame(close[0], end, forced, list(catalog.begin_tokens), len(tokenizer))
 
 
-def thought_begins(policy: Policy, prompts: Prompts, frame: Frame, limit: int) -> Int[Tensor, " B"]:
+def thought_begins(
+    policy: Policy, prompts: Prompts, frame: Frame, limit: int, *, closes: bool
+) -> Int[Tensor, " B"]:
     """Tokens of each prompt before what begins an item. Raises what `require_context` raises."""
     count, lengths = len(frame.begin), prompts.lengths
     at = (lengths[:, None] - count + torch.arange(count, device=lengths.device)).clamp(min=0)
     last = prompts.tokens.gather(1, at)
     is_begun = (last == last.new_tensor(frame.begin)).all(1) & (lengths > count)
     begins = torch.where(is_begun, lengths - count, lengths)
-    require_context(policy, int(begins.max()), limit, frame)
+    for row, text in zip(prompts.row_ids.tolist(), _ends(policy, prompts, begins), strict=True):
+        if text.endswith(CLOSE):
+            raise RecastError(
+                f"row {row} has a prompt that ends in {CLOSE}, behind which nobody thinks: render "
+                "it without, or choose another sampler"
+            )
+    require_context(policy, int(begins.max()), limit, frame, closes=closes)
     return begins
 
 
-def require_context(policy: Policy, longest: int, limit: int, frame: Frame) -> None:
-    """Raise `RecastError` where a thought of `limit` tokens and an item leave the context."""
+def require_context(
+    policy: Policy, longest: int, limit: int, frame: Frame, *, closes: bool
+) -> None:
+    """Raise `RecastError` where a thought of `limit` tokens, what closes it and an item leave the
+    context."""
     context = getattr(text_config(policy.model), "max_position_embeddings", None)
-    behind = len(frame.forced) + policy.catalog.max_length
+    behind = closes + len(frame.forced) + policy.catalog.max_length
     if context is not None and longest + limit + behind > context:
         most = max(context - longest - behind, 0)
         raise RecastError(
@@ -83,3 +98,42 @@ def require_context(policy: Policy, longest: int, limit: int, frame: Frame) -> N
             f"the policy's context of {context}, of which the item and what begins it take "
             f"{behind}: give {most} or fewer, or train a policy of a longer context"
         )
+
+
+class Tags(NamedTuple):
+    """What stands around the text of thoughts."""
+
+    is_open: Bool[Tensor, "B N"]
+    """`<think>` stands in the thought, or ends the prompt."""
+    is_long: Bool[Tensor, "B N"]
+    """More than ten characters that are no space follow it, before `</think>`."""
+
+
+def tags_of(
+    policy: Policy,
+    prompts: Prompts,
+    begins: Int[Tensor, " B"],
+    tokens: Int[Tensor, "B N S"],
+    lengths: Int[Tensor, "B N"],
+) -> Tags:
+    """Of thoughts; the prompts are read up to `begins`."""
+    found = []
+    for row, text in enumerate(_ends(policy, prompts, begins)):
+        before = OPEN if text.endswith(OPEN) else ""
+        for thought, size in zip(tokens[row].tolist(), lengths[row].tolist(), strict=True):
+            inside = (before + _decoded(policy, thought[:size])).partition(CLOSE)[0]
+            _, tag, said = inside.partition(OPEN)
+            found.append([bool(tag), len("".join(said.split())) > _SHORTEST])
+    both = torch.tensor(found, device=lengths.device).view(*lengths.shape, 2)
+    return Tags(*both.unbind(-1))
+
+
+def _ends(policy: Policy, prompts: Prompts, begins: Int[Tensor, " B"]) -> list[str]:
+    """The last words of each prompt."""
+    rows = zip(prompts.tokens.tolist(), begins.tolist(), strict=True)
+    return [_decoded(policy, row[max(end - _TAIL, 0) : end]).rstrip() for row, end in rows]
+
+
+def _decoded(policy: Policy, tokens: list[int]) -> str:
+    text: str = policy.tokenizer.decode(tokens, skip_special_tokens=False)
+    return text

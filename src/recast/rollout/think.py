@@ -30,13 +30,10 @@ from recast.policy.packed import Packed, grow_branches, pack, packed_forward
 from recast.rollout.beam import grow_beams
 from recast.rollout.decoder import Decoder
 from recast.rollout.distribution import Distribution
-from recast.rollout.frame import CLOSE, OPEN, Frame, frame_of, require_context, thought_begins
+from recast.rollout.frame import Frame, frame_of, require_context, tags_of, thought_begins
 from recast.rollout.sample import invert
 from recast.rollout.tree import Prefilled, TreeDecoder, check_group_size, check_prompts
 from recast.types import Draw, LogprobSpace, Prompts, RolloutGroups, Thoughts, require
-
-_SHORTEST = 10
-"""Characters that a thought of the right format has more of (onerec_recipe.py, line 386)."""
 
 LossOver = Literal["all", "written", "item"]
 """Of thought, forced tokens and item; without the forced tokens; of the item alone."""
@@ -55,6 +52,7 @@ def think(
     top_p: float = 1.0,
     top_k: int = 0,
     prefix: str = "\n",
+    closes: bool = False,
     constrained: bool = True,
     loss_over: str = "all",
     strict_think: bool = False,
@@ -65,9 +63,11 @@ def think(
 
     A thought is *drawn* over the tokenizer's tokens, as `Distribution` says, and *recorded* over
     the whole vocabulary, at temperature 1. `prefix` and the name that begins an item are forced
-    behind it, closed or not. With `strict_think` what follows a thought that was not closed names
-    nothing; with `repeats` the first beam stands in for those that there are too few of. Draws
-    depend on (seed, step, row, thought) alone: fewer thoughts are the first of more.
+    behind it, closed or not; with `closes` `</think>` is written where a thought that is not closed
+    ends, as OpenOneRec's benchmark does. With `strict_think` what follows a thought without both
+    tags, `<think>` and a `</think>` of its own, names nothing; with `repeats` the first beam stands
+    in for those that there are too few of. Draws depend on (seed, step, row, thought) alone: fewer
+    thoughts are the first of more.
 
     Raises `RecastError` for a policy without a tokenizer that reads `</think>` as one token, for
     prompts that hold it already and for those that a thought and an item do not fit behind.
@@ -83,8 +83,10 @@ def think(
     require(loss_over in choices, "loss_over", loss_over, f"choose one of {', '.join(choices)}")
     drawn_from = Distribution(temperature=temperature, top_p=top_p, top_k=top_k)
     frame = frame_of(policy, prefix)
-    begins = thought_begins(policy, prompts, frame, max_thought_tokens)
-    written = _write(policy, prompts, begins, thoughts, max_thought_tokens, draw, drawn_from, frame)
+    begins = thought_begins(policy, prompts, frame, max_thought_tokens, closes=closes)
+    written = _write(
+        policy, prompts, begins, thoughts, max_thought_tokens, draw, drawn_from, frame, closes
+    )
     start, forced = _force(policy, prompts, written, frame, draw.logprob_space)
     tree = TreeDecoder(policy, prompts, draw.logprob_space, constrained=constrained, start=start)
     each = group_size // thoughts
@@ -96,10 +98,15 @@ def think(
         alive = alive | alive[..., :1]
     groups = tree.finish(group_size, draw, order.flatten(1), alive.flatten(1))
     place = torch.arange(group_size, device=order.device)
-    found = _joined(policy, begins, written, forced, frame, loss_over)
-    found = replace(found, of=(place // each).expand(len(prompts), -1))
+    tags = tags_of(policy, prompts, begins, written.tokens, written.lengths)
+    found = _joined(begins, written, forced, frame, loss_over)
+    found = replace(
+        found,
+        of=(place // each).expand(len(prompts), -1),
+        has_format=tags.is_open & tags.is_long & written.is_closed,
+    )
     if strict_think:
-        lost = ~found.is_closed.gather(1, found.of)
+        lost = ~(tags.is_open & found.is_closed).gather(1, found.of)
         groups = replace(
             groups,
             items=groups.items.masked_fill(lost, -1),
@@ -118,7 +125,8 @@ def openonerec(
 ) -> RolloutGroups:
     """`think` as OpenOneRec's release rolls out: one thought at temperature 1, G free beams below
     it, thought and forced tokens in the loss, beams that are missing repeated, nothing named
-    without `</think>` (onerec_vllm_rollout.py, onerec_recipe.py).
+    without both tags (onerec_vllm_rollout.py, onerec_recipe.py). Where `<think>` ends the prompt
+    the release gives 0 to every rollout, since it asks for both in the response; here it counts.
 
     Raises what `think` raises, and `RecastError` in the `trie` space, which free beams leave.
     """
@@ -139,7 +147,8 @@ def openonerec(
 def require_thoughts(policy: Policy, longest: int, settings: Mapping[str, Any]) -> None:
     """Raise `RecastError` unless the policy can think behind a prompt of so many tokens."""
     frame = frame_of(policy, settings.get("prefix", "\n"))
-    require_context(policy, longest - len(frame.begin), settings["max_thought_tokens"], frame)
+    limit, closes = settings["max_thought_tokens"], settings.get("closes", False)
+    require_context(policy, longest - len(frame.begin), limit, frame, closes=closes)
 
 
 class _Written(NamedTuple):
@@ -153,6 +162,8 @@ class _Written(NamedTuple):
     logprobs: Float[Tensor, "B N S"]
     lengths: Int[Tensor, "B N"]
     is_closed: Bool[Tensor, "B N"]
+    is_cut: Bool[Tensor, "B N"]
+    """The last token is a `</think>` that was written for it."""
 
 
 def _write(
@@ -164,6 +175,7 @@ def _write(
     draw: Draw,
     drawn_from: Distribution,
     frame: Frame,
+    closes: bool,
 ) -> _Written:
     """Token by token; a thought that has ended sends what nobody looks at."""
     model, (rows, device) = policy.model, (len(prompts), begins.device)
@@ -179,12 +191,16 @@ def _write(
     position = packed.layout.query_positions.expand(-1, count)
     keys = packed.layout.key_positions
     alive = torch.ones(rows, count, dtype=torch.bool, device=device)
-    closed, lengths = ~alive, torch.zeros_like(position)
+    closed, cut, lengths = ~alive, ~alive, torch.zeros_like(position)
     tokens, logprobs = [], []
-    for step in range(limit):
+    for step in range(limit + closes):
         scores = vocabulary_scores(model, hidden.flatten(0, 1), every).view(rows, count, -1)
         weights = drawn_from.weights(scores, allowed)
         token = invert(weights.cumsum(-1), draw.uniforms(prompts, f"think/{step}", count))
+        if closes:
+            ends_otherwise = (torch.isin(token, ends) & (token != frame.close)) | (step == limit)
+            cut = cut | (alive & ends_otherwise)
+            token = token.masked_fill(ends_otherwise, frame.close)
         value = scores.gather(2, token[..., None])[..., 0]
         tokens.append(token.masked_fill(~alive, policy.catalog.pad_token))
         logprobs.append(value.masked_fill(~alive, 0.0))
@@ -201,7 +217,7 @@ def _write(
         hidden = torch.where(alive[..., None], moved, hidden)
         seen = torch.cat([seen, itself & alive[..., None]], dim=2)
         position, lengths = position + alive.long(), lengths + alive.long()
-        closed = closed | (alive & (token == frame.close))
+        closed = closed | (alive & (token == frame.close) & ~cut)
         alive = alive & ~torch.isin(token, ends)
         if not bool(alive.any()):
             break
@@ -209,7 +225,7 @@ def _write(
         prompt_width=0, mask=seen[:, None], query_positions=position, key_positions=keys
     )
     both = torch.stack(tokens, dim=2), torch.stack(logprobs, dim=2)
-    return _Written(cache, layout, hidden, *both, lengths, closed)
+    return _Written(cache, layout, hidden, *both, lengths, closed, cut)
 
 
 def _force(
@@ -268,14 +284,13 @@ def _force(
 
 
 def _joined(
-    policy: Policy,
     begins: Int[Tensor, " B"],
     written: _Written,
     forced: Float[Tensor, "B N E"],
     frame: Frame,
     loss_over: str,
 ) -> Thoughts:
-    """Each thought with what was forced behind it; `of` is not known yet."""
+    """Each thought with what was forced behind it; `of` and `has_format` are not known yet."""
     lengths, size = written.lengths, len(frame.forced)
     place = torch.arange(int(lengths.max()) + size, device=lengths.device)
     at = place - lengths[..., None]  # among the forced ones
@@ -289,28 +304,17 @@ def _joined(
 
     chain = lengths.new_tensor(frame.forced).expand(*lengths.shape, -1)
     tokens = both(written.tokens, chain)
-    masks = {"all": is_own | is_forced, "written": is_own, "item": torch.zeros_like(is_own)}
-    texts = [
-        policy.tokenizer.decode(row[:length], skip_special_tokens=False)
-        for row, length in zip(
-            written.tokens.flatten(0, 1).tolist(), lengths.flatten().tolist(), strict=True
-        )
-    ]
-    long = [len("".join(_inside(text).split())) > _SHORTEST for text in texts]
-    has_format = torch.tensor(long, device=lengths.device).view(lengths.shape) & written.is_closed
+    num_written = lengths - written.is_cut.long()
+    is_drawn = place < num_written[..., None]
+    masks = {"all": is_own | is_forced, "written": is_drawn, "item": torch.zeros_like(is_own)}
     return Thoughts(
         tokens=tokens,
         lengths=lengths + size,
-        num_written=lengths,
+        num_written=num_written,
         loss_mask=masks[loss_over],
         logprobs=both(written.logprobs, forced),
         is_closed=written.is_closed,
-        has_format=has_format,
+        has_format=written.is_closed,
         begins=begins,
         of=lengths[:, :0],
     )
-
-
-def _inside(text: str) -> str:
-    """What a thought says between its tags; the first may stand in the prompt."""
-    return text.partition(CLOSE)[0].rpartition(OPEN)[2]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from recast.evaluation.thoughts import thought_metrics, thought_sums
 from recast.groups import is_new, select
 from recast.policy.tasks import Task
 from recast.rewards.hit import first_hit
@@ -37,6 +38,7 @@ def group_metrics(
     targets = torch.cat([_target_logprobs(groups) for groups, _ in drawn])
     known = {"group/target_logprob": float(targets.mean())} if len(targets) else {}
     fill = {"group/rollout_batches": float(len(drawn))} if len(drawn) > 1 else {}
+    thoughts = [thought_sums(groups.thoughts) for groups, _ in drawn if groups.thoughts]
     return {
         "group/all_zero_frac": float((hits == 0).float().mean()),
         "group/single_hit_frac": float((hits == 1).float().mean()),
@@ -47,29 +49,7 @@ def group_metrics(
         "group/invalid_frac": float((items < 0).sum()) / max(len(items), 1),
         "reward/mean": float(rewards.sum()) / max(len(rewards), 1),
         "reward/zero_frac": float((rewards == 0).sum()) / max(len(rewards), 1),
-    } | (known | fill | _thought_metrics([groups for groups, _ in drawn]) | signal.metrics)
-
-
-def _thought_metrics(drawn: Sequence[RolloutGroups]) -> Metrics:
-    """Of all thoughts, whatever follows them; their entropy by what was drawn."""
-    thoughts = [groups.thoughts for groups in drawn if groups.thoughts is not None]
-    if not thoughts:
-        return {}
-    lengths, closed, formatted = (
-        torch.cat([getattr(part, name).flatten() for part in thoughts]).double()
-        for name in ("num_written", "is_closed", "has_format")
-    )
-    spread = 0.0
-    for part in thoughts:
-        place = torch.arange(part.tokens.shape[2], device=lengths.device)
-        own = place < part.num_written[..., None]
-        spread -= float(torch.where(own, part.logprobs, 0.0).double().sum())
-    return {
-        "thought/tokens": float(lengths.mean()),
-        "thought/closed_frac": float(closed.mean()),
-        "thought/format_frac": float(formatted.mean()),
-        "thought/entropy": spread / float(lengths.sum()),
-    }
+    } | (known | fill | thought_metrics(thoughts) | signal.metrics)
 
 
 def metrics_by_task(

@@ -10,13 +10,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from recast.config import RLConfig
+from recast.config import RLConfig, ThinkConfig
+from recast.config.think import NO_THOUGHT
 from recast.data.plain_text import read_plain_text
 from recast.evaluation.free import FREE_ROWS, free_metrics
-from recast.evaluation.rank import require_valid, rows_of_tasks, sample_rows, validate
+from recast.evaluation.rank import rows_of_tasks, sample_rows
 from recast.evaluation.text import TextProbe, make_probe
-from recast.methods.parts import find_part, spell
+from recast.evaluation.validation import require_valid, validate
+from recast.methods.parts import find_part, parameters, spell, traits_of
 from recast.methods.table import Method
+from recast.rollout.think import require_thoughts
 from recast.run.fingerprint import meet
 from recast.train.keeper import RunFacts, find_checkpoint
 from recast.train.result import require_room
@@ -33,6 +36,8 @@ class RLSetup(StepSetup):
     """Of the run's stage on screen."""
     valid_rows: Int[Tensor, " N"]
     valid_metrics: list[str]
+    think: ThinkConfig
+    """Of validations."""
     probe: TextProbe | None
     """Tells what the policy can still say."""
     run: RunFacts
@@ -55,13 +60,13 @@ class RLSetup(StepSetup):
     def validate(self) -> Metrics:
         """The chosen metrics on the validation rows."""
         with self.clock.measure("time/valid_s"):
-            return validate(self.policy, self.task, self.valid_rows, self.valid_metrics)
+            return validate(self.policy, self.task, self.valid_rows, self.valid_metrics, self.think)
 
     def decode_freely(self) -> Metrics:
         """What the policy writes without the trie for some of the validation rows."""
         rows = sample_rows(self.valid_rows, FREE_ROWS)
         with self.clock.measure("time/valid_s"):
-            found = free_metrics(self.policy, self.task, rows, at=[10])
+            found = free_metrics(self.policy, self.task, rows, at=[10], think=self.think)
         return {f"valid/{name}": value for name, value in found.items()}
 
 
@@ -111,6 +116,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         name=f"{method.label}, {name} rollouts" if name else method.label,
         valid_rows=valid_rows,
         valid_metrics=config.valid_metrics,
+        think=_valid_think(config, step, valid_rows),
         probe=make_probe(policy, plain) if plain else None,
         run=RunFacts(
             output=config.output,
@@ -120,6 +126,26 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
             resumed=resumed,
         ),
     )
+
+
+def _valid_think(config: RLConfig, step: StepSetup, valid_rows: Int[Tensor, " N"]) -> ThinkConfig:
+    """The thoughts of validations; `RecastError` where they do not fit behind the prompts."""
+    sampler, count = step.search.sampler, config.valid_thoughts
+    if sampler is None or not traits_of(sampler).thinks:
+        need = "its sampler does not think, leave it out or give --sampler think"
+        require(not count, "valid_thoughts", count, need)
+        return NO_THOUGHT
+    if count == 0:
+        return NO_THOUGHT
+    settings = parameters(sampler)
+    think = ThinkConfig(
+        thoughts=count or 1,
+        max_thought_tokens=settings["max_thought_tokens"],
+        prefix=settings.get("prefix", ThinkConfig.prefix),
+    )
+    longest = int(step.task.lengths(valid_rows).max())
+    require_thoughts(step.policy, longest, asdict(think) | {"closes": True})
+    return think
 
 
 def _settings(config: RLConfig, step: StepSetup) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from recast.config import ModelConfig, NewRows, SFTConfig
 from recast.config.train import MOST_FULL
 from recast.data.plain_text import read_plain_text
 from recast.data.rows import Rows
-from recast.evaluation.rank import require_valid
 from recast.evaluation.text import TextProbe, make_probe
+from recast.evaluation.validation import require_valid
 from recast.items.card import splits_shown
 from recast.items.catalog import Catalog, load_catalog
 from recast.items.embed import has_vectors, load_vectors
