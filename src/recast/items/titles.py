@@ -106,7 +106,7 @@ def title_card(
     )
     unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
     assert catalog.end_token is not None, "titles end in it"
-    inside = torch.arange(catalog.max_length) < catalog.lengths[:, None] - 1  # end and pad may be it
+    inside = torch.arange(catalog.max_length) < catalog.lengths[:, None] - 1  # its end may be one
     return {
         "num_items": catalog.num_items,
         "codebook_sizes": [],
