@@ -44,7 +44,7 @@ def smollm2() -> PreTrainedModel:
         num_attention_heads=9,
         num_key_value_heads=3,
         tie_word_embeddings=True,
-        initializer_range=0.1,
+        initializer_range=0.04,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -206,6 +206,7 @@ def _memory(policy: Policy, lengths: tuple[int, int, int]) -> Row:
 
     def held(length: int) -> int:
         prompts = text_prompts(policy.catalog, length)
+        policy.model.zero_grad(set_to_none=True)  # what is released later would hide as much
         return peak_bytes(
             lambda: policy_gradient(policy, branch_logprobs(policy, prompts, tokens, "full", mask))
         )
