@@ -45,6 +45,14 @@ def test_what_items_write_by_hand() -> None:
 
 def test_what_ends_a_title() -> None:
     assert written("Pen", end_token="<|endoftext|>").catalog.end_token == 300
+    # GPT-2, SmolLM2 and others: the end of text is the token of what is not known, too.
+    both = small_chat.chat_tokenizer()
+    both.unk_token = "<|endoftext|>"
+    made = written("Pen", tokenizer=both, end_token="<|endoftext|>")
+    assert made.catalog.end_token == 300
+    assert title_card(made, both)["unknown_titles"] == 0
+    with pytest.raises(RecastError, match=r"with the special token <.endoftext.> which ends"):
+        written("P<|endoftext|>", tokenizer=both, end_token="<|endoftext|>")
     plain = small_chat.chat_tokenizer(None)
     plain.eos_token = None
     with pytest.raises(RecastError, match="end_token is None: the tokenizer has no end of text"):

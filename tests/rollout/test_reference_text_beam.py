@@ -82,13 +82,12 @@ def test_the_same_items_in_the_same_order_as_transformers(
 ) -> None:
     policy, prompts = case(num_items, seed)
     expected = [theirs(policy, prompts, row, width) for row in range(2)]
-    for chain in (1, 4, 1000):
-        groups = beam_search(policy, prompts, width, Draw(), Decoder(chain=chain))
-        for row in range(2):
-            found = ours(groups, row)
-            assert [path for path, _ in found] == [path for path, _ in expected[row]]
-            scores = [score for _, score in expected[row]]
-            assert [score for _, score in found] == pytest.approx(scores, abs=2e-4)
+    groups = beam_search(policy, prompts, width)
+    for row in range(2):
+        found = ours(groups, row)
+        assert [path for path, _ in found] == [path for path, _ in expected[row]]
+        scores = [score for _, score in expected[row]]
+        assert [score for _, score in found] == pytest.approx(scores, abs=2e-4)
 
 
 @pytest.mark.parametrize("space", ["full", "trie"])
@@ -108,28 +107,34 @@ def test_a_list_as_long_as_the_catalogue_ranks_it(space: LogprobSpace) -> None:
         assert not groups.exists[row, len(listed) :].any()
 
 
+@pytest.mark.parametrize(
+    ("space", "seen", "expected"),
+    [
+        ("full", [[0, 1], [2, 3]], [2, 3, 2]),
+        ("full", [[0, 1]], [2, 2]),
+        ("full", [[2, 3]], [4, 2]),
+        ("trie", [[2, 3]], [4]),
+    ],
+)
 @torch.no_grad()
-def test_calls_of_the_model_by_the_chain() -> None:
-    """3 4 4 4 5 2, 3 4 4 4 6 2 and 7 2, width 3.
+def test_the_model_is_asked_after_decisions(
+    space: LogprobSpace, seen: list[list[int]], expected: list[int]
+) -> None:
+    """3 4 4 4 5 2, 3 4 4 4 6 2, 7 8 5 2 and 7 8 6 2; tokens of each call behind the prompt's.
 
-    Whole edges: the prompt, 3 4 4 4 and 7 together, then 5 and 6, whose ends are scored. In parts
-    of two: 3 4 and 7, 4 4, then 5 and 6. In `trie` what leads to the second choice is sent when it
-    is due, and nothing behind the last choices.
+    One row goes on with 7 8, then 5 and 6, whose ends are scored; or with 3 4 4 4, then 5 and 6.
+    Both rows: 7 8 and 3 4, for one decides there; 5 and 6 beside 4 4; then 5 and 6. In `trie`
+    nothing behind the last choices.
     """
-    catalog = tiny.text_catalog([[3, 4, 4, 4, 5, 2], [3, 4, 4, 4, 6, 2], [7, 2]])
-    policy, calls = tiny.tiny_policy("qwen3", catalog), []
+    titles = [[3, 4, 4, 4, 5, 2], [3, 4, 4, 4, 6, 2], [7, 8, 5, 2], [7, 8, 6, 2]]
+    catalog, calls = tiny.text_catalog(titles), []
+    policy = tiny.tiny_policy("qwen3", catalog)
     policy.model.base_model.register_forward_pre_hook(
         lambda _, args, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    prompts = tiny.make_prompts(catalog, [[2]], [[]])
-    for space, chain, expected in (
-        ("full", 9, [3, 5, 2]),
-        ("full", 2, [3, 3, 2, 2]),
-        ("trie", 9, [3, 4]),
-    ):
-        calls.clear()
-        beam_search(policy, prompts, 3, Draw(logprob_space=space), Decoder(chain=chain))
-        assert calls == expected
+    prompts = tiny.make_prompts(catalog, [[2]] * len(seen), [[]] * len(seen), seen)
+    beam_search(policy, prompts, 3, Draw(logprob_space=space))
+    assert calls == [int(prompts.lengths.max()), *expected]
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def title_card(
     )
     unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
     assert catalog.end_token is not None, "titles end in it"
-    inside = torch.arange(catalog.max_length) < catalog.lengths[:, None]  # pads may be of its kind
+    inside = torch.arange(catalog.max_length) < catalog.lengths[:, None] - 1  # its end may be one
     return {
         "num_items": catalog.num_items,
         "codebook_sizes": [],
@@ -214,7 +214,8 @@ def _end(tokenizer: Any, name: str | None) -> int:
         require(end is not None, "end_token", None, remedy)
         return int(end)  # type: ignore[arg-type]  # required just now
     ids = tokenizer(name, add_special_tokens=False, verbose=False)["input_ids"]
-    fits = len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+    is_known = ids[:1] != [tokenizer.unk_token_id] or name == tokenizer.unk_token
+    fits = len(ids) == 1 and is_known  # GPT-2 and its kin call their end of text unknown
     require(fits, "end_token", name, f"the tokenizer reads it as {ids[:8]}, name one of its tokens")
     return int(ids[0])
 
@@ -241,7 +242,7 @@ def _check(
 ) -> None:
     """Raise `RecastError` for what no item can write, and for two that would write the same."""
     added = [token for token, word in tokenizer.added_tokens_decoder.items() if word.special]
-    special = {end, *added, *tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    special = {*added, *tokenizer.all_special_ids} - {tokenizer.unk_token_id} | {end}
     first: dict[tuple[int, ...], int] = {}
     for item, (row, title) in enumerate(zip(tokens, titles, strict=True)):
         named = f"item {item_ids[item]!r} has the title {in_short(title)}"

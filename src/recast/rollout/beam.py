@@ -20,11 +20,9 @@ def beam(
     draw: Draw = Draw(),
     *,
     constrained: bool = True,
-    chain: int | None = None,
 ) -> RolloutGroups:
     """`beam_search` as a sampler; `constrained=False` trains on what the model would invent."""
-    decoder = Decoder(constrained=constrained, chain=chain)
-    return beam_search(policy, prompts, group_size, draw, decoder)
+    return beam_search(policy, prompts, group_size, draw, Decoder(constrained=constrained))
 
 
 @torch.no_grad()

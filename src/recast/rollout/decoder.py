@@ -30,13 +30,8 @@ class Decoder:
     """Weight of the policy in the mixture; the guide gets the rest."""
     kind: Mixing = "d3"
     """Of log-probabilities (d3), or of the distributions."""
-    chain: int | None = None
-    """Of texts: forced tokens that are sent together, at most; unset: 4 on a CPU, where tokens cost
-    and many are of beams that are dropped, all of them elsewhere, where calls do."""
 
     def __post_init__(self) -> None:
-        fits = self.chain is None or (type(self.chain) is int and self.chain >= 1)
-        require(fits, "chain", self.chain, "give a number of tokens, 1 or more")
         remedy = "a guide knows the children in the trie alone, leave `constrained` on"
         require(self.constrained or self.guide is None, "constrained", self.constrained, remedy)
         require(0 <= self.alpha <= 1, "alpha", self.alpha, "give a weight from 0 to 1")
@@ -49,10 +44,6 @@ class Decoder:
         items = torch.arange(len(trie.leaves), device=prompts.tokens.device)
         scores = self.guide(prompts, items.expand(len(prompts), -1))
         return guide_masses(scores, prompts.seen, trie, prompts.domains)
-
-    def chain_on(self, device: torch.device) -> int | None:
-        """Forced tokens that are sent together there; None for all of them."""
-        return 4 if self.chain is None and device.type == "cpu" else self.chain
 
     def mix(self, policy: Float[Tensor, "*n"], mass: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """What prefixes are ranked by, from their log-probabilities and the guide's log masses."""

@@ -5,8 +5,9 @@ leaves them for a list of the best items so far, if it is among the best continu
 A beginning that the worst of a full list beats is dropped: no token makes it more probable. The
 search ends where no beginning is left.
 
-Most tokens of a text are forced. They are sent with the choice before them, whole or a `chain` of
-them, so that the model is asked at few of the steps; in the `trie` space they have probability 1
+Most tokens of a text are forced. They are sent with the choice before them up to the next place at
+which a beam of any row decides: no beam is dropped for another before that, so that the model is
+asked at few of the steps and reads no token in vain. In the `trie` space they have probability 1
 and are sent where something is decided behind them, if at all.
 """
 
@@ -36,7 +37,7 @@ def beam_texts(
 ) -> RolloutGroups:
     """What `recast.rollout.beam.beam_search` gives."""
     catalog = policy.catalog
-    search = _Search(policy, prompts, draw.logprob_space, decoder.chain_on(prompts.tokens.device))
+    search = _Search(policy, prompts, draw.logprob_space)
     masses = decoder.masses(prompts, catalog.trie)
     mass = None
     if masses is not None:
@@ -152,10 +153,8 @@ class _Beams:
 class _Search:
     """The model's side: keys and values of the prompts and of what was sent behind them."""
 
-    def __init__(
-        self, policy: Policy, prompts: Prompts, space: LogprobSpace, chain: int | None
-    ) -> None:
-        self.policy, self.prompts, self.space, self.chain = policy, prompts, space, chain
+    def __init__(self, policy: Policy, prompts: Prompts, space: LogprobSpace) -> None:
+        self.policy, self.prompts, self.space = policy, prompts, space
         trie = policy.catalog.trie
         self.flat: FlatTrie = flatten(trie)
         self.excluded = trie.excluded(prompts.seen)
@@ -186,19 +185,22 @@ class _Search:
         return (self.flat.below[nodes] == 1) & (self.flat.ends[nodes] == length)
 
     def send(self, beams: _Beams, length: int) -> None:
-        """What the next token of every beam hangs on, and the forced tokens after it: all, or a
-        chain of them. Where it is forced and has probability 1, nothing."""
-        end, is_trie = self.flat.ends[beams.node], self.space == "trie"
-        needed = beams.is_alive & (beams.sent < length)
+        """What the next token of every beam hangs on, and the forced tokens up to the next decision
+        of any. Where forced tokens have probability 1, what a decision hangs on."""
+        end, alive = self.flat.ends[beams.node], beams.is_alive
+        is_trie, is_item = self.space == "trie", self.flat.below[beams.node] == 1
+        due = alive & (beams.sent < length)
         if is_trie:
-            needed &= end == length
-        if not bool(needed.any()):
+            due &= end == length
+        if not bool(due.any()):
             return
-        # Nothing is read behind the last token of an item.
-        count = end - (self.flat.below[beams.node] == 1).long() - beams.sent
-        if self.chain is not None and not is_trie:
-            count = count.clamp(max=self.chain)
-        count = count.masked_fill(~needed, 0)
+        last = end - is_item.long()  # nothing is read behind the last token of an item
+        if not is_trie:
+            decisions = end[alive & ~is_item]
+            if decisions.numel():
+                last = last.clamp(max=int(decisions.min()))
+            due = alive
+        count = (last - beams.sent).clamp(min=0).masked_fill(~due, 0)
         place = torch.arange(int(count.max()), device=count.device)
         edges = self._written(beams.node, beams.sent[..., None] + place)
         sent = place < count[..., None]
@@ -214,8 +216,9 @@ class _Search:
             self._score_forced(beams, growth.places, hidden, sent)
         newest = growth.places.gather(2, (count - 1).clamp(min=0)[..., None])[..., 0]
         moved = hidden.gather(1, newest[..., None].expand(-1, -1, hidden.shape[2]))
-        beams.hidden = torch.where(needed[..., None], moved, beams.hidden)
-        self._layout = _heads(self._layout, beams.query, growth.layout, newest, needed)
+        is_new = count > 0
+        beams.hidden = torch.where(is_new[..., None], moved, beams.hidden)
+        self._layout = _heads(self._layout, beams.query, growth.layout, newest, is_new)
         beams.query = torch.arange(count.shape[1], device=count.device).expand_as(count)
         beams.sent = beams.sent + count
 

@@ -28,7 +28,7 @@ _KINDS = {
     ),
     "embeddings": (
         ("embeddings.safetensors",),
-        "holds no embeddings ({}): give the folder of `recast tokenize`",
+        "holds no embeddings ({}): give a folder of `recast tokenize`, of titles with --encoder",
     ),
     "encoder": ((), "holds no config.json: give a Hugging Face encoder folder or `minilm`"),
     "tokenizer": (

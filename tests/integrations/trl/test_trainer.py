@@ -15,11 +15,13 @@ import pytest
 import tiny
 import torch
 import trl
+from small_chat import chat_tokenizer
 from small_trainer import CATALOG, GROUP, PROMPTS, make_trainer, rows
 from torch import Tensor
 
 from recast.groups import append_target
 from recast.integrations.trl import GRPOTrainer, host
+from recast.items.titles import title_catalog
 from recast.losses import ppo_clip
 from recast.policy.load import Policy
 from recast.rollout.sample import sample
@@ -34,6 +36,8 @@ from recast.types import RecastError, RolloutGroups, Signal
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`(is_)?gradient_checkpointing.* is deprecated:FutureWarning"
 )
+
+TITLES = title_catalog(chat_tokenizer(), ["Pen", "Ink", "Glue", "Tea"], [*"abcd"]).catalog
 
 
 def hit(rollout_item: list[int], target: list[list[int]], **columns: Any) -> list[float]:
@@ -183,6 +187,11 @@ def test_generate_is_what_it_was(tmp_path: Path) -> None:
         ({}, {"sampler": "gumbel"}, "sampler gumbel is defined over the children"),
         ({}, {"signal": "recst"}, "did you mean 'recast'"),
         ({}, {"sampler": "beems"}, "did you mean 'beam'"),
+        (
+            {"max_completion_length": 9},
+            {"catalog": TITLES},
+            "the tokenizer of processing_class reads 'Pen', the title of item 'a', as other tokens",
+        ),
         ({}, {"catalog": None, "signal": "recast"}, "signal is 'recast': give a catalog with it"),
     ],
 )

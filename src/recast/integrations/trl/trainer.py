@@ -16,6 +16,7 @@ from recast.integrations.trl.host import disable_gradient_checkpointing, unwrap_
 from recast.integrations.trl.packed import PackedGRPOTrainer
 from recast.items.catalog import Catalog
 from recast.items.fan_out import fan_out
+from recast.items.titles import check_writer
 from recast.methods.guard import ask_sampler, ask_signal
 from recast.methods.parts import Part, find_part, name_of, resources, supply, traits_of
 from recast.methods.probe import probe_groups, probe_resources
@@ -91,6 +92,8 @@ class GRPOTrainer(PackedGRPOTrainer):
             args.max_completion_length,
             remedy,
         )
+        if catalog.form is not None:
+            check_writer(self.processing_class, catalog, "processing_class")
         self._policy = as_policy(self._causal_lm(self.model), catalog, 1, "the model")
         part = find_part("sampler", sampler) if isinstance(sampler, str) else sampler
         _require_usable("sampler", part)
