@@ -58,7 +58,9 @@ def compare_methods(config: CompareConfig) -> str:
         for metric in bands:
             require(metric in known, f"expected.{name}", metric, f"choose from {', '.join(known)}")
     _refuse_early(config, rows)
-    settings = {k: v for k, v in asdict(config).items() if k not in ("verify", "workers")}
+    settings = {
+        k: v for k, v in asdict(config).items() if k not in ("verify", "workers", "trackio")
+    }
     workers = config.workers or (usable_cores() if config.device == "cpu" else 1)
 
     def run(cells: list[Cell], *, goes_on: bool = True) -> dict[str, Metrics]:
@@ -192,6 +194,7 @@ def run_cell(config: CompareConfig, row: Row, lr: float, seed: int, stage: str) 
         seed=seed,
         device=config.device,
         threads=_threads(config),
+        trackio=config.trackio,
     )
     return Cell(name=name, config=rl, stage=stage, unit="runs")
 

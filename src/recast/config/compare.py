@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from recast.config.check import MOST_STEPS, check_settings, within
+from recast.config.check import MOST_STEPS, check_settings, check_trackio, within
 from recast.config.step import StepConfig
 from recast.errors import require
 
@@ -56,6 +56,8 @@ class CompareConfig:
     workers: int | None = None
     """Runs at once, each with one thread; unset: one per core that this process may use, on another
     device than the CPU one."""
+    trackio: str | None = None
+    """Project of trackio that gets the metrics of all runs too, as in `recast rl`."""
     expected: dict[str, Any] = field(default_factory=dict)
     """Row -> metric -> [least, most]: what a recipe is held to, as in `recast: {item/ndcg@10: [.1,
     .12]}`."""
@@ -71,6 +73,7 @@ class CompareConfig:
             require(bool(values), name, values, "give one or more")
             is_once = name == "policy" or len(set(values)) == len(values)
             require(is_once, name, values, "one is there twice, name each once")
+        check_trackio(self)
         within(self, 1, MOST_SEEDS, "seeds")
         within(self, 1, 1024, "workers")
         within(self, 10, MOST_STEPS, "beam_width")
