@@ -114,6 +114,11 @@ VERBS = {
         "recast.report.evaluation:describe",
         has_ranks=True,
     ),
+    "feasible": Verb(
+        "FeasibleConfig",
+        "recast.evaluation.feasible:check_tables",
+        "can printed tables of HR and NDCG be? what cannot is named",
+    ),
     "ground": Verb(
         "GroundConfig",
         "recast.evaluation.grounding:ground_texts",

@@ -24,7 +24,7 @@ _GROUPS = {"ModelConfig": "model.", "LoRAConfig": "lora.", "PromptConfig": "prom
 _PATHS = (
     *("output", "data", "catalog", "policy", "interactions", "rows", "items", "texts"),
     *("encoder", "path", "ranker", "guide", "embeddings", "items_as", "extend", "plain_text"),
-    *("predictions", "tokenizer"),
+    *("predictions", "tokenizer", "tables"),
 )
 """Settings that name a file or a folder, or may."""
 
