@@ -61,6 +61,7 @@ VERBS = {
         "recast.quickstart:quickstart",
         "the whole walk on MovieLens-100K, in one command",
         goes_on=True,
+        takes_file=True,
     ),
     "prepare": Verb(
         "PrepareConfig",

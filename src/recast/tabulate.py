@@ -14,7 +14,7 @@ from recast.config import CompareConfig
 from recast.evaluation.breakdown import groups_of
 from recast.evaluation.comparison import Groups, compare_seeds
 from recast.evaluation.curves import budget, joined_curve, mean_metrics, read_run
-from recast.evaluation.metrics import read_ranks
+from recast.evaluation.metrics import LEVELS, read_ranks, table_cuts
 from recast.evaluation.ranks import Ranks
 from recast.evaluation.seed_results import Comparison, MethodRow, Trial
 from recast.policy.load import load_policy
@@ -122,15 +122,31 @@ def _groups(config: CompareConfig, ranks: Ranks) -> Groups:
     return {kind: (names, index.numpy()) for kind, (names, index) in groups.items()}
 
 
-def refuse_outside(expected: Mapping[str, Any], results: Comparison) -> None:
-    """Raise `RecastError` for values outside of their bands."""
+def refuse_unknown(expected: Mapping[str, Any], rows: Sequence[str], beam_width: int) -> None:
+    """Raise `RecastError` for bands of rows or metrics that the table does not have.
+
+    Recall is there where rows have several targets.
+    """
+    known = [
+        f"{level}/{name}@{k}"
+        for level in LEVELS
+        for name in ("hr", "ndcg", "recall")
+        for k in table_cuts(name, beam_width)
+    ]
+    for name, bands in expected.items():
+        require(name in rows, "expected", name, f"the rows are {', '.join(rows)}")
+        for metric in bands:
+            require(metric in known, f"expected.{name}", metric, f"choose from {', '.join(known)}")
+
+
+def refuse_outside(expected: Mapping[str, Any], values: Mapping[str, Metrics]) -> None:
+    """Raise `RecastError` for values, by row and metric, outside of their bands."""
     wrong = []
     for name, bands in expected.items():
-        metrics = results.methods[name].compared.metrics
         for metric, (least, most) in bands.items():
-            remedy = f"choose from {', '.join(metrics)}"
-            require(metric in metrics, f"expected.{name}", metric, remedy)
-            value = metrics[metric].mean
+            remedy = f"choose from {', '.join(values[name])}"
+            require(metric in values[name], f"expected.{name}", metric, remedy)
+            value = values[name][metric]
             if not least <= value <= most:
                 wrong.append(f"{metric} of {name} is {value:.4f}, outside {least:g} to {most:g}")
     if wrong:

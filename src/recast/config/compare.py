@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recast.config.check import MOST_STEPS, check_settings, check_trackio, within
+from recast.config.expected import check_expected
 from recast.config.step import StepConfig
 from recast.errors import require
 
@@ -96,15 +97,4 @@ class CompareConfig:
         require(
             len(told) == len(self.lrs), "lrs", self.lrs, "two are alike in six digits, give one"
         )
-        for row, bands in self.expected.items():
-            self._check_bands(row, bands)
-        has_bands = not self.verify or bool(self.expected)
-        require(has_bands, "verify", True, "the recipe expects nothing, give it `expected`")
-
-    def _check_bands(self, row: str, bands: Any) -> None:
-        remedy = "give metrics with their least and most, such as {item/ndcg@10: [0.1, 0.12]}"
-        require(isinstance(bands, dict) and bool(bands), f"expected.{row}", bands, remedy)
-        for metric, band in bands.items():
-            numbers = isinstance(band, list) and all(type(end) in (int, float) for end in band)
-            fits = numbers and len(band) == 2 and band[0] <= band[1]
-            require(fits, f"expected.{row}.{metric}", band, remedy)
+        check_expected(self)
