@@ -153,6 +153,8 @@ def test_files_without_a_table(
     assert line.startswith(str(file))
     assert said in line
     assert code == 2
+    line, _ = failure(capsys, "feasible", f"--tables={tmp_path / 'none'}")
+    assert line == f"{tmp_path / 'none'}: no such file: check the path"
 
 
 def test_means_of_ours_are_held_to_it() -> None:
