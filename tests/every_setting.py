@@ -16,7 +16,7 @@ from recast.config.check import fits_type
 from recast.types import RecastError
 
 NEEDED = {"data": "d", "catalog": "c", "policy": "p", "output": "o", "ranker": "r", "texts": "t"}
-NEEDED |= {"format": "trl"}
+NEEDED |= {"format": "trl", "tables": "t"}
 TYPES = [getattr(configs, verb.config) for verb in cli.VERBS.values() if verb.config]
 TYPES += [configs.ModelConfig, configs.LoRAConfig, configs.PromptConfig]
 NUMBERS = (-1, 0, 10**11, 10**30, -(10**30), 1e30, 1e300, math.nan, math.inf, -math.inf, 10**9999)

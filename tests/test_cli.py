@@ -61,8 +61,8 @@ def test_help_of_a_verb_explains_its_settings(
     with pytest.raises(SystemExit) as left:
         cli.main([verb, "--help"])
     assert left.value.code == 0
-    shown = "--row ROW             Row that is shown" if verb == "inspect" else OUTPUT
-    assert shown in capsys.readouterr().out
+    others = {"inspect": "--row ROW             Row that is shown", "feasible": "--tables TABLES "}
+    assert others.get(verb, OUTPUT) in capsys.readouterr().out
 
 
 def test_every_setting_has_a_docstring_for_the_help() -> None:

@@ -12,10 +12,13 @@ import pytest
 from small_walk import failure, metric_lines
 
 from recast import cli
-from recast.compare import compare_methods, rows_of
-from recast.config import CompareConfig
+from recast.cell import settings_of
+from recast.compare import compare_methods, rows_of, run_cell
+from recast.config import CompareConfig, QuickstartConfig
 from recast.evaluation.metrics import read_ranks, row_metrics
 from recast.methods.table import check_methods
+from recast.quickstart import rows_of as quickstart_rows
+from recast.tabulate import START
 from recast.types import RecastError
 
 ROOT = Path(__file__).parent.parent
@@ -214,10 +217,21 @@ def test_a_recipe_with_an_unknown_key(
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples" / "recipes").glob("*.yaml")), ids=str)
 def test_our_recipes_are_settings(file: Path) -> None:
+    if file.stem == "quickstart":
+        config = cli.configure("quickstart", [str(file)])
+        assert config == QuickstartConfig(expected=config.expected)  # what `make quickstart` runs
+        assert set(config.expected) == set(quickstart_rows("sample"))
+        return
     config = cli.configure("compare", [str(file)])
-    names = {"start", "sft_continued", *(row.name for row in rows_of(config))}
-    assert {"start", *config.methods} <= config.expected.keys() <= names
+    assert config.expected.keys() == {START, *(row.name for row in rows_of(config))}
     check_methods(config)
+
+
+def test_mini_batches_are_of_those_that_roll_out(recipe: Path, walk: Path) -> None:
+    config = config_of(recipe, walk, mini_batch_rows=8)
+    cells = [run_cell(config, row, 1e-4, 0, "search") for row in rows_of(config)]
+    sizes = {cell.config.method: settings_of(cell)["mini_batch_rows"] for cell in cells}
+    assert sizes == {"recast": 8, "rere": 8, "sft_continued": None}
 
 
 def test_rows_are_named_by_what_tells_them_apart(recipe: Path, walk: Path) -> None:

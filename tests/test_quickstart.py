@@ -229,6 +229,27 @@ def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
 
 
+def test_the_quickstart_is_a_recipe(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = run.results["sample"]["methods"]["SFT (train)"]["metrics"]["item/ndcg@10"]["value"]
+    recipe = tmp_path / "recipe.yaml"
+
+    def verify(row: str, least: float) -> list[str]:
+        settings = f"interactions: {run.zip}\noutput: {run.out}\nepochs: 1\nsteps: 2\nseed: 3\n"
+        bands = f"expected: {{{row}: {{item/ndcg@10: [{least}, 1]}}}}\n"
+        recipe.write_text(settings + bands)
+        return ["quickstart", str(recipe), "--verify"]
+
+    cli.main(verify("SFT (train)", value))
+    capsys.readouterr()
+    line, code = failure(capsys, *verify("SFT (train)", value + 1e-4))
+    assert line.startswith(f"item/ndcg@10 of SFT (train) is {value:.4f}, outside ")
+    assert code == 2
+    line, _ = failure(capsys, *verify("SFT", 0.0))
+    assert line.startswith("expected is 'SFT': the rows are Popularity, item-kNN (train), ")
+
+
 def test_a_second_run_of_the_same_settings(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """Every cell is skipped, every file but the tables and the settings is as it was."""
     before = contents(run.out)

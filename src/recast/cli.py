@@ -61,6 +61,7 @@ VERBS = {
         "recast.quickstart:quickstart",
         "the whole walk on MovieLens-100K, in one command",
         goes_on=True,
+        takes_file=True,
     ),
     "prepare": Verb(
         "PrepareConfig",
@@ -113,6 +114,11 @@ VERBS = {
         "rank the whole catalogue for every row of a split",
         "recast.report.evaluation:describe",
         has_ranks=True,
+    ),
+    "feasible": Verb(
+        "FeasibleConfig",
+        "recast.evaluation.feasible:check_tables",
+        "can printed tables of HR and NDCG be? what cannot is named",
     ),
     "ground": Verb(
         "GroundConfig",

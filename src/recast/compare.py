@@ -19,7 +19,6 @@ from recast.cell import Cell
 from recast.config import CompareConfig, EvaluateConfig, RLConfig
 from recast.evaluation.curves import CURVE
 from recast.evaluation.drift import DriftConfig, measure_drift
-from recast.evaluation.metrics import LEVELS, table_cuts
 from recast.evaluation.rank import rows_to_rank
 from recast.evaluation.seed_results import Trial
 from recast.experiment import finished_cells, run_cells
@@ -34,7 +33,7 @@ from recast.report.comparison import markdown, plain
 from recast.run.doors import enter
 from recast.run.files import staged_file
 from recast.run.reading import read_json, reading
-from recast.tabulate import CONTROL, START, Row, refuse_outside, tabulate
+from recast.tabulate import CONTROL, START, Row, refuse_outside, refuse_unknown, tabulate
 from recast.types import Metrics, RecastError, require
 
 _RETURNED = (CURVE, "rl/step", "rollouts", "optimizer_steps", "cpu_s")
@@ -51,14 +50,10 @@ def compare_methods(config: CompareConfig) -> str:
     enter(config, CompareConfig, goes_on=True)
     check_methods(config)
     out, rows = Path(config.output), rows_of(config)
-    for name in config.expected:
-        require(name in [START, *(r.name for r in rows)], "expected", name, _names(rows))
-    known = _metric_names(config.beam_width)
-    for name, bands in config.expected.items():
-        for metric in bands:
-            require(metric in known, f"expected.{name}", metric, f"choose from {', '.join(known)}")
+    refuse_unknown(config.expected, [START, *(row.name for row in rows)], config.beam_width)
     _refuse_early(config, rows)
-    settings = {k: v for k, v in asdict(config).items() if k not in ("verify", "workers")}
+    told = ("verify", "expected", "workers", "trackio")
+    settings = {k: v for k, v in asdict(config).items() if k not in told}
     workers = config.workers or (usable_cores() if config.device == "cpu" else 1)
 
     def run(cells: list[Cell], *, goes_on: bool = True) -> dict[str, Metrics]:
@@ -100,7 +95,11 @@ def compare_methods(config: CompareConfig) -> str:
     with staged_file(out / "results.md") as file:
         file.write_text(markdown(results), encoding="utf-8")
     if config.verify:
-        refuse_outside(config.expected, results)
+        values = {
+            name: {key: found.mean for key, found in row.compared.metrics.items()}
+            for name, row in results.methods.items()
+        }
+        refuse_outside(config.expected, values)
     return plain(results)
 
 
@@ -115,16 +114,6 @@ def rows_of(config: CompareConfig) -> list[Row]:
     return rows
 
 
-def _metric_names(beam_width: int) -> list[str]:
-    """Those of the table; recall where rows have several targets."""
-    return [
-        f"{level}/{name}@{k}"
-        for level in LEVELS
-        for name in ("hr", "ndcg", "recall")
-        for k in table_cuts(name, beam_width)
-    ]
-
-
 def _refuse_damaged(cells: Sequence[Cell], found: dict[str, Metrics]) -> dict[str, Metrics]:
     """What cells returned; `RecastError` where a run's numbers are not there, or not finite."""
     for cell in cells:
@@ -136,10 +125,6 @@ def _refuse_damaged(cells: Sequence[Cell], found: dict[str, Metrics]) -> dict[st
             fits = isinstance(value, int | float) and isfinite(value)
             require(fits, f"{key} in {mark_of(cell)}", value, remedy)
     return found
-
-
-def _names(rows: Sequence[Row]) -> str:
-    return f"the rows are {', '.join([START, *(row.name for row in rows)])}"
 
 
 def _refuse_early(config: CompareConfig, rows: Sequence[Row]) -> None:
@@ -187,11 +172,12 @@ def run_cell(config: CompareConfig, row: Row, lr: float, seed: int, stage: str) 
         eval_every=config.eval_every,
         valid_rows=config.valid_rows,
         valid_metrics=["ndcg@10", "hr@1", "hr@10", "hr@50"],
-        mini_batch_rows=config.mini_batch_rows,
+        mini_batch_rows=config.mini_batch_rows if row.group_size else None,
         lr=lr,
         seed=seed,
         device=config.device,
         threads=_threads(config),
+        trackio=config.trackio,
     )
     return Cell(name=name, config=rl, stage=stage, unit="runs")
 

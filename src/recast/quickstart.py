@@ -32,6 +32,7 @@ from recast.report.table import markdown, plain
 from recast.run.doors import enter
 from recast.run.files import staged_file
 from recast.run.space import require_space
+from recast.tabulate import refuse_outside, refuse_unknown
 from recast.types import Metrics, RecastError
 
 COMPARED = ("openonerec_rl", "recast")
@@ -79,19 +80,27 @@ def quickstart(config: QuickstartConfig) -> str:
     """Run the walk into `config.output` and return both tables as text; what an earlier run of the
     same settings has finished there is not run again.
 
-    Test rows are ranked once, by finished models; everything is chosen on validation rows.
+    Test rows are ranked once, by finished models; everything is chosen on validation rows. With
+    `verify` raises `RecastError` for a value outside of its band.
     """
     enter(config, QuickstartConfig, goes_on=True)
+    refuse_unknown(config.expected, list(rows_of("sample")), EvaluateConfig.beam_width)
     out = Path(config.output)
     if config.resume and not (out / "config.yaml").is_file():
         raise RecastError(f"{out} holds no quickstart that was begun: start without --resume")
     if not out.exists():
         require_space(out, _BYTES)
-    metrics = run_cells(out, cells_of(config), asdict(config))
+    settings = {k: v for k, v in asdict(config).items() if k not in ("verify", "expected")}
+    metrics = run_cells(out, cells_of(config), settings)
     results: dict[str, Results] = {
         sampler: tabulate(out, metrics, sampler, config.seed) for sampler in SAMPLERS
     }
-    return _write_tables(results, out)
+    text = _write_tables(results, out)
+    if config.verify:
+        table = results["sample"].methods.items()
+        values = {name: {k: m.value for k, m in row.metrics.items()} for name, row in table}
+        refuse_outside(config.expected, values)
+    return text
 
 
 def cells_of(config: QuickstartConfig) -> list[Cell]:
@@ -182,17 +191,23 @@ def run_name(method: str, sampler: str | None) -> str:
     return f"{method}_beam" if sampler == "beam" else method
 
 
-def tabulate(out: Path, metrics: dict[str, Metrics], sampler: str, seed: int) -> Results:
-    """The table of one sampler: baselines, SFT and its continuation, then the compared methods.
-
-    `metrics` is what the cells of `cells_of` returned.
-    """
+def rows_of(sampler: str) -> dict[str, str]:
+    """Label of each row of a sampler's table -> name of its evaluation."""
     names = {"Popularity": "popularity_rl"}
     for kind, label in (("item_knn", "item-kNN"), ("sasrec", "SASRec"), ("sft", "SFT")):
         for suffix, splits in FITS.items():
             names[f"{label} ({' + '.join(splits)})"] = f"{kind}{suffix}"
     names |= {"SFT+kNN (train + rl)": "mixture", METHODS["sft_continued"].label: "sft_continued"}
     names |= {METHODS[method].label: run_name(method, sampler) for method in COMPARED}
+    return names
+
+
+def tabulate(out: Path, metrics: dict[str, Metrics], sampler: str, seed: int) -> Results:
+    """The table of one sampler: baselines, SFT and its continuation, then the compared methods.
+
+    `metrics` is what the cells of `cells_of` returned.
+    """
+    names = rows_of(sampler)
     return compare(
         {label: read_ranks(out / "eval" / name) for label, name in names.items()},
         AGAINST,

@@ -1,5 +1,5 @@
 """What the folders of a comparison say, together: ranks, curves and returned numbers in, its table
-out, held to what a table can be and to the bands of its recipe."""
+out, held to the bands of its recipe."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import numpy as np
 
 from recast.config import CompareConfig
 from recast.evaluation.breakdown import groups_of
-from recast.evaluation.comparison import Compared, Groups, compare_seeds
+from recast.evaluation.comparison import Groups, compare_seeds
 from recast.evaluation.curves import budget, joined_curve, mean_metrics, read_run
-from recast.evaluation.feasible import impossible
-from recast.evaluation.metrics import read_ranks
+from recast.evaluation.metrics import LEVELS, read_ranks, table_cuts
 from recast.evaluation.ranks import Ranks
 from recast.evaluation.seed_results import Comparison, MethodRow, Trial
 from recast.policy.load import load_policy
@@ -54,8 +53,6 @@ def tabulate(
     first = next((row.name for row in rows if row.method != CONTROL), CONTROL)
     against = list(dict.fromkeys([START, CONTROL, first]))
     compared = compare_seeds(ranks, against, _groups(config, ranks[START][0]))
-    for one in compared.values():
-        _check_possible(one, ranks[START][0])
     trained = {
         name: [read_run(out / one, found[one]) for one in names] for name, names in runs.items()
     }
@@ -113,14 +110,6 @@ def _read_ranks(folder: Path) -> Ranks:
         raise RecastError(f"{told}: remove {folder} to run its cell again") from error
 
 
-def _check_possible(row: Compared, ranks: Ranks) -> None:
-    """HR and NDCG of single targets bind each other: our own table is held to it."""
-    if int(ranks.item_mask.sum(1).max()) == 1:
-        names = {key.removeprefix("item/"): key for key in row.metrics if key.startswith("item/")}
-        cells = {name: min(1.0, row.metrics[key].mean) for name, key in names.items()}
-        assert not impossible(cells), impossible(cells)
-
-
 def _groups(config: CompareConfig, ranks: Ranks) -> Groups:
     """Slices of the test rows: popularity (0: cold) and history, and the task where there are
     several."""
@@ -133,15 +122,31 @@ def _groups(config: CompareConfig, ranks: Ranks) -> Groups:
     return {kind: (names, index.numpy()) for kind, (names, index) in groups.items()}
 
 
-def refuse_outside(expected: Mapping[str, Any], results: Comparison) -> None:
-    """Raise `RecastError` for values outside of their bands."""
+def refuse_unknown(expected: Mapping[str, Any], rows: Sequence[str], beam_width: int) -> None:
+    """Raise `RecastError` for bands of rows or metrics that the table does not have.
+
+    Recall is there where rows have several targets.
+    """
+    known = [
+        f"{level}/{name}@{k}"
+        for level in LEVELS
+        for name in ("hr", "ndcg", "recall")
+        for k in table_cuts(name, beam_width)
+    ]
+    for name, bands in expected.items():
+        require(name in rows, "expected", name, f"the rows are {', '.join(rows)}")
+        for metric in bands:
+            require(metric in known, f"expected.{name}", metric, f"choose from {', '.join(known)}")
+
+
+def refuse_outside(expected: Mapping[str, Any], values: Mapping[str, Metrics]) -> None:
+    """Raise `RecastError` for values, by row and metric, outside of their bands."""
     wrong = []
     for name, bands in expected.items():
-        metrics = results.methods[name].compared.metrics
         for metric, (least, most) in bands.items():
-            remedy = f"choose from {', '.join(metrics)}"
-            require(metric in metrics, f"expected.{name}", metric, remedy)
-            value = metrics[metric].mean
+            remedy = f"choose from {', '.join(values[name])}"
+            require(metric in values[name], f"expected.{name}", metric, remedy)
+            value = values[name][metric]
             if not least <= value <= most:
                 wrong.append(f"{metric} of {name} is {value:.4f}, outside {least:g} to {most:g}")
     if wrong:

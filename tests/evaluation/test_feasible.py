@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
+from small_walk import failure
 
-from recast.evaluation.feasible import impossible
+from recast import cli
+from recast.evaluation.feasible import check_means, impossible, table_rows
 from recast.evaluation.metrics import Ranks, row_metrics
 from recast.types import RecastError
 
@@ -102,25 +103,64 @@ def test_ours_can_always_be(decimals: int | None) -> None:
 def test_tables_of_our_pages_can_be() -> None:
     root, checked = Path(__file__).parents[2], 0
     for page in (*root.glob("*.md"), *root.glob("docs/**/*.md")):
-        head: list[str] = []
-        for line in page.read_text().splitlines():
-            cells = [cell.strip(" *`") for cell in line.strip("| ").split("|")]
-            if not line.startswith("|"):
-                head = []
-            elif any(re.fullmatch(r"(?i)ndcg@\d+", cell) for cell in cells):
-                head = cells
-            elif head and len(cells) == len(head):
-                names = [name.lower() for name in head]
-                numbers = {
-                    name: re.match(r"0?\.(\d{3,4})\b", cell)
-                    for name, cell in zip(names, cells, strict=True)
-                    if re.fullmatch(r"(hr|ndcg)@\d+", name)
-                }
-                known = {name: float(m[0]) for name, m in numbers.items() if m}
-                checked += len(known) > 1
-                digits = min((len(m[1]) for m in numbers.values() if m), default=4)
-                assert impossible(known, decimals=digits) == [], f"{page}: {line}"
+        for row in table_rows(page.read_text()):
+            checked += 1
+            assert impossible(row.cells, decimals=row.decimals) == [], f"{page}, {row.place}"
     assert checked > 10
+
+
+@pytest.mark.parametrize("form", ["csv", "markdown"])
+def test_a_file_of_tables_on_the_command_line(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first of two tables with other heads, and a name with a comma in it."""
+    lines = [["Method", *COLUMNS], *map(str.split, INDUSTRIAL.strip().splitlines())]
+    lines = [[cells[0].replace("D3", '"D3, ours"'), *cells[1:]] for cells in lines]
+    if form == "markdown":
+        lines.insert(1, ["---"] * 7)
+        rows = [f"| **{' | '.join(cells)} |".replace('"', "") for cells in lines]
+    else:
+        rows = [",".join(cells) for cells in lines]
+    text = "\n".join(
+        [*rows, "", "Method,Recall@5,time", "ours,0.5,3 s", "", "x,HR@1,NDCG@1", "y,.30,.20"]
+    )
+    (tmp_path / "table").write_text(text)
+    cli.main(["feasible", "--tables", str(tmp_path / "table")])
+    *said, total, _ = capsys.readouterr().out.splitlines()
+    first = 2 + (form == "markdown")
+    places = [line.partition(":")[0] for line in said]
+    assert places[:2] == [f"line {first + 3}, HSTU", f"line {first + 7}, D3, ours"]
+    assert places[2].endswith(", y")
+    assert total == "11 rows, 3 of which cannot be"
+    cli.main(["feasible", "--tables", str(tmp_path / "table"), "--num_rows=4533"])
+    assert f"line {first + 5}, LCRec: hr@3 is 0.0915, no multiple" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("method,hr@5,ndcg@5\nours,9.3,8.8\n", "has no line with two of HR@k"),
+        ("| a |\n", "has no line with two of HR@k"),
+        ("\xff", "give tables in Markdown or CSV, as text"),
+    ],
+)
+def test_files_without_a_table(
+    content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text(content, encoding="latin-1")
+    line, code = failure(capsys, "feasible", "--tables", str(file))
+    assert line.startswith(str(file))
+    assert said in line
+    assert code == 2
+    line, _ = failure(capsys, "feasible", f"--tables={tmp_path / 'none'}")
+    assert line == f"{tmp_path / 'none'}: no such file: check the path"
+
+
+def test_means_of_ours_are_held_to_it() -> None:
+    check_means({"item/hr@5": 1.0 + 1e-15, "item/ndcg@5": 0.5, "sid/hr@5": 0.9, "sid/mrr@5": 0.0})
+    with pytest.raises(AssertionError, match=r"sid: .'ndcg@5 is 0.5000"):
+        check_means({"item/hr@5": 1.0, "item/ndcg@5": 0.5, "sid/hr@5": 0.4, "sid/ndcg@5": 0.5})
 
 
 @pytest.mark.parametrize(

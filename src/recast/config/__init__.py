@@ -12,6 +12,7 @@ from recast.config.data import TokenizeConfig as TokenizeConfig
 from recast.config.evaluation import METRICS as METRICS
 from recast.config.evaluation import VALID_METRICS as VALID_METRICS
 from recast.config.evaluation import EvaluateConfig as EvaluateConfig
+from recast.config.evaluation import FeasibleConfig as FeasibleConfig
 from recast.config.evaluation import GroundConfig as GroundConfig
 from recast.config.evaluation import Level as Level
 from recast.config.evaluation import StratifyConfig as StratifyConfig

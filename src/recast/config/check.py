@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
+from importlib.util import find_spec
 from os import PathLike, fspath
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeGuard, Union, cast, get_args, get_origin, get_type_hints
@@ -28,7 +29,7 @@ _GROUPS = {
 _PATHS = (
     *("output", "data", "catalog", "policy", "interactions", "rows", "items", "texts"),
     *("encoder", "path", "ranker", "guide", "embeddings", "items_as", "extend", "plain_text"),
-    *("predictions", "tokenizer"),
+    *("predictions", "tokenizer", "tables"),
 )
 """Settings that name a file or a folder, or may."""
 
@@ -278,6 +279,16 @@ def check_weights(weights: dict[str, Any]) -> None:
 def check_threads(config: object) -> None:
     """More threads than cores only wait for each other."""
     within(config, 1, 8 * (os.cpu_count() or 1), "threads")
+
+
+def check_trackio(config: object) -> None:
+    """trackio drops all other letters of a project's name, and two would be one."""
+    project = config.trackio  # type: ignore[attr-defined]
+    if project is not None:
+        fits = re.fullmatch(r"[A-Za-z0-9_-]+", project)
+        require(bool(fits), "trackio", project, "name a project by letters, digits, - and _")
+        remedy = 'it is not installed: pip install "recast-rl[trackio]", or leave it out'
+        require(find_spec("trackio") is not None, "trackio", project, remedy)
 
 
 def num_ranks() -> int:

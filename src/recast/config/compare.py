@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from recast.config.check import MOST_STEPS, check_settings, within
+from recast.config.check import MOST_STEPS, check_settings, check_trackio, within
+from recast.config.expected import check_expected
 from recast.config.step import StepConfig
 from recast.errors import require
 
@@ -56,6 +57,8 @@ class CompareConfig:
     workers: int | None = None
     """Runs at once, each with one thread; unset: one per core that this process may use, on another
     device than the CPU one."""
+    trackio: str | None = None
+    """Project of trackio that gets the metrics of all runs too, as in `recast rl`."""
     expected: dict[str, Any] = field(default_factory=dict)
     """Row -> metric -> [least, most]: what a recipe is held to, as in `recast: {item/ndcg@10: [.1,
     .12]}`."""
@@ -71,6 +74,7 @@ class CompareConfig:
             require(bool(values), name, values, "give one or more")
             is_once = name == "policy" or len(set(values)) == len(values)
             require(is_once, name, values, "one is there twice, name each once")
+        check_trackio(self)
         within(self, 1, MOST_SEEDS, "seeds")
         within(self, 1, 1024, "workers")
         within(self, 10, MOST_STEPS, "beam_width")
@@ -93,15 +97,4 @@ class CompareConfig:
         require(
             len(told) == len(self.lrs), "lrs", self.lrs, "two are alike in six digits, give one"
         )
-        for row, bands in self.expected.items():
-            self._check_bands(row, bands)
-        has_bands = not self.verify or bool(self.expected)
-        require(has_bands, "verify", True, "the recipe expects nothing, give it `expected`")
-
-    def _check_bands(self, row: str, bands: Any) -> None:
-        remedy = "give metrics with their least and most, such as {item/ndcg@10: [0.1, 0.12]}"
-        require(isinstance(bands, dict) and bool(bands), f"expected.{row}", bands, remedy)
-        for metric, band in bands.items():
-            numbers = isinstance(band, list) and all(type(end) in (int, float) for end in band)
-            fits = numbers and len(band) == 2 and band[0] <= band[1]
-            require(fits, f"expected.{row}.{metric}", band, remedy)
+        check_expected(self)

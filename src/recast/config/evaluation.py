@@ -1,4 +1,4 @@
-"""Judging: `evaluate`, `stratify` and `ground`."""
+"""Judging: `evaluate`, `stratify`, `ground` and `feasible`."""
 
 from __future__ import annotations
 
@@ -227,3 +227,17 @@ class GroundConfig:
         check_settings(self)
         check_seed(self.seed)
         require(0 <= self.gamma <= 100, "gamma", self.gamma, "give a power from 0 to 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeasibleConfig:
+    """`recast feasible`: can printed tables of HR and NDCG with one target per row be?"""
+
+    tables: str
+    """File with tables in Markdown or CSV, a method a line, under heads such as HR@5 and NDCG@5."""
+    num_rows: int | None = None
+    """Test rows, of which HR is then a share: for tables that count places, no means over seeds."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        within(self, 1, 10**9, "num_rows")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from recast.config.check import MOST_STEPS, check_seed, check_settings, within
+from recast.config.expected import check_expected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +25,14 @@ class QuickstartConfig:
     """Epochs of SFT, at most; SASRec gets twice as many."""
     steps: int = 150
     """Steps of every RL run."""
+    expected: dict[str, Any] = field(default_factory=dict)
+    """Row of the first table -> metric -> [least, most], as in `recast compare`."""
+    verify: bool = False
+    """Fail unless every value that is `expected` is inside its band."""
 
     def __post_init__(self) -> None:
         check_settings(self)
         check_seed(self.seed)
         within(self, 1, 10_000, "epochs")
         within(self, 1, MOST_STEPS, "steps")
+        check_expected(self)

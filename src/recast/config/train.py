@@ -15,6 +15,7 @@ from recast.config.check import (
     check_settings,
     check_splits,
     check_threads,
+    check_trackio,
     check_weights,
     within,
 )
@@ -150,11 +151,15 @@ class SFTConfig:
     """Of the matrix products; bfloat16 is faster where the hardware has it."""
     threads: int | None = None
     """Torch threads; unset: measured."""
+    trackio: str | None = None
+    """Project of trackio that gets the metrics too (`pip install "recast-rl[trackio]"`); unset:
+    none."""
 
     def __post_init__(self) -> None:
         check_settings(self)
         check_seed(self.seed)
         check_threads(self)
+        check_trackio(self)
         self._check_rates()
         within(self, 0, 100, "weight_decay")
         within(self, 1, MOST_STEPS, "max_steps")
@@ -244,12 +249,16 @@ class RLConfig(StepConfig):
     save_every: int | None = None
     """Steps between policies that are kept in `steps/`, the last one among them; each with its hits
     and its invalid and malformed beams in decoding without the trie. Unset: none."""
+    trackio: str | None = None
+    """Project of trackio that gets the metrics too (`pip install "recast-rl[trackio]"`); unset:
+    none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         within(self, 0, MOST_STEPS, "warmup_steps", "checkpoint_s")
         within(self, 1, MOST_STEPS, "steps", "eval_every", "patience", "ref_every", "save_every")
         self._check_reference()
+        check_trackio(self)
         within(self, 1, 10 * MOST_STEPS, "valid_rows")
         check_metrics(self.valid_metrics)
         within(self, 0, 4096, "valid_thoughts")

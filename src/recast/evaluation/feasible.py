@@ -1,6 +1,7 @@
-"""Can a table be? HR and NDCG of one method with one target per row in, what is impossible out.
+"""Can a table be? HR and NDCG of methods with one target per row in, what is impossible out.
 
-With one target per row, h_r the share of rows whose target stands at place r and n rows:
+`recast feasible` reads them from a file. With one target per row, h_r the share of rows whose
+target stands at place r and n rows:
 
     HR@k = sum of h_r over r <= k,   NDCG@k = sum of h_r / log2(r + 1) over r <= k
 
@@ -10,17 +11,92 @@ between 1 / log2(b + 1) and 1 / log2(a + 2) of what HR gains between a and b.
 
 from __future__ import annotations
 
+import csv
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
-from recast.types import require
+from recast.config import FeasibleConfig
+from recast.run.reading import reading
+from recast.types import Metrics, RecastError, require
 
 _EXACT = 1e-9
 """Half of the last digit of numbers that nobody rounded."""
 
 Box = tuple[float, float]
 """The least and the most that a rounded number may have been."""
+
+_HEAD = re.compile(r"(hr|hit|recall|ndcg)@([1-9]\d{0,4})", re.IGNORECASE)
+_NUMBER = re.compile(r"[01]?\.(\d{1,12})(?!\d)")
+
+
+class TableRow(NamedTuple):
+    """HR and NDCG of one method, as printed."""
+
+    place: str
+    """Its line and its first cell."""
+    cells: dict[str, float]
+    decimals: int
+    """Digits behind the point of the cell that has fewest."""
+
+
+def check_tables(config: FeasibleConfig) -> str:
+    """What cannot be in the tables of a file, a line each, and how many rows were looked at.
+
+    Raises `RecastError` where there is no row with two metrics or more.
+    """
+    with reading(config.tables, "give tables in Markdown or CSV, as text"):
+        rows = list(table_rows(Path(config.tables).read_text(encoding="utf-8")))
+    if not rows:
+        raise RecastError(
+            f"{config.tables} has no line with two of HR@k (Hit@k, Recall@k) and NDCG@k: give a "
+            "table in Markdown or CSV with such heads, of shares such as 0.0927, no percent"
+        )
+    lines, wrong = [], 0
+    for row in rows:
+        problems = impossible(row.cells, decimals=row.decimals, num_rows=config.num_rows)
+        wrong += bool(problems)
+        lines += [f"{row.place}: {problem}" for problem in problems]
+    return "\n".join([*lines, f"{len(rows)} rows, {wrong} of which cannot be"])
+
+
+def table_rows(text: str) -> Iterator[TableRow]:
+    """The rows of all tables, Markdown's or CSV, whose heads name HR@k (Hit@k, Recall@k) or NDCG@k.
+    What else the columns hold, such as a -, is left out.
+
+    >>> list(table_rows("method,HR@1,NDCG@5\\nours,.25,0.300"))
+    [TableRow(place='line 2, ours', cells={'hr@1': 0.25, 'ndcg@5': 0.3}, decimals=2)]
+    """
+    heads: list[re.Match[str] | None] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        is_markdown = line.strip().startswith("|")
+        parts = line.strip().strip("|").split("|") if is_markdown else next(csv.reader([line]), [])
+        row = [part.strip(" *_`") for part in parts]
+        if any(map(_HEAD.fullmatch, row)):
+            heads = list(map(_HEAD.fullmatch, row))
+        elif len(row) != len(heads):
+            heads = []
+        else:
+            found = {
+                f"{'ndcg' if head[1].lower() == 'ndcg' else 'hr'}@{head[2]}": value
+                for head, cell in zip(heads, row, strict=True)
+                if head and (value := _NUMBER.match(cell))
+            }
+            if len(found) > 1:
+                cells = {name: float(value[0]) for name, value in found.items()}
+                decimals = min(len(value[1]) for value in found.values())
+                yield TableRow(f"line {number}, {row[0]}", cells, decimals)
+
+
+def check_means(means: Metrics) -> None:
+    """Hold means of ours, `LEVEL/hr@k` and `LEVEL/ndcg@k`, to what ranks of one target can give."""
+    for level in dict.fromkeys(name.partition("/")[0] for name in means):
+        named = {name.removeprefix(f"{level}/"): min(v, 1.0) for name, v in means.items()}
+        problems = impossible({name: v for name, v in named.items() if _HEAD.fullmatch(name)})
+        assert not problems, f"{level}: {problems}"
 
 
 def impossible(

@@ -25,6 +25,7 @@ from recast.config import METRICS, Level
 from recast.config.check import as_path
 from recast.data.parquet import read_parquet
 from recast.evaluation.facts import read_facts
+from recast.evaluation.feasible import check_means
 from recast.evaluation.places import SHOWN
 from recast.evaluation.ranks import (
     Ranks,
@@ -190,7 +191,8 @@ def write_evaluation(
     levels: Sequence[Level] = LEVELS,
     tasks: dict[str, Bool[Tensor, " N"]] | None = None,
 ) -> Metrics:
-    """A new folder with `rows.parquet` (a line per row) and `eval.json`; returns the means.
+    """A new folder with `rows.parquet` (a line per row) and `eval.json`; returns the means, which
+    of single targets are held to what ranks can give (`feasible.py`).
 
     `eval.json` holds `settings`, the facts, the rows and users, and every metric of `row_metrics`
     with its 95 % interval; the same of the rows of each of the `tasks`, whose means are returned
@@ -204,6 +206,8 @@ def write_evaluation(
         for name, inside in (tasks or {}).items()
     }
     whole = _measured(values, ranks.users, seed)
+    if ranks.item_mask.shape[1] == 1:
+        check_means({name: metric["value"] for name, metric in whole["metrics"].items()})
     content = settings | {
         "facts": asdict(ranks.facts),
         "rows": whole["rows"],

@@ -72,8 +72,12 @@ def markdown(results: Comparison) -> str:
 def caption(results: Comparison) -> list[str]:
     """What the numbers are, one sentence per line."""
     seen = "without" if results.exclude_seen else "with"
-    reads, one = results.test_reads, results.mini_batch_rows is None
-    step = "one optimizer step" if one else f"mini-batches of {results.mini_batch_rows} rollouts"
+    reads, control = results.test_reads, results.against[1]
+    step = "one optimizer step per rollout batch"
+    if results.mini_batch_rows:
+        step = (
+            f"an optimizer step per {results.mini_batch_rows} kept rollouts, {control}'s per batch"
+        )
     when = ", ".join(read["when"] for read in reads)
     once = "once" if len(reads) == 1 else f"{len(reads)} times, with other choices each time"
     return [
@@ -83,7 +87,7 @@ def caption(results: Comparison) -> list[str]:
         f"{results.seeds} seed{'s, which draw' if results.seeds > 1 else ', which draws'} "
         f"{results.reseeded} anew. Per seed all methods read the "
         f"same prompts in the same order: {results.steps} steps of {results.prompts_per_step} "
-        f"prompts, {step} per rollout batch.",
+        f"prompts, {step}.",
         "Each row tried the same learning rates with seed 0; the best by validation NDCG@10 went "
         f"into the table. Test rows were ranked {once} ({when}).",
         "Differences are paired by user and seed. Intervals and p cover users and seeds, with one "
@@ -130,7 +134,7 @@ def grids(results: Comparison) -> list[Grid]:
     steps = sorted({p.step for row in trained.values() for p in row.curve["ndcg@10"]})
     kept = steps if len(steps) <= 8 else [steps[round(i * (len(steps) - 1) / 7)] for i in range(8)]
     curves = Grid(
-        "Validation NDCG@10 by step, mean and spread over seeds",
+        f"Validation NDCG@10 by step, mean and spread, n = {results.seeds}",
         ["", *map(str, kept)],
         [[name, *_curve(row, kept)] for name, row in trained.items()],
     )

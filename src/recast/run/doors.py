@@ -65,7 +65,7 @@ def enter(config: Any, config_type: type, *, goes_on: bool = False) -> None:
     for name, value in paths:
         if value is None or value in PUBLISHED:
             continue
-        if name in ("texts", "plain_text", "predictions") and not Path(value).exists():
+        if name in ("texts", "plain_text", "predictions", "tables") and not Path(value).exists():
             raise RecastError(f"{value}: no such file: check the path")
         is_rows = name == "rows" and isinstance(value, str)  # elsewhere a number of them
         folder = Path(value) if name in (*_KINDS, "predictions") or is_rows else None

@@ -29,7 +29,7 @@ from recast.types import RecastError
 
 MACHINE = (
     *("threads", "device", "micro_batch_tokens", "pass_tokens"),
-    *("output", "resume", "checkpoint_s"),
+    *("output", "resume", "checkpoint_s", "trackio"),
 )
 """Settings that move numbers by rounding at most, and those that move none."""
 

@@ -35,11 +35,13 @@ from recast.run.files import CHECKPOINTS, refuse_existing, staged_file, writing
 from recast.run.reading import reason_of
 from recast.run.rollouts import rollout_table
 from recast.run.stage import Stage, duration
+from recast.run.trackio import TrackioRun
 from recast.run.world import is_first
 from recast.types import Metrics, RecastError, RolloutGroups, Signal
 
 ROLLOUT_STEPS = 25
 """Steps per Parquet file of rollouts: large enough for few files, small enough to read one."""
+_TENSORBOARD = "TensorBoard files"
 
 
 class Position(TypedDict):
@@ -70,7 +72,7 @@ class RunLog:
     `goes_on=True` takes a folder that an earlier run left: its metrics go on, `env.json` stays,
     nothing is ever removed. `position` is where that run was: all that it wrote since is cut off.
     What cannot be written is said once; a log never ends a run. Of several ranks the first alone
-    writes and speaks.
+    writes and speaks. `trackio` names a project that gets the same points as TensorBoard.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class RunLog:
         silent: bool = False,
         goes_on: bool = False,
         position: Position | None = None,
+        trackio: str | None = None,
     ) -> None:
         self.folder = Path(folder) if goes_on else refuse_existing(folder)
         self._goes_on = goes_on
@@ -97,6 +100,12 @@ class RunLog:
         self._last_step = 0
         self._given_up: set[str] = set()
         self._position = position
+        self._boards: dict[str, Board | TrackioRun] = {}  # each is made by its first point
+        self._made: dict[str, Callable[[], Board | TrackioRun]] = {
+            _TENSORBOARD: partial(Board, self.folder.absolute() / "tb")
+        }
+        if trackio:
+            self._made["trackio"] = partial(TrackioRun, trackio, self.folder, config, goes_on)
 
     def __enter__(self) -> RunLog:
         if not self._writes:
@@ -110,7 +119,6 @@ class RunLog:
                 if not self._goes_on:
                     self.environment()
                 self._metrics = FileIO(self.folder / "metrics.jsonl", "a")
-                self._board: Board | None = None  # made by the first point
                 if self._position:
                     self._cut(self._position)
         except (RecastError, KeyboardInterrupt):
@@ -129,9 +137,9 @@ class RunLog:
             return
         nothing_yet = self._metrics.tell() == 0 and not self._rollouts and not self._goes_on
         self._metrics.close()
-        if self._board:
+        for board in self._boards.values():
             with suppress(OSError):  # what did not fit is tried again
-                self._board.close()
+                board.close()
         ours = {"config.yaml", "env.json", "metrics.jsonl", "tb"}
         if error and nothing_yet:
             with suppress(OSError):  # something is kept, or nothing ever is
@@ -170,7 +178,7 @@ class RunLog:
             if int(file.stem.partition("-")[2]) > self._last_step:
                 file.unlink()
         # TensorBoard forgets what older files hold from the next step on.
-        self._board = Board(self.folder / "tb", self._last_step + 1)
+        self._boards[_TENSORBOARD] = Board(self.folder / "tb", self._last_step + 1)
 
     def _and_parents(self) -> Iterator[RunLog]:
         run: RunLog | None = self
@@ -208,7 +216,7 @@ class RunLog:
             self.say(f"  {name:<{width}}  {duration(seconds):>8}")
 
     def metrics(self, step: int, metrics: Metrics, stage: str) -> None:
-        """Append one line to `metrics.jsonl` and one point per metric to TensorBoard.
+        """Append one line to `metrics.jsonl` and one point per metric to TensorBoard and trackio.
 
         Raises `RecastError` for a NaN or an infinity, and then writes none of them.
         """
@@ -225,7 +233,8 @@ class RunLog:
         self._last_step = step
         for run in self._and_parents():  # the run that this one is part of keeps a copy
             self._unless_full("metrics.jsonl", partial(_append, run._metrics, line))
-        self._unless_full("TensorBoard files", partial(self._add_point, step, metrics))
+        for name in self._made:
+            self._unless_full(name, partial(self._add_point, name, step, metrics))
         all_zero = metrics.get("group/all_zero_frac", 0.0)
         repaired = metrics.get("group/repaired_frac", 0.0) > 0
         # With `add_gt` more groups teach than hit by themselves.
@@ -253,9 +262,10 @@ class RunLog:
         if len(self._rollouts) >= ROLLOUT_STEPS:
             self._write_rollouts()
 
-    def _add_point(self, step: int, metrics: Metrics) -> None:
-        self._board = self._board or Board(self.folder.absolute() / "tb")
-        self._board.add(step, metrics)
+    def _add_point(self, name: str, step: int, metrics: Metrics) -> None:
+        if name not in self._boards:
+            self._boards[name] = self._made[name]()
+        self._boards[name].add(step, metrics)
 
     def _write_rollouts(self) -> None:
         if not self._rollouts:

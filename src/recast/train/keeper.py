@@ -165,6 +165,7 @@ class RunFacts:
             parent=parent,
             goes_on=resumed is not None,
             position=resumed.position if resumed else None,
+            trackio=self.settings["trackio"],
         )
         kept = Path(self.output) / CHECKPOINTS
         require_same(dict(flat(self.facts)))  # all ranks are here before there is a folder
