@@ -16,8 +16,9 @@ import torch
 import transformers
 from small_walk import rl_config, sft_config
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from recast.config import EvaluateConfig, RLConfig
+from recast.config import EvaluateConfig, LoRAConfig, RLConfig
 from recast.data.history import history
 from recast.evaluation.evaluate import evaluate_policy
 from recast.items.catalog import load_catalog
@@ -78,6 +79,16 @@ def _config(walk: Path, runs: Path, **changes: Any) -> RLConfig:
     return rl_config(walk, runs / "none", **settings | changes)
 
 
+def sharded_cases(walk: Path, runs: Path) -> Iterator[tuple[str, RLConfig]]:
+    """What two ranks that share weights may make unequal numbers of passes in."""
+    small = {"micro_batch_tokens": 64}
+    yield "sharded", _config(walk, runs, method="openonerec_rl", kl_coef=0.1, **small)
+    yield "sharded, one prompt", _config(walk, runs, prompts_per_step=1)
+    yield "sharded, mini-batches", _config(walk, runs, method="recast", mini_batch_rows=5, **small)
+    lora = LoRAConfig(rank=2)
+    yield "sharded, adapters", _config(walk, runs, method="openonerec_rl", kl_coef=0.1, lora=lora)
+
+
 def one_step(setup: StepSetup) -> tuple[Metrics, Tensor]:
     """The metrics of the first step and its gradient; the weights stay as they are."""
     model, optimizer = setup.policy.model, setup.actor.optimizer
@@ -87,7 +98,7 @@ def one_step(setup: StepSetup) -> tuple[Metrics, Tensor]:
     metrics = learn(setup, state, roll_out(setup, state)) | state.counts
     model.load_state_dict(before)
     optimizer.state.clear()
-    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    gradients = [full(p.grad).flatten() for p in model.parameters() if p.grad is not None]
     measured = ("time/", "memory/", "actor/padding", "cpu_s")  # by the machine, and by the parts
     metrics = {name: x for name, x in metrics.items() if not name.startswith(measured)}
     return metrics, torch.cat(gradients or [torch.zeros(0)])
@@ -113,6 +124,30 @@ def compare(walk: Path, runs: Path) -> dict[str, Any]:
     return found
 
 
+def full(values: Tensor) -> Tensor:
+    return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+def compare_sharded(walk: Path, runs: Path) -> dict[str, Any]:
+    """The same of two ranks that share the weights."""
+    found = {}
+    for name, config in sharded_cases(walk, runs):
+        both = []
+        for fsdp_size in (2, 1):
+            method, policy, task = load_step(config)
+            batches = draw_batches(config, task, config.max_rollout_batches)
+            setup = set_up_step(config, method, policy, task, batches, fsdp_size=fsdp_size)
+            if fsdp_size == 2:
+                both.append(one_step(setup))
+            elif is_first():
+                with alone():
+                    both.append(one_step(setup))
+        (two, gradient), (one, wanted) = both[0], both[-1]
+        norm = float(wanted.norm())
+        found[name] = (float((gradient - wanted).norm()) / norm, norm, True, one, two)
+    return found
+
+
 def write_lists(walk: Path, file: Path) -> None:
     """Published lists of the walk's test rows, each of its target alone."""
     catalog, source = load_catalog(walk / "catalog"), load_source(str(walk / "data"))
@@ -135,7 +170,7 @@ def main() -> None:
     torch.set_num_threads(1)
     join()
     walk, runs = map(Path, sys.argv[1:])
-    found = compare(walk, runs)
+    found = compare(walk, runs) | compare_sharded(walk, runs)
     for name, settings in RL_RUNS.items():
         train_rl(rl_config(walk, runs / name, **settings))
     train_sft(sft_config(walk, runs / "sft", **SFT_RUN))

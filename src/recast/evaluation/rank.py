@@ -33,6 +33,7 @@ from recast.evaluation.ranks import Ranks
 from recast.items.catalog import Catalog
 from recast.policy.baselines import Scorer
 from recast.policy.load import Policy
+from recast.policy.sharded import whole_weights
 from recast.policy.tasks import Task
 from recast.rollout.beam import beam_search
 from recast.rollout.decoder import Decoder
@@ -224,7 +225,8 @@ def validate(
     asked = [split_metric(name) for name in names]
     training = policy.model.training
     policy.model.eval()
-    ranks = rank_policy(policy, task, rows, max(32, *(k for _, k in asked)))
+    with whole_weights(policy.model):
+        ranks = rank_policy(policy, task, rows, max(32, *(k for _, k in asked)))
     policy.model.train(training)
     values: dict[str, Float[Tensor, " N"]] = {}
     for metric, k in asked:

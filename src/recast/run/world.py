@@ -16,13 +16,12 @@ from datetime import timedelta
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from recast.config.check import num_ranks
+from recast.config.check import MOST_RANKS, num_ranks
 from recast.errors import RecastError, in_short
 
 if TYPE_CHECKING:  # torch takes seconds, and is not needed to know that one is alone
     from torch import Tensor
 
-MOST_RANKS = 100_000
 _MEET_S = 60
 """In which all ranks must have come."""
 _FIRST_S = 1.0
@@ -258,10 +257,17 @@ def total(number: float) -> float:
 
 
 def add_gradients(parameters: Sequence[Tensor]) -> None:
-    """Sum the gradients over all ranks; a parameter that none has a gradient of keeps none."""
+    """Sum the gradients over all ranks; a parameter that none has a gradient of keeps none.
+
+    Those of weights that ranks share are sums already (`recast.policy.sharded`).
+    """
     if _world.size == 1:
         return
     import torch
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(parameters[0], DTensor):
+        return
 
     has_any = add_up(torch.tensor([float(p.grad is not None) for p in parameters])).tolist()
     bucket: list[Tensor] = []
@@ -329,6 +335,18 @@ def _waiting() -> Iterator[None]:
     remedy = "look for what ended it, then start all of them again, with --resume"
     with _telling(_world.rank, _world.size, "lost another one", remedy, LostRankError):
         yield
+
+
+@contextmanager
+def lost() -> Iterator[None]:
+    """Around work in which torch itself lets ranks wait for each other, among other things."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _world.size > 1 and "gloo" in str(error):
+            with _waiting():
+                raise
+        raise
 
 
 @contextmanager

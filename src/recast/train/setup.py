@@ -17,6 +17,7 @@ from recast.evaluation.rank import require_valid, rows_of_tasks, sample_rows, va
 from recast.evaluation.text import TextProbe, make_probe
 from recast.methods.parts import find_part, spell
 from recast.methods.table import Method
+from recast.policy.sharded import whole_weights
 from recast.run.fingerprint import meet
 from recast.train.keeper import RunFacts, find_checkpoint
 from recast.train.result import require_room
@@ -60,7 +61,7 @@ class RLSetup(StepSetup):
     def decode_freely(self) -> Metrics:
         """What the policy writes without the trie for some of the validation rows."""
         rows = sample_rows(self.valid_rows, FREE_ROWS)
-        with self.clock.measure("time/valid_s"):
+        with self.clock.measure("time/valid_s"), whole_weights(self.policy.model):
             found = free_metrics(self.policy, self.task, rows, at=[10])
         return {f"valid/{name}": value for name, value in found.items()}
 
@@ -96,6 +97,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         warmup_steps=config.warmup_steps,
         schedule=config.schedule,
         folder=config.output,
+        fsdp_size=config.fsdp_size,
     )
     moves = config.ref_every is None or step.reference is not None
     need = f"{method.label} compares with no reference here, give kl_coef or leave it out"

@@ -32,6 +32,7 @@ from recast.policy.memory import plan_memory, require_memory
 from recast.policy.needs import tell_needs
 from recast.policy.passes import MOST_MEASURED, MOST_PASS_TOKENS, measure_pass_tokens
 from recast.policy.save import rounding
+from recast.policy.sharded import shard
 from recast.policy.tasks import HistoryTask, Task, check_catalog, load_source, make_task
 from recast.policy.threads import choose_threads
 from recast.policy.tokenizer import load_tokenizer
@@ -139,14 +140,18 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     pass_tokens = config.pass_tokens or MOST_PASS_TOKENS
     if config.pass_tokens is None and has_parts(policy, longest):
         pass_tokens = measure_pass_tokens(work, len(few), config.device)
+    shard(policy.model, config.fsdp_size)
+    rates = rates_of(policy, chosen.lr, config.sid_lr)
     new_rows = _new_rows(config.model, catalog, has_vectors=vectors is not None)
     settings = asdict(replace(config, model=replace(config.model, new_rows=new_rows)))
-    settings |= chosen._asdict() | {"logprob_space": policy.logprob_space}
+    settings |= chosen._asdict() | {
+        "logprob_space": policy.logprob_space,
+        "prompt": asdict(policy.prompt),
+        "micro_batch_tokens": plan.micro_batch_tokens,
+    }
     epoch_steps = math.ceil(len(sequences) / config.batch_windows)
-    settings |= {"prompt": asdict(policy.prompt), "micro_batch_tokens": plan.micro_batch_tokens}
     valid_rows = require_valid(task, config.data, config.valid_rows)
-    said = [_said(policy, config.model.path, new_rows), *task.notes(torch.cat([rows, valid_rows]))]
-    said += epochs.notes
+    notes = [*task.notes(torch.cat([rows, valid_rows])), *epochs.notes]
     return SFTSetup(
         policy=policy,
         task=task,
@@ -158,7 +163,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
         rates=rates,
         longest=longest,
         valid_rows=valid_rows,
-        text="\n".join(filter(None, said)),
+        text="\n".join(filter(None, [_said(policy, config.model.path, new_rows), *notes])),
         pass_tokens=pass_tokens,
         micro_batch_tokens=plan.micro_batch_tokens,
         run=RunFacts(

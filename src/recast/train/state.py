@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from copy import deepcopy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from recast.config import Keep
+from recast.policy.sharded import own_rows
 from recast.train.alarms import Watched, nothing_watched
 from recast.types import Metrics, RecastError
 
@@ -102,15 +103,17 @@ class LoopState:
             else:
                 self.average[name] = weight.detach().clone()
 
-    def judged(self) -> torch.nn.Module:
-        """The model that a validation judges: itself, or one with the averaged weights."""
-        if not self.average:
-            return self.model
-        model = deepcopy(self.model)
-        parameters = dict(model.named_parameters())
-        for name, weight in self.average.items():
-            parameters[name].data = weight.clone()
-        return model
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """While it lasts the model is what a validation judges: where there is an average of the
+        weights, it has that."""
+        trained = self._trained() if self.average else {}
+        before = {name: weight.detach().clone() for name, weight in trained.items()}
+        try:
+            _copy(self.average, trained)
+            yield
+        finally:
+            _copy(before, trained)
 
     def epoch_metrics(self) -> Metrics:
         """The mean loss of the epoch's batches, and the tokens sent per real one."""
@@ -161,8 +164,8 @@ class LoopState:
 
     @property
     def is_finite(self) -> bool:
-        """Whether a run can go on with what is trained."""
-        return all(bool(weight.isfinite().all()) for weight in self._trained().values())
+        """Whether a run can go on with what is trained, of which each rank looks at its part."""
+        return all(bool(own_rows(x)[0].isfinite().all()) for x in self._trained().values())
 
     def facts(self) -> dict[str, Any]:
         """All but the tensors, as JSON holds it exactly."""
@@ -232,6 +235,12 @@ class LoopState:
             return {}
         weights = self.reference.state_dict()
         return {name: weights[name] for name in self._weights()}
+
+
+@torch.no_grad()
+def _copy(values: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        weight.copy_(values[name])
 
 
 def adamw(

@@ -28,6 +28,7 @@ from recast.policy.memory import MemoryPlan, plan_memory
 from recast.policy.needs import tell_needs
 from recast.policy.passes import MOST_MEASURED, MOST_PASS_TOKENS, measure_pass_tokens
 from recast.policy.save import rounding
+from recast.policy.sharded import shard
 from recast.policy.tasks import Task, load_task
 from recast.policy.threads import choose_threads
 from recast.rollout.think import require_thoughts
@@ -117,8 +118,9 @@ def set_up_step(
     warmup_steps: int = 0,
     schedule: Schedule = "constant",
     folder: str = "",
+    fsdp_size: int = 1,
 ) -> StepSetup:
-    """Bind, plan, measure and check; what a part fails on goes into `folder`.
+    """Bind, plan, measure, check and shard; what a part fails on goes into `folder`.
 
     Raises `RecastError` for whatever does not fit together.
     """
@@ -160,6 +162,9 @@ def set_up_step(
     actor = _actor(config, method, policy, frozen, plan, pass_tokens, folder)
     actor = replace(actor, clock=clock)
     rehearse(search, actor, prompts)  # a part that cannot work says so before there is a folder
+    for model in (policy.model, actor.reference_model):
+        shard(model, fsdp_size)
+    actor = replace(actor, optimizer=adamw(trained_parameters(policy), method.lr, 0.0))
     if name and config.target_is_best and is_first():
         check_target_is_best(
             method.reward,
@@ -245,6 +250,7 @@ def _actor(
     return Actor(
         policy=policy,
         reference=frozen_reference(frozen, method.space) if frozen else None,
+        reference_model=frozen.model if frozen else None,
         optimizer=adamw(trained_parameters(policy), method.lr, 0.0),
         loss=method.loss,
         kl_coef=method.kl_coef,
