@@ -78,8 +78,10 @@ def test_every_method_has_the_gradient_of_one_rank(two: tuple[Path, dict[str, An
 def test_a_run_of_two_ranks_is_that_of_one(
     walk: Path, tmp_path: Path, two: tuple[Path, dict[str, Any]], name: str
 ) -> None:
-    train_rl(rl_config(walk, tmp_path / "run", **RL_RUNS[name]))
+    train_rl(rl_config(walk, tmp_path / "run", **RL_RUNS[name] | {"fsdp_size": 1}))
     check_same(tmp_path / "run", two[0] / name)
+    for step in (tmp_path / "run").glob("steps/*"):
+        check_weights(tmp_path / "run", two[0] / name, f"steps/{step.name}")
     one, both = (
         pl.read_parquet(run / "rollouts" / "*") for run in (tmp_path / "run", two[0] / name)
     )
@@ -90,7 +92,8 @@ def test_dropout_of_two_ranks_is_that_of_one(
     walk: Path, tmp_path: Path, two: tuple[Path, dict[str, Any]]
 ) -> None:
     train_sft(sft_config(walk, tmp_path / "run", **SFT_RUN))
-    check_same(tmp_path / "run", two[0] / "sft")
+    for fsdp_size in (1, 2):
+        check_same(tmp_path / "run", two[0] / f"sft{fsdp_size}")
 
 
 def test_published_lists_are_judged_once(two: tuple[Path, dict[str, Any]]) -> None:
@@ -110,6 +113,10 @@ def check_same(one: Path, both: Path) -> None:
             for of in (line, other)
         )
         assert its == pytest.approx(mine, rel=1e-5, abs=1e-6)
-    before, after = weights(one), weights(both)
+    check_weights(one, both)
+
+
+def check_weights(one: Path, both: Path, policy: str = "policy") -> None:
+    before, after = weights(one, policy), weights(both, policy)
     assert before.keys() == after.keys()
     assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-6) for name in before)

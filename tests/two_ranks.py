@@ -18,6 +18,7 @@ from small_walk import rl_config, sft_config
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from recast import rl
 from recast.config import EvaluateConfig, LoRAConfig, RLConfig
 from recast.data.history import history
 from recast.evaluation.evaluate import evaluate_policy
@@ -29,6 +30,7 @@ from recast.policy.tasks import HistoryTask, load_source
 from recast.rl import learn, roll_out, train_rl
 from recast.run.world import alone, gathered, is_first, join, leave
 from recast.sft import train_sft
+from recast.train import keeper
 from recast.train.state import LoopState
 from recast.train.step import StepSetup, draw_batches, load_step, set_up_step
 from recast.types import Metrics, RolloutGroups, Signal
@@ -39,6 +41,17 @@ transformers.utils.logging.set_verbosity_error()
 RL_RUNS: dict[str, dict[str, Any]] = {
     "dapo": {"method": "dapo", "lr": 1e-3, "prompts_per_step": 5},
     "recast": {"method": "recast", "lr": 1e-3, "patience": 1, "eval_every": 1, "keep": "best"},
+    "sharded": {
+        "method": "recast",
+        "lr": 1e-3,
+        "kl_coef": 0.1,
+        "ref_every": 1,
+        "ref_mix": 0.5,
+        "keep": "best",
+        "save_every": 2,
+        "checkpoint_s": 0.0,
+        "fsdp_size": 2,
+    },
 }
 SFT_RUN: dict[str, Any] = {
     "lr": 1e-3,
@@ -166,14 +179,40 @@ def write_lists(walk: Path, file: Path) -> None:
     file.write_text(json.dumps(entries))
 
 
+class EndedError(Exception):
+    """What ends a run before its time."""
+
+
+def begin(config: RLConfig, step: int) -> None:
+    """The run up to a step, with a checkpoint behind every one."""
+
+    def learn_until(setup: StepSetup, state: LoopState, found: Any) -> Metrics:
+        if state.step == step:
+            raise EndedError
+        return learn(setup, state, found)
+
+    rl.learn, keeper._MOST = learn_until, float("inf")
+    try:
+        train_rl(config)
+    except EndedError:
+        pass
+    finally:
+        rl.learn = learn
+
+
 def main() -> None:
     torch.set_num_threads(1)
     join()
     walk, runs = map(Path, sys.argv[1:])
     found = compare(walk, runs) | compare_sharded(walk, runs)
     for name, settings in RL_RUNS.items():
-        train_rl(rl_config(walk, runs / name, **settings))
-    train_sft(sft_config(walk, runs / "sft", **SFT_RUN))
+        config = rl_config(walk, runs / name, **settings)
+        if config.fsdp_size > 1:  # by ranks that share the weights, then by ranks that do not
+            begin(config, step=2)
+            config = replace(config, resume=True, fsdp_size=1)
+        train_rl(config)
+    for fsdp_size in (1, 2):
+        train_sft(sft_config(walk, runs / f"sft{fsdp_size}", **SFT_RUN, fsdp_size=fsdp_size))
     data, catalog, lists = walk / "data", walk / "catalog", runs / "lists.json"
     evaluate_policy(
         EvaluateConfig(

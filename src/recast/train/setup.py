@@ -19,8 +19,9 @@ from recast.methods.parts import find_part, spell
 from recast.methods.table import Method
 from recast.policy.sharded import whole_weights
 from recast.run.fingerprint import meet
-from recast.train.keeper import RunFacts, find_checkpoint
+from recast.train.keeper import RunFacts
 from recast.train.result import require_room
+from recast.train.resumed import find_checkpoint
 from recast.train.step import StepSetup, draw_batches, drawn_split, load_step, set_up_step
 from recast.train.steps import count_due
 from recast.types import Metrics, RolloutGroups, require

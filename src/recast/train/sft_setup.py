@@ -38,10 +38,11 @@ from recast.policy.threads import choose_threads
 from recast.policy.tokenizer import load_tokenizer
 from recast.run.fingerprint import meet
 from recast.train.epochs import Epochs, further_tasks, make_epochs
-from recast.train.keeper import RunFacts, find_checkpoint
+from recast.train.keeper import RunFacts
 from recast.train.premises import check_training
 from recast.train.rates import Rates, rates_of
 from recast.train.result import require_room
+from recast.train.resumed import find_checkpoint
 from recast.train.sequences import draw_negatives, has_parts, learn
 from recast.types import Interactions, LogprobSpace, RecastError, require
 

@@ -183,6 +183,16 @@ class LoopState:
         found |= {f"reference.{name}": value for name, value in self._reference_weights().items()}
         return found | {f"generator.{name}": value for name, value in self.generators.items()}
 
+    def like(self) -> dict[str, Tensor]:
+        """What the weights are, by all names that a checkpoint has for tensors of their shape."""
+        moments = [f"optimizer.{{}}.{name}" for name in ("exp_avg", "exp_avg_sq")]
+        names = [*(f"{kind}.{{}}" for kind in _KINDS if kind != "optimizer"), *moments]
+        return {
+            name.format(key): value.detach()
+            for key, value in self._weights().items()
+            for name in names
+        }
+
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Stand where `tensors()` and `facts()` were taken.
