@@ -76,7 +76,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     resumed = find_checkpoint(config.output, config.resume)
     config = replace(config, **(resumed.measured(config) if resumed else {}))
     plain = read_plain_text(config.plain_text) if config.plain_text else None
-    method, policy, task = load_step(config, method)
+    method, policy, task = load_step(config, method, config.fsdp_size)
     copies = 3 + (config.keep == "best") + (config.ref_every is not None)
     require_room(
         config.output,

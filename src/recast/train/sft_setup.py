@@ -117,7 +117,14 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     longest = max(int(sequences.lengths.max()), epochs.longest)
     most = min(config.batch_windows, len(sequences))
     learned = int(sequences.loss_mask.sum()) * most // len(sequences)
-    plan = plan_memory(policy, longest, config.micro_batch_tokens, reads=learned, has_lora=False)
+    plan = plan_memory(
+        policy,
+        longest,
+        config.micro_batch_tokens,
+        reads=learned,
+        has_lora=False,
+        fsdp_size=config.fsdp_size,
+    )
     if plan.checkpointing:
         policy.model.activation_checkpointing_enable()
     if isinstance(task, ChatTask):
@@ -194,7 +201,8 @@ def _check_catalog_of(config: SFTConfig, catalog: Catalog) -> None:
     else:
         tokenizer = load_tokenizer(Path(config.model.path))
         rows = num_rows(tokenizer, catalog)
-        tell_needs(config.model.path, config.device, num_rows=rows)
+        size = config.fsdp_size
+        tell_needs(config.model.path, config.device, num_rows=rows, fsdp_size=size)
     _check_space(config.logprob_space, catalog)
     remedy = "the catalogue has titles and no rows of its own, leave it out"
     require(config.sid_lr is None or catalog.form is None, "sid_lr", config.sid_lr, remedy)

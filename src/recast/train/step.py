@@ -69,13 +69,21 @@ class StepSetup:
     """Its memory and what becomes of its weights, for the screen."""
 
 
-def load_step(config: StepConfig, method: Method | None = None) -> tuple[Method, Policy, Task]:
+def load_step(
+    config: StepConfig, method: Method | None = None, fsdp_size: int = 1
+) -> tuple[Method, Policy, Task]:
     """The method in the policy's space, the policy as it is trained and the task."""
     find_device(config.device)
     method = resolve(config, method)
     is_whole = config.lora.rank is None
     reference = _compares(method) and is_whole
-    tell_needs(config.policy, config.device, lora=config.lora, reference=reference)
+    tell_needs(
+        config.policy,
+        config.device,
+        lora=config.lora,
+        reference=reference,
+        fsdp_size=fsdp_size,
+    )
     policy = load_policy(config.policy, config.catalog, masters=is_whole).to(config.device)
     method = in_space_of(method, config, policy)
     task = load_task(config.data, policy)
@@ -142,6 +150,7 @@ def set_up_step(
         config.micro_batch_tokens,
         reference=_compares(method) and not has_adapters(policy.model),
         reads=config.prompts_per_step * width,
+        fsdp_size=fsdp_size,
     )
     clock = Clock(device=policy.catalog.device)
     search = Search(
