@@ -28,7 +28,8 @@ from recast.methods.parts import resources
 from recast.methods.table import METHODS, Method
 from recast.policy.tasks import HistoryTask, load_source
 from recast.rl import learn, roll_out, train_rl
-from recast.run.world import alone, gathered, is_first, join, leave
+from recast.run.launched import join, leave
+from recast.run.world import alone, gathered, is_first
 from recast.sft import train_sft
 from recast.train import keeper
 from recast.train.state import LoopState

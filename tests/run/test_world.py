@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from recast.errors import RecastError
 from recast.run import world
-from recast.run.world import Launched, World, agreed, alone, gathered, once, share, shared, spread
+from recast.run.launched import Launched
+from recast.run.world import World, agreed, alone, gathered, once, share, shared, spread
 
 LAUNCHED = {"WORLD_SIZE": "4", "RANK": "3", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
 

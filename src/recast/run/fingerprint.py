@@ -24,7 +24,8 @@ from torch import Tensor
 
 from recast.config.check import RANKERS
 from recast.run.doors import PUBLISHED, enter, ranker_folder
-from recast.run.world import join, require_same, world
+from recast.run.launched import join
+from recast.run.world import require_same, world
 from recast.types import RecastError, require
 
 MACHINE = (

@@ -32,13 +32,7 @@ from recast.run.fingerprint import MACHINE, flat, inputs_of, plain
 from recast.run.log import RunLog
 from recast.run.reading import reason_of
 from recast.run.stop import whole
-from recast.run.world import (
-    LostRankError,
-    agreed,
-    gathered,
-    is_first,
-    require_same,
-)
+from recast.run.world import LostRankError, agreed, gathered, is_first, require_same
 from recast.train.resumed import MEASURED, Resumed, check_same
 from recast.train.state import LoopState
 from recast.types import RecastError
