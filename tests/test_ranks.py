@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from small_encoder import save_encoder
 from small_walk import metric_lines, numbers, rl_config, sft_config, weights
 from two_ranks import RL_RUNS, SFT_RUN, write_lists
 
@@ -58,6 +59,8 @@ def two(walk: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dic
     folder, port = tmp_path_factory.mktemp("two"), free_port()
     script = TESTS / "two_ranks.py"
     write_lists(walk, folder / "lists.json")
+    (folder / "encoder").mkdir()
+    save_encoder(folder / "encoder")
     first, second = ended([start(rank, port, script, walk, folder) for rank in (0, 1)])
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert second[1] == ""
@@ -99,6 +102,10 @@ def test_dropout_of_two_ranks_is_that_of_one(
 def test_published_lists_are_judged_once(two: tuple[Path, dict[str, Any]]) -> None:
     found = json.loads((two[0] / "lists" / "eval.json").read_text())
     assert found["lists"]["unknown"] == 0
+
+
+def test_texts_of_two_ranks_have_the_vectors_of_one(two: tuple[Path, dict[str, Any]]) -> None:
+    assert json.loads((two[0] / "texts.json").read_text()) is True
 
 
 def check_same(one: Path, both: Path) -> None:

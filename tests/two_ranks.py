@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from small_encoder import WORDS
 from small_walk import rl_config, sft_config
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -23,6 +24,7 @@ from recast.config import EvaluateConfig, LoRAConfig, RLConfig
 from recast.data.history import history
 from recast.evaluation.evaluate import evaluate_policy
 from recast.items.catalog import load_catalog
+from recast.items.encoder import _BATCH_TEXTS, embed_texts
 from recast.methods.assembly import in_space_of, resolve
 from recast.methods.parts import resources
 from recast.methods.table import METHODS, Method
@@ -180,6 +182,15 @@ def write_lists(walk: Path, file: Path) -> None:
     file.write_text(json.dumps(entries))
 
 
+def embed_on_both(encoder: Path) -> bool:
+    """Whether texts of three batches have the vectors that one rank gives them, bit for bit."""
+    texts = [f"{one} {other}" for one in WORDS[4:] for other in WORDS[4:]]
+    texts = (texts * 3 * _BATCH_TEXTS)[: 3 * _BATCH_TEXTS]
+    vectors = embed_texts(texts, str(encoder)).vectors
+    with alone():
+        return torch.equal(vectors, embed_texts(texts, str(encoder)).vectors)
+
+
 class EndedError(Exception):
     """What ends a run before its time."""
 
@@ -220,7 +231,9 @@ def main() -> None:
             data=str(data), catalog=str(catalog), predictions=str(lists), output=str(runs / "lists")
         )
     )
+    is_same = all(gathered(embed_on_both(runs / "encoder")))
     if is_first():
+        (runs / "texts.json").write_text(json.dumps(is_same))
         print(json.dumps(found))
     leave()
 

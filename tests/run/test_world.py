@@ -79,5 +79,5 @@ def test_what_a_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_to_know_that_one_is_alone_takes_no_torch() -> None:
-    code = "import sys, recast.run.world as w; w.join(); assert 'torch' not in sys.modules"
+    code = "import sys, recast.run.launched as one; one.join(); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
