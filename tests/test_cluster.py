@@ -50,32 +50,48 @@ def straight(walk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("counts", [(2, 2), (2, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("counts", "killed", "sizes"),
+    [
+        ((2, 2), 1, (1, 1)),
+        ((2, 2), 0, (1, 1)),
+        ((2, 1), 1, (1, 1)),
+        ((1, 2), 0, (1, 1)),
+        ((2, 1), 1, (2, 1)),
+        ((1, 2), 0, (1, 2)),
+        ((4, 2), 3, (2, 2)),
+    ],
+)
 def test_killed_and_gone_on_with_by_as_many_or_not(
-    walk: Path, tmp_path: Path, straight: Path, counts: tuple[int, int]
+    walk: Path,
+    tmp_path: Path,
+    straight: Path,
+    counts: tuple[int, int],
+    killed: int,
+    sizes: tuple[int, int],
 ) -> None:
+    """As many ranks or not, each with all weights or, by `sizes`, with shards of them."""
     before, after = counts
     folder = tmp_path / "run"
-    processes = run(walk, folder, count=before)
+    processes = run(walk, folder, f"--fsdp_size={sizes[0]}", count=before)
     metrics = folder / "metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count("\n") < 12:
         assert processes[0].poll() is None
         time.sleep(0.05)
-    processes[-1].send_signal(signal.SIGKILL)
-    killed = time.monotonic()
+    processes[killed].send_signal(signal.SIGKILL)
+    since = time.monotonic()
     codes = ended(processes)
-    assert time.monotonic() - killed < 60
-    assert codes[-1][0] == -signal.SIGKILL
-    if before == 2:
-        assert codes[0][0] == 2
-        [line] = lines_of(codes[0][2])
-        assert "rank 0 of 2 lost another one" in line
+    assert time.monotonic() - since < 60
+    assert codes.pop(killed)[0] == -signal.SIGKILL
+    if codes:
+        assert {code for code, _, _ in codes} == {2}
+        [line] = [line for _, _, err in codes for line in lines_of(err)]
+        assert f"rank {int(killed == 0)} of {before} lost another one" in line
     assert not (folder / "policy").exists()
-    assert [code for code, _, _ in ended(run(walk, folder, "--resume=true", count=after))] == [
-        0
-    ] * after
+    again = run(walk, folder, "--resume=true", f"--fsdp_size={sizes[1]}", count=after)
+    assert [code for code, _, _ in ended(again)] == [0] * after
     mine, its = weights(folder), weights(straight)
-    if before == after:
+    if (before, after, *sizes) == (2, 2, 1, 1):
         assert same(mine, its)
     assert all(torch.allclose(mine[name], its[name], rtol=0, atol=1e-6) for name in mine)
     assert not (folder / "checkpoints").exists()

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from small_encoder import save_encoder
 from small_walk import metric_lines, numbers, rl_config, sft_config, weights
 from two_ranks import RL_RUNS, SFT_RUN, write_lists
 
@@ -58,6 +59,8 @@ def two(walk: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dic
     folder, port = tmp_path_factory.mktemp("two"), free_port()
     script = TESTS / "two_ranks.py"
     write_lists(walk, folder / "lists.json")
+    (folder / "encoder").mkdir()
+    save_encoder(folder / "encoder")
     first, second = ended([start(rank, port, script, walk, folder) for rank in (0, 1)])
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert second[1] == ""
@@ -78,8 +81,10 @@ def test_every_method_has_the_gradient_of_one_rank(two: tuple[Path, dict[str, An
 def test_a_run_of_two_ranks_is_that_of_one(
     walk: Path, tmp_path: Path, two: tuple[Path, dict[str, Any]], name: str
 ) -> None:
-    train_rl(rl_config(walk, tmp_path / "run", **RL_RUNS[name]))
+    train_rl(rl_config(walk, tmp_path / "run", **RL_RUNS[name] | {"fsdp_size": 1}))
     check_same(tmp_path / "run", two[0] / name)
+    for step in (tmp_path / "run").glob("steps/*"):
+        check_weights(tmp_path / "run", two[0] / name, f"steps/{step.name}")
     one, both = (
         pl.read_parquet(run / "rollouts" / "*") for run in (tmp_path / "run", two[0] / name)
     )
@@ -90,12 +95,17 @@ def test_dropout_of_two_ranks_is_that_of_one(
     walk: Path, tmp_path: Path, two: tuple[Path, dict[str, Any]]
 ) -> None:
     train_sft(sft_config(walk, tmp_path / "run", **SFT_RUN))
-    check_same(tmp_path / "run", two[0] / "sft")
+    for fsdp_size in (1, 2):
+        check_same(tmp_path / "run", two[0] / f"sft{fsdp_size}")
 
 
 def test_published_lists_are_judged_once(two: tuple[Path, dict[str, Any]]) -> None:
     found = json.loads((two[0] / "lists" / "eval.json").read_text())
     assert found["lists"]["unknown"] == 0
+
+
+def test_texts_of_two_ranks_have_the_vectors_of_one(two: tuple[Path, dict[str, Any]]) -> None:
+    assert json.loads((two[0] / "texts.json").read_text()) is True
 
 
 def check_same(one: Path, both: Path) -> None:
@@ -110,6 +120,10 @@ def check_same(one: Path, both: Path) -> None:
             for of in (line, other)
         )
         assert its == pytest.approx(mine, rel=1e-5, abs=1e-6)
-    before, after = weights(one), weights(both)
+    check_weights(one, both)
+
+
+def check_weights(one: Path, both: Path, policy: str = "policy") -> None:
+    before, after = weights(one, policy), weights(both, policy)
     assert before.keys() == after.keys()
     assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-6) for name in before)

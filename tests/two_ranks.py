@@ -14,20 +14,26 @@ from typing import Any
 
 import torch
 import transformers
+from small_encoder import WORDS
 from small_walk import rl_config, sft_config
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from recast.config import EvaluateConfig, RLConfig
+from recast import rl
+from recast.config import EvaluateConfig, LoRAConfig, RLConfig
 from recast.data.history import history
 from recast.evaluation.evaluate import evaluate_policy
 from recast.items.catalog import load_catalog
+from recast.items.encoder import _BATCH_TEXTS, embed_texts
 from recast.methods.assembly import in_space_of, resolve
 from recast.methods.parts import resources
 from recast.methods.table import METHODS, Method
 from recast.policy.tasks import HistoryTask, load_source
 from recast.rl import learn, roll_out, train_rl
-from recast.run.world import alone, gathered, is_first, join, leave
+from recast.run.launched import join, leave
+from recast.run.world import alone, gathered, is_first
 from recast.sft import train_sft
+from recast.train import keeper
 from recast.train.state import LoopState
 from recast.train.step import StepSetup, draw_batches, load_step, set_up_step
 from recast.types import Metrics, RolloutGroups, Signal
@@ -38,6 +44,17 @@ transformers.utils.logging.set_verbosity_error()
 RL_RUNS: dict[str, dict[str, Any]] = {
     "dapo": {"method": "dapo", "lr": 1e-3, "prompts_per_step": 5},
     "recast": {"method": "recast", "lr": 1e-3, "patience": 1, "eval_every": 1, "keep": "best"},
+    "sharded": {
+        "method": "recast",
+        "lr": 1e-3,
+        "kl_coef": 0.1,
+        "ref_every": 1,
+        "ref_mix": 0.5,
+        "keep": "best",
+        "save_every": 2,
+        "checkpoint_s": 0.0,
+        "fsdp_size": 2,
+    },
 }
 SFT_RUN: dict[str, Any] = {
     "lr": 1e-3,
@@ -78,6 +95,16 @@ def _config(walk: Path, runs: Path, **changes: Any) -> RLConfig:
     return rl_config(walk, runs / "none", **settings | changes)
 
 
+def sharded_cases(walk: Path, runs: Path) -> Iterator[tuple[str, RLConfig]]:
+    """What two ranks that share weights may make unequal numbers of passes in."""
+    small = {"micro_batch_tokens": 64}
+    yield "sharded", _config(walk, runs, method="openonerec_rl", kl_coef=0.1, **small)
+    yield "sharded, one prompt", _config(walk, runs, prompts_per_step=1)
+    yield "sharded, mini-batches", _config(walk, runs, method="recast", mini_batch_rows=5, **small)
+    lora = LoRAConfig(rank=2)
+    yield "sharded, adapters", _config(walk, runs, method="openonerec_rl", kl_coef=0.1, lora=lora)
+
+
 def one_step(setup: StepSetup) -> tuple[Metrics, Tensor]:
     """The metrics of the first step and its gradient; the weights stay as they are."""
     model, optimizer = setup.policy.model, setup.actor.optimizer
@@ -87,7 +114,7 @@ def one_step(setup: StepSetup) -> tuple[Metrics, Tensor]:
     metrics = learn(setup, state, roll_out(setup, state)) | state.counts
     model.load_state_dict(before)
     optimizer.state.clear()
-    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    gradients = [full(p.grad).flatten() for p in model.parameters() if p.grad is not None]
     measured = ("time/", "memory/", "actor/padding", "cpu_s")  # by the machine, and by the parts
     metrics = {name: x for name, x in metrics.items() if not name.startswith(measured)}
     return metrics, torch.cat(gradients or [torch.zeros(0)])
@@ -113,6 +140,30 @@ def compare(walk: Path, runs: Path) -> dict[str, Any]:
     return found
 
 
+def full(values: Tensor) -> Tensor:
+    return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+def compare_sharded(walk: Path, runs: Path) -> dict[str, Any]:
+    """The same of two ranks that share the weights."""
+    found = {}
+    for name, config in sharded_cases(walk, runs):
+        both = []
+        for fsdp_size in (2, 1):
+            method, policy, task = load_step(config)
+            batches = draw_batches(config, task, config.max_rollout_batches)
+            setup = set_up_step(config, method, policy, task, batches, fsdp_size=fsdp_size)
+            if fsdp_size == 2:
+                both.append(one_step(setup))
+            elif is_first():
+                with alone():
+                    both.append(one_step(setup))
+        (two, gradient), (one, wanted) = both[0], both[-1]
+        norm = float(wanted.norm())
+        found[name] = (float((gradient - wanted).norm()) / norm, norm, True, one, two)
+    return found
+
+
 def write_lists(walk: Path, file: Path) -> None:
     """Published lists of the walk's test rows, each of its target alone."""
     catalog, source = load_catalog(walk / "catalog"), load_source(str(walk / "data"))
@@ -131,21 +182,58 @@ def write_lists(walk: Path, file: Path) -> None:
     file.write_text(json.dumps(entries))
 
 
+def embed_on_both(encoder: Path) -> bool:
+    """Whether texts of three batches have the vectors that one rank gives them, bit for bit."""
+    texts = [f"{one} {other}" for one in WORDS[4:] for other in WORDS[4:]]
+    texts = (texts * 3 * _BATCH_TEXTS)[: 3 * _BATCH_TEXTS]
+    vectors = embed_texts(texts, str(encoder)).vectors
+    with alone():
+        return torch.equal(vectors, embed_texts(texts, str(encoder)).vectors)
+
+
+class EndedError(Exception):
+    """What ends a run before its time."""
+
+
+def begin(config: RLConfig, step: int) -> None:
+    """The run up to a step, with a checkpoint behind every one."""
+
+    def learn_until(setup: StepSetup, state: LoopState, found: Any) -> Metrics:
+        if state.step == step:
+            raise EndedError
+        return learn(setup, state, found)
+
+    rl.learn, keeper._MOST = learn_until, float("inf")
+    try:
+        train_rl(config)
+    except EndedError:
+        pass
+    finally:
+        rl.learn = learn
+
+
 def main() -> None:
     torch.set_num_threads(1)
     join()
     walk, runs = map(Path, sys.argv[1:])
-    found = compare(walk, runs)
+    found = compare(walk, runs) | compare_sharded(walk, runs)
     for name, settings in RL_RUNS.items():
-        train_rl(rl_config(walk, runs / name, **settings))
-    train_sft(sft_config(walk, runs / "sft", **SFT_RUN))
+        config = rl_config(walk, runs / name, **settings)
+        if config.fsdp_size > 1:  # by ranks that share the weights, then by ranks that do not
+            begin(config, step=2)
+            config = replace(config, resume=True, fsdp_size=1)
+        train_rl(config)
+    for fsdp_size in (1, 2):
+        train_sft(sft_config(walk, runs / f"sft{fsdp_size}", **SFT_RUN, fsdp_size=fsdp_size))
     data, catalog, lists = walk / "data", walk / "catalog", runs / "lists.json"
     evaluate_policy(
         EvaluateConfig(
             data=str(data), catalog=str(catalog), predictions=str(lists), output=str(runs / "lists")
         )
     )
+    is_same = all(gathered(embed_on_both(runs / "encoder")))
     if is_first():
+        (runs / "texts.json").write_text(json.dumps(is_same))
         print(json.dumps(found))
     leave()
 

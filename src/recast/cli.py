@@ -189,7 +189,8 @@ def run(args: list[str]) -> None:
         print(_resolve(verb.stage)())
         return
     from recast.run.doors import enter
-    from recast.run.world import is_first, leave
+    from recast.run.launched import leave
+    from recast.run.world import is_first
 
     # Before the stage is imported, which takes seconds.
     enter(config, type(config), goes_on=verb.goes_on)
@@ -302,7 +303,7 @@ def explain(error: BaseException) -> tuple[str, int]:
 def fail(line: str, code: int = BAD_INPUT) -> NoReturn:
     """Print one line on stderr, of several ranks one of them, and leave."""
     if "WORLD_SIZE" in os.environ:
-        from recast.run.world import speaks
+        from recast.run.launched import linger, speaks
 
         if not speaks():
             raise SystemExit(code)
@@ -315,6 +316,8 @@ def fail(line: str, code: int = BAD_INPUT) -> NoReturn:
     line = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
     with suppress(OSError):
         print(f"recast: error: {line}", file=sys.stderr, flush=True)
+    if "WORLD_SIZE" in os.environ:
+        linger()
     raise SystemExit(code)
 
 

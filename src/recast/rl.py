@@ -18,9 +18,10 @@ from recast.methods.guard import ask_signal, blame
 from recast.methods.parts import supply
 from recast.methods.table import Method
 from recast.policy.memory import peak_bytes
+from recast.policy.sharded import whole_weights
 from recast.rollout.fill import Drawn
 from recast.run.log import RunLog
-from recast.run.world import agreed, total
+from recast.run.world import agreed, once, total
 from recast.train.actor import update
 from recast.train.alarms import watch_tasks
 from recast.train.diverged import prompts_kept, rollouts_learned
@@ -89,7 +90,7 @@ def train_rl(config: RLConfig, log: RunLog | None = None, method: Method | None 
         if told := _ending(config, state):
             run.say(told)
         if config.save_every:
-            run.say(steps_table(run.folder))
+            run.say(once(partial(steps_table, run.folder)))
         kept = state.take()
         save_result(policy, Path(config.output) / "policy", merge=config.lora.merge)
         kept |= heard(step=state.step, when="after")
@@ -132,15 +133,16 @@ def roll_out(setup: StepSetup, state: LoopState) -> Found:
     began = time.process_time()
     method, search = setup.method, setup.search
     rows, further = setup.batches[state.step], setup.surplus[state.further :]
-    with setup.policy.computing_in(setup.precision):
-        batch, everything = search.batch(state.step, rows, further)
-    groups, rewards = batch.given
-    signal_of = supply(method.signal, {"natural_frac": state.natural_frac})
-    with setup.clock.measure("time/signal_s"):
-        signal = signal_of_first(
-            lambda: ask_signal(signal_of, groups, rewards, search.folder, setup.policy),
-            groups.prompts,
-        )
+    with whole_weights(setup.policy.model):
+        with setup.policy.computing_in(setup.precision):
+            batch, everything = search.batch(state.step, rows, further)
+        groups, rewards = batch.given
+        signal_of = supply(method.signal, {"natural_frac": state.natural_frac})
+        with setup.clock.measure("time/signal_s"):
+            signal = signal_of_first(
+                lambda: ask_signal(signal_of, groups, rewards, search.folder, setup.policy),
+                groups.prompts,
+            )
     if method.nll_coef:
         signal = replace(signal, nll_weight=signal.nll_weight + method.nll_coef)
     return Found(batch=batch, everything=everything, signal=signal, began=began)

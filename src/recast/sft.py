@@ -7,7 +7,6 @@ config's `splits` are read for training, by default `train`; validation and test
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from recast.config import Precision, SFTConfig
 from recast.evaluation.text import tell
 from recast.evaluation.validation import validate
 from recast.policy.load import Policy, trained_parameters
+from recast.policy.sharded import clip_gradients
 from recast.policy.tasks import HistoryTask
 from recast.run.log import RunLog
 from recast.run.world import add_gradients, agreed, total
@@ -56,15 +56,14 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
         if not config.epochs and not state.valid:
             run.say("epochs is 0: nothing is trained, policy/ is the model as it starts")
             with keeper.step():
-                valid = validate(policy, task, setup.valid_rows, config.valid_metrics)
+                valid = judge(setup, config, state)
                 run.metrics(0, valid, stage="SFT")
                 state.validated(valid | {"sft/epoch": 0.0})
         num_epochs = -(-setup.num_steps // setup.epoch_steps)
         with run.stage("SFT", total=num_epochs, done=state.step) as stage:
             while goes_on(setup, config, state):
                 train_epoch(setup, config, state, setup.epochs.sequences(state.step), keeper)
-                judged = replace(policy, model=state.judged())
-                valid = agreed(validate(judged, task, setup.valid_rows, config.valid_metrics))
+                valid = judge(setup, config, state)
                 with keeper.step():
                     metrics = state.epoch_metrics() | valid
                     stage.advance(metrics, step=state.optimizer_steps)
@@ -74,6 +73,12 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
         save_result(policy, Path(config.output) / "policy")
         kept |= heard(step=state.optimizer_steps, when="after")
     return kept | state.counts
+
+
+def judge(setup: SFTSetup, config: SFTConfig, state: LoopState) -> Metrics:
+    """Validate the policy as it would be kept."""
+    with state.judged():
+        return agreed(validate(setup.policy, setup.task, setup.valid_rows, config.valid_metrics))
 
 
 def goes_on(setup: SFTSetup, config: SFTConfig, state: LoopState) -> bool:
@@ -145,7 +150,7 @@ def train_batch(
     )
     add_gradients([p for p in policy.model.parameters() if p.requires_grad])
     rates.mask_gradients()
-    norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+    norm = clip_gradients(policy.model.parameters(), 1.0)
     for what, value in (("loss", learned.loss), ("gradient", norm)):
         if not bool(value.isfinite()):
             raise DivergedError(

@@ -122,6 +122,8 @@ def test_it_is_told_before_a_weight_is_read(
         "is: set lora.rank, which at 16 takes 3.7 GB (a card of 24 GB), or set kl_coef to 0, which "
         "needs no reference or choose a smaller model"
     )
+    tell_needs(folder, "cpu", lora=LoRAConfig(), reference=True, fsdp_size=2)  # 6.9 + 34.4 / 2
+    capsys.readouterr()
     tell_needs(folder, "cpu", lora=LoRAConfig(rank=8, layers="q_proj,v_proj"))
     # 28 layers: q 2048 + 2048, v 2048 + 1024, of rank 8, 16 bytes each, beside 2 of every weight.
     more = 28 * 8 * (4096 + 3072) * 16 + 28 * 4 * 4

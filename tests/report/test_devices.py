@@ -39,7 +39,7 @@ def test_seconds_by_hand() -> None:
     assert taken.compute == pytest.approx((flops["one"] + 4 * flops["naive"]) / (16 * 400))
     per_weight = 15 / 16 * 120 / 100
     assert taken.replicas == pytest.approx(8 * per_weight)
-    assert taken.sharded == pytest.approx((2 * 4 + 4) * per_weight)
+    assert taken.sharded == pytest.approx(4 * (4 + 1) * per_weight)
     near = seconds(shape, step, naive, Devices(8, card), has_reference=False)
     assert near.replicas == pytest.approx(8 * 7 / 8 * 120 / 200)
     assert seconds(shape, step, naive, Devices(1, card), has_reference=False).sharded == 0
@@ -51,7 +51,7 @@ def test_what_does_not_fit_has_no_time() -> None:
         list(described(QWEN3[name], step, parse_devices("64xH100"), has_reference=True))
         for name in ("1.7 B", "8 B")
     )
-    assert "34.4 GB as a replica, 537" in small[2]
+    assert "34.4 GB as a replica, 7.4 GB as one of 64" in small[2]
     assert "163.8 GB as a replica, which does not fit" in large[2]
     assert [line.split()[-2] for line in large[-3:]] == ["-"] * 3
     assert [line.split()[1] for line in small[-3:]] == ["6.97", "0.44", "0.22"]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from recast.errors import RecastError
 from recast.run import world
-from recast.run.world import Launched, World, agreed, alone, gathered, once, share, shared, spread
+from recast.run.launched import Launched
+from recast.run.world import World, agreed, alone, gathered, once, share, shared, spread
 
 LAUNCHED = {"WORLD_SIZE": "4", "RANK": "3", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
 
@@ -78,5 +79,5 @@ def test_what_a_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_to_know_that_one_is_alone_takes_no_torch() -> None:
-    code = "import sys, recast.run.world as w; w.join(); assert 'torch' not in sys.modules"
+    code = "import sys, recast.run.launched as one; one.join(); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

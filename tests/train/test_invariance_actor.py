@@ -25,17 +25,12 @@ from recast.losses import (
     s_dpo,
     trajectory_balance,
 )
-from recast.methods.parts import LOSS_INPUTS, traits_of
+from recast.methods.parts import LOSS_INPUTS, needs, traits_of
 from recast.policy.load import Policy, disable_dropout
 from recast.policy.logprobs import branch_logprobs
 from recast.rollout.sample import sample
 from recast.signals.likelihood import likelihood
-from recast.train.actor import (
-    micro_batches,
-    needs,
-    rollouts_to_send,
-    update,
-)
+from recast.train.actor import micro_batches, rollouts_to_send, update
 from recast.types import Draw, Signal, Traits
 
 

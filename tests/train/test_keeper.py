@@ -19,7 +19,7 @@ from recast.run.checkpoint import read_checkpoints
 from recast.run.files import CHECKPOINTS, alone_in
 from recast.run.fingerprint import sha256_of
 from recast.run.log import RunLog
-from recast.train import keeper
+from recast.train import keeper, resumed
 from recast.types import RecastError, RolloutGroups, Signal
 
 FAILS_AT: list[int] = []
@@ -127,7 +127,7 @@ def test_a_damaged_checkpoint(run: Path, file: str, damage: str) -> None:
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content) if damage == "flipped" else newest.unlink()
-    found = keeper.find_checkpoint(str(run), True)
+    found = resumed.find_checkpoint(str(run), True)
     assert found
     assert found.checkpoint
     assert found.checkpoint.step == 2
@@ -143,7 +143,7 @@ def test_no_whole_checkpoint(run: Path) -> None:
     with pytest.raises(
         RecastError, match=r"holds no whole checkpoint .*: remove it and start anew"
     ):
-        keeper.find_checkpoint(str(run), True)
+        resumed.find_checkpoint(str(run), True)
 
 
 def test_before_the_first_one(walk: Path, run: Path, tmp_path: Path) -> None:
@@ -157,12 +157,12 @@ def test_before_the_first_one(walk: Path, run: Path, tmp_path: Path) -> None:
 def test_folders_that_cannot_go_on(run: Path, tmp_path: Path) -> None:
     nothing = tmp_path / "nothing"
     with pytest.raises(RecastError, match=f"{nothing} holds no run that was ended: start without"):
-        keeper.find_checkpoint(str(nothing), True)
+        resumed.find_checkpoint(str(nothing), True)
     with pytest.raises(RecastError, match=f"{run} holds a run that was ended: go on with --resume"):
-        keeper.find_checkpoint(str(run), False)
+        resumed.find_checkpoint(str(run), False)
     for resume in (False, True):
         with alone_in(run), pytest.raises(RecastError, match=f"{run} is in use by another process"):
-            keeper.find_checkpoint(str(run), resume)
+            resumed.find_checkpoint(str(run), resume)
 
 
 def test_a_signal_that_was_mended(
@@ -209,7 +209,7 @@ def test_checkpoints_vanish_at_once(walk: Path, run: Path, monkeypatch: pytest.M
     train(walk, run, resume=True)
     assert (run / "policy").is_dir()
     with pytest.raises(RecastError, match="holds a finished run: "):
-        keeper.find_checkpoint(str(run), True)
+        resumed.find_checkpoint(str(run), True)
 
 
 @pytest.mark.parametrize("file", ["last.ckpt", "step-x/weights"])
@@ -220,9 +220,9 @@ def test_a_folder_of_somebody_else(tmp_path: Path, file: str) -> None:
     other.write_text("theirs")
     (tmp_path / "notes.txt").write_text("theirs")
     with pytest.raises(RecastError, match="holds no run that was ended: "):
-        keeper.find_checkpoint(str(tmp_path), True)
+        resumed.find_checkpoint(str(tmp_path), True)
     with pytest.raises(RecastError, match="already holds something: "):
-        keeper.find_checkpoint(str(tmp_path), False)
+        resumed.find_checkpoint(str(tmp_path), False)
 
 
 def test_an_edited_state(run: Path) -> None:
@@ -232,7 +232,7 @@ def test_an_edited_state(run: Path) -> None:
     manifest = state.with_name("manifest.json")
     sums = json.loads(manifest.read_text()) | {"state.json": sha256_of(state)}
     manifest.write_text(json.dumps(sums))
-    found = keeper.find_checkpoint(str(run), True)
+    found = resumed.find_checkpoint(str(run), True)
     assert found
     assert found.checkpoint
     assert found.checkpoint.step == 2

@@ -35,7 +35,8 @@ def test_shares_are_powers_of_the_decay_and_sum_to_one() -> None:
     state = begun("best")
     for weight, average in ((1.0, 1.0), (3.0, 3.5 / 1.5), (3.0, 4.75 / 1.75)):
         stand_at(weight, state)
-        assert value_of(state.judged()) == pytest.approx([average] * 2)
+        with state.judged():
+            assert value_of(state.model) == pytest.approx([average] * 2)
         assert value_of(state.model) == [weight] * 2
     assert begun("best", 0.0).average == {}
 
@@ -60,7 +61,8 @@ def test_without_an_average_the_weights_themselves_are_kept(keep: Keep) -> None:
     state = begun(keep, 0.0)
     for weight, ndcg in ((1.0, 0.2), (3.0, 0.1)):
         stand_at(weight, state)
-        assert state.judged() is state.model
+        with state.judged():
+            assert value_of(state.model) == [weight] * 2
         state.validated({"valid/ndcg@10": ndcg})
     state.take()
     assert value_of(state.model) == [1.0 if keep == "best" else 3.0] * 2

@@ -42,6 +42,7 @@ RANKERS = ("ranker", "guide")
 BASELINES = ("popularity", "item_knn", "sasrec")
 """Names of `recast baselines`, for rankers and guides: `item_knn:FOLDER`, or `item_knn` alone."""
 
+MOST_RANKS = 100_000
 MOST_STEPS = 1_000_000
 """Steps, prompts and the like: a hundred times the longest published run."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from recast.config.check import (
+    MOST_RANKS,
     MOST_ROWS,
     MOST_STEPS,
     MOST_WINDOW,
@@ -73,6 +74,9 @@ class SFTConfig:
     """Go on in `output` with the newest whole checkpoint of the same run."""
     checkpoint_s: float = 60.0
     """Seconds between two checkpoints, at least; longer where they would cost 2 % of the run."""
+    fsdp_size: int = 1
+    """Ranks that share one copy of the weights, their gradients and the optimizer (FSDP2); of more
+    ranks such groups are replicas of each other (HSDP). 1: each has a copy."""
     splits: list[Shown] = field(default_factory=lambda: ["train"])
     """Whose events it learns from: train, or train,rl; RL draws its prompts from rl all the same,
     which it then has seen."""
@@ -169,6 +173,7 @@ class SFTConfig:
         within(self, 1, 65536, "batch_windows")
         within(self, 1, 10 * MOST_STEPS, "valid_rows")
         within(self, 1, 2**24, "pass_tokens", "negatives", "micro_batch_tokens")
+        within(self, 1, MOST_RANKS, "fsdp_size")
         check_weights(self.task_weights)
         within(self, 2, MOST_WINDOW, "window")
         whole = self.negatives is None or self.logprob_space in (None, "full")
@@ -214,6 +219,9 @@ class RLConfig(StepConfig):
     """Go on in `output` with the newest whole checkpoint of the same run."""
     checkpoint_s: float = 60.0
     """Seconds between two checkpoints, at least; longer where they would cost 2 % of the run."""
+    fsdp_size: int = 1
+    """Ranks that share one copy of the weights, their gradients and the optimizer (FSDP2); of more
+    ranks such groups are replicas of each other (HSDP). 1: each has a copy."""
     steps: int = 150
     """Rollout batches, each followed by its update."""
     warmup_steps: int = 10
@@ -257,6 +265,7 @@ class RLConfig(StepConfig):
         super().__post_init__()
         within(self, 0, MOST_STEPS, "warmup_steps", "checkpoint_s")
         within(self, 1, MOST_STEPS, "steps", "eval_every", "patience", "ref_every", "save_every")
+        within(self, 1, MOST_RANKS, "fsdp_size")
         self._check_reference()
         check_trackio(self)
         within(self, 1, 10 * MOST_STEPS, "valid_rows")

@@ -22,6 +22,7 @@ from recast.policy.head import vocabulary_scores
 from recast.policy.load import Policy
 from recast.policy.packable import own_attention
 from recast.policy.room import context_of
+from recast.policy.sharded import whole_weights
 from recast.run.log import RunLog
 from recast.types import Metrics, Sequences, require
 
@@ -96,7 +97,8 @@ def tell(
     """Measure, log and say it; nothing without a probe."""
     if probe is None:
         return {}
-    metrics = text_ability(policy, probe)
+    with whole_weights(policy.model):
+        metrics = text_ability(policy, probe)
     run.metrics(step, metrics, stage=stage)
     run.say(said(metrics, probe, when))
     return metrics

@@ -13,6 +13,7 @@ from recast.evaluation.metrics import row_metrics
 from recast.evaluation.rank import rank_policy, rows_of_tasks, sample_rows
 from recast.evaluation.thoughts import thought_metrics
 from recast.policy.load import Policy
+from recast.policy.sharded import whole_weights
 from recast.policy.tasks import Task
 from recast.types import Metrics, RecastError
 
@@ -43,7 +44,8 @@ def validate(
     policy.model.eval()
     count = think.thoughts or 1
     width = -(-max(32, *(k for _, k in asked)) // count) * count
-    ranks = rank_policy(policy, task, rows, width, think=think)
+    with whole_weights(policy.model):
+        ranks = rank_policy(policy, task, rows, width, think=think)
     policy.model.train(training)
     values: dict[str, Float[Tensor, " N"]] = {}
     for metric, k in asked:

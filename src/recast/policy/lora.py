@@ -23,6 +23,7 @@ from torch import Tensor
 from recast.config import LoRAConfig
 from recast.policy.encoder_decoder import is_encoder_decoder
 from recast.policy.folder import ADAPTERS, read_object
+from recast.policy.sharded import weights_of
 from recast.run.checkpoint import check_stored
 from recast.run.reading import LOADING, reason_of
 from recast.types import RecastError, require
@@ -97,7 +98,7 @@ def merged_weights(model: Any) -> dict[str, Tensor]:
     """The weights of the plain model that does what this one does; its own stay as they are."""
     layers = dict(model.get_base_model().named_modules())
     weights = {}
-    for name, value in model.get_base_model().state_dict().items():
+    for name, value in weights_of(model.get_base_model()).items():
         owner, _, kind = name.rpartition(".base_layer.")
         if owner and kind == "weight":
             delta = layers[owner].get_delta_weight("default")
@@ -110,8 +111,9 @@ def merged_weights(model: Any) -> dict[str, Tensor]:
 def save_adapters(model: Any, folder: Path) -> None:
     """The adapters alone, as PEFT reads them, and beside them what they were trained on."""
     with _quiet():
-        model.save_pretrained(folder, save_embedding_layers=False)
-        written = _peft().get_peft_model_state_dict(model, save_embedding_layers=False)
+        weights = weights_of(model)
+        model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+        written = _peft().get_peft_model_state_dict(model, weights, save_embedding_layers=False)
     check_stored(written, folder / "adapter_model.safetensors")
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's, with nothing filled in
     scale = {name: getattr(model.peft_config["default"], name) for name in _SCALE}

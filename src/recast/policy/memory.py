@@ -50,13 +50,15 @@ def plan_memory(
     reference: bool = False,
     reads: int = 0,
     has_lora: bool = True,
+    fsdp_size: int = 1,
 ) -> MemoryPlan:
     """As many tokens per pass as fit into half of the free memory, 65,536 at most, or `wanted`.
 
     `longest` is the largest number of tokens that one prompt has with its branches; where they do
     not fit, activations are checkpointed. The model's gradients and AdamW's two moments come first,
     the copy of a `reference`, and the logits of the `reads` positions that a step reads. `has_lora`
-    says whether adapters are a way out. Several ranks take the plan of the one that has least.
+    says whether adapters are a way out. Of `fsdp_size` ranks that share all this each holds the
+    weights whole too, while it rolls out. Several ranks take the plan of the one that has least.
 
     Raises `RecastError` where the first of these alone, whatever the batch, take more memory than
     there is. What a pass takes is an estimate from above and only said.
@@ -64,6 +66,8 @@ def plan_memory(
     weights = sum(p.nbytes for p in policy.model.parameters())
     trained = sum(p.nbytes for p in policy.model.parameters() if p.requires_grad)
     more = 3 * trained + reference * weights
+    if fsdp_size > 1:
+        more = (weights + more) // fsdp_size
     vocabulary = policy.model.get_input_embeddings().weight.shape[0]
     # Logits, their exponentials and the gradients of both.
     logits = 4 * 4 * min(MOST_LOGITS, vocabulary * reads)

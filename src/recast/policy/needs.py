@@ -21,6 +21,7 @@ from recast.policy.lora import read_adapters
 from recast.policy.memory import all_bytes, size
 from recast.run.doors import is_gguf
 from recast.run.reading import LOADING
+from recast.run.world import world
 from recast.types import RecastError
 
 CARDS = (24, 40, 48, 80, 141, 192)
@@ -50,6 +51,12 @@ class Needs:
     @property
     def total(self) -> int:
         return self.trained + self.frozen + self.gradients + self.moments + self.reference
+
+    def of_rank(self, fsdp_size: int) -> int:
+        """What one of so many ranks holds that share it: the weights also whole, while it rolls
+        out."""
+        whole = self.trained + self.frozen if fsdp_size > 1 else 0
+        return whole + self.total // fsdp_size
 
     @property
     def card(self) -> int | None:
@@ -124,11 +131,13 @@ def tell_needs(
     lora: LoRAConfig | None = None,
     reference: bool = False,
     num_rows: int = 0,
+    fsdp_size: int = 1,
 ) -> None:
     """Say what training the model of a folder takes, where that is much, before it is loaded;
     `lora` where adapters are a choice, with their rank where they are chosen.
 
-    Raises `RecastError` where the device has not so much, and for a folder that holds no model.
+    Raises `RecastError` where the device has not so much as one of `fsdp_size` ranks that share it
+    holds, and for a folder that holds no model.
     """
     path = Path(folder)
     if (path / ADAPTERS).is_file():
@@ -146,11 +155,12 @@ def tell_needs(
     if whole.trained < 4 * _TOLD:
         return
     asked, there = adapters if lora and lora.rank else whole, all_bytes(torch.device(device))
-    if asked.total > there:
+    if asked.of_rank(fsdp_size) > there:
         ways = []
         if lora and asked is whole:
             ways.append(f"set lora.rank, which at {rank} takes {adapters.text},")
         ways += ["set kl_coef to 0, which needs no reference"] if asked.reference else []
+        ways += ["let more ranks share it, with fsdp_size"] if world().size > fsdp_size else []
         raise RecastError(
             f"{folder} takes {asked.text} in training, and {size(there)} are all that there is: "
             + " or ".join([*ways, "choose a smaller model"])

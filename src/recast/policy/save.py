@@ -12,6 +12,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from recast.policy.lora import has_adapters, merged_weights
 from recast.policy.masters import FOLDER, save_masters
+from recast.policy.sharded import weights_of
 from recast.run.checkpoint import save_tensors
 from recast.types import RecastError
 
@@ -42,7 +43,7 @@ def save_weights(model: Any, folder: Path) -> None:
     back other weights than were written.
     """
     dtype = saved_dtype(model)
-    weights = model.state_dict()
+    weights = weights_of(model)
     if has_adapters(model):
         weights, model = merged_weights(model), model.get_base_model()
     else:

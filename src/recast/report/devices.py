@@ -140,7 +140,7 @@ class Taken(NamedTuple):
     replicas: float
     """Summing gradients where every card holds the whole model."""
     sharded: float
-    """Gathering weights and scattering gradients where all cards hold it together."""
+    """Gathering weights and scattering gradients where all cards share it."""
 
 
 def seconds(
@@ -150,7 +150,7 @@ def seconds(
     pass and a backward pass of twice that; nothing overlaps.
 
     Sums go round a ring, through the slowest link that all need: each card sends and receives every
-    byte (n - 1) / n times, twice where all get the sum. Sharded weights are gathered in 16 bits for
+    byte (n - 1) / n times, twice where all get the sum. Shared weights are gathered in 32 bits for
     the rollout, the reference and, forwards and backwards, for every pass of `PASS_TOKENS`.
     """
     forward = sent.flops(shape)
@@ -160,14 +160,15 @@ def seconds(
     per_weight = share * shape.weights / devices.link
     passes = math.ceil(sent.tokens / devices.number / PASS_TOKENS)
     gathers = 1 + has_reference + 2 * passes
-    return Taken(compute, 2 * 4 * per_weight, (2 * gathers + 4 * passes) * per_weight)
+    return Taken(compute, 2 * 4 * per_weight, 4 * (gathers + passes) * per_weight)
 
 
 def described(shape: Shape, step: Step, devices: Devices, *, has_reference: bool) -> Iterator[str]:
     """All of it, line by line."""
     card, count = devices.card, devices.number
     state = STATE_BYTES + 4 * has_reference
-    whole, fits = shape.weights * state, shape.weights * state < MOST_STATE * card.memory
+    whole, most, gathered = shape.weights * state, MOST_STATE * card.memory, 4 * shape.weights
+    shared, fits = whole / count + gathered, whole < most
     yield (
         f"{count} x {card.name}, each {card.flops / 1e12:.0f} TFLOP/s in bfloat16, of which "
         f"{MFU:.0%} are assumed, {card.memory / 1e9:.0f} GB, {devices.link / 1e9:.0f} GB/s"
@@ -178,20 +179,22 @@ def described(shape: Shape, step: Step, devices: Devices, *, has_reference: bool
     )
     yield (
         f"a card holds {size(whole)} as a replica{'' if fits else ', which does not fit'}, "
-        f"{size(whole / count)} if sharded over all, which nothing here does yet"
+        f"{size(shared)} as one of {count} that share it"
+        f"{'' if shared < most else ', which does not fit'}"
     )
     yield (
         f"through each card's link: {size(8 * shape.weights * (count - 1) / count)} a step to sum "
-        f"gradients, {size(2 * shape.weights * (count - 1) / count)} to gather the weights once"
+        f"gradients, {size(gathered * (count - 1) / count)} to gather the weights once"
     )
     yield f"{'':8}{'tokens':>10}{'PFLOP':>9}{'compute s':>11}{'replicas s':>12}{'sharded s':>11}"
     for name, sent in ways(step).items():
         taken = seconds(shape, step, sent, devices, has_reference=has_reference)
         work = taken.compute * count * card.flops * MFU / 1e15
         replicas = f"{taken.compute + taken.replicas:.2f}" if fits else "-"
+        sharded = f"{taken.compute + taken.sharded:.2f}" if shared < most else "-"
         yield (
             f"{name:8}{_short(sent.tokens):>10}{work:>9.1f}{taken.compute:>11.2f}{replicas:>12}"
-            f"{taken.compute + taken.sharded:>11.2f}"
+            f"{sharded:>11}"
         )
 
 

@@ -24,12 +24,13 @@ from torch import Tensor
 from recast.config.check import RANKERS
 from recast.run.doors import PUBLISHED, enter, ranker_folder
 from recast.run.environment import version_of
-from recast.run.world import join, require_same, world
-from recast.types import RecastError
+from recast.run.launched import join
+from recast.run.world import require_same, world
+from recast.types import RecastError, require
 
 MACHINE = (
     *("threads", "device", "micro_batch_tokens", "pass_tokens"),
-    *("output", "resume", "checkpoint_s", "trackio"),
+    *("output", "resume", "checkpoint_s", "fsdp_size", "trackio"),
 )
 """Settings that move numbers by rounding at most, and those that move none."""
 
@@ -265,10 +266,13 @@ def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def meet(config: Any, config_type: type) -> None:
     """Enter a verb, together with the other ranks if there are any. Raises `RecastError` unless all
-    have the same settings, versions and files."""
+    have the same settings, versions and files, and for ranks that cannot share the weights so."""
     enter(config, config_type)
     join()
-    if world().size == 1:
+    size, asked = world().size, getattr(config, "fsdp_size", 1)
+    remedy = f"it has to divide the {size} ranks" if size > 1 else "start several, with torchrun"
+    require(size % asked == 0, "fsdp_size", asked, remedy)
+    if size == 1:
         return
     require_same({"kind of settings": config_type.__name__})
     settings = asdict(config)

@@ -55,7 +55,7 @@ def refuse_surroundings(*, has_ranks: bool) -> None:
     ranks of which a verb makes no use; one that has some meets the others."""
     _refuse_variables()
     from recast.config.check import num_ranks, refuse_ranks
-    from recast.run.world import Launched, join
+    from recast.run.launched import Launched, join
 
     try:
         if not has_ranks:

@@ -15,23 +15,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from recast.config import KLEstimator, KLRollouts, LossAgg
-from recast.losses import KLS
-from recast.losses.rollouts import rollout_mean
-from recast.methods.contract import units
-from recast.methods.guard import ask_loss
-from recast.methods.parts import LOSS_INPUTS, is_users, needs, owner, traits_of
+from recast.methods.parts import is_users, owner, traits_of
 from recast.policy.load import Policy, trained_parameters
 from recast.policy.logprobs import BranchScores, branch_scores
 from recast.policy.passes import MOST_PASS_TOKENS
+from recast.policy.sharded import (
+    backward,
+    clip_gradients,
+    compute,
+    is_sharded,
+    whole_weights,
+)
 from recast.policy.thoughts import begun_scores
 from recast.run.clock import Clock
-from recast.run.world import add_gradients, add_up
+from recast.run.world import add_gradients, add_up, gathered
 from recast.train.batches import (
     Batch,
     Counts,
@@ -39,19 +43,19 @@ from recast.train.batches import (
     micro_batches,
     mini_batches,
     own_part,
+    shortest,
     tokens_of,
 )
 from recast.train.diverged import DivergedError
 from recast.train.measures import (
     clip_metrics,
-    clipped_tokens,
     entropy_metrics,
     entropy_sums,
-    has_clip,
     levels_of,
     mean_metrics,
 )
 from recast.train.reference import Reference
+from recast.train.terms import clipped_counts, kl_sum, loss_of, masked_sum
 from recast.types import LogprobSpace, Loss, Metrics, Signal
 
 
@@ -77,6 +81,8 @@ class Actor:
     pass_tokens: int = MOST_PASS_TOKENS
     """Tokens that take as long as one more pass."""
     clock: Clock = field(default_factory=Clock)
+    reference_model: torch.nn.Module | None = None
+    """Whose weights the reference reads."""
     folder: str = ""
     """Where a group that the loss fails on is written; nowhere by default."""
 
@@ -100,8 +106,11 @@ def update(actor: Actor, signal: Signal) -> Metrics:
     }
     if not bool(signal.keep.any() | (signal.nll_weight != 0).any()):
         return metrics
-    parts = [_part(actor, part, sent) for part in mini_batches(signal, actor.mini_batch_rows)]
-    parts[1:] = [_with_old_logprobs(actor, part) for part in parts[1:]]
+    with whole_weights(actor.reference_model):
+        parts = [_part(actor, part, sent) for part in mini_batches(signal, actor.mini_batch_rows)]
+    if parts[1:]:
+        with whole_weights(actor.policy.model):
+            parts[1:] = [_with_old_logprobs(actor, part) for part in parts[1:]]
     tokens = tokens_of([batch for part in parts for batch in part.batches])
     sent_tokens, real_tokens = add_up(torch.tensor(tokens)).tolist()
     updates = actor.updates_per_rollout
@@ -141,6 +150,11 @@ class _Part:
     """Of all ranks."""
     is_sent: bool
     """Whether any rank has a batch."""
+    num_passes: int
+    """Of the rank that has most."""
+    idle: Batch | None
+    """What a rank with fewer sends in place of the others, where they share weights: of it nothing
+    counts."""
 
 
 def _part(actor: Actor, signal: Signal, sent: Bool[Tensor, "B G"]) -> _Part:
@@ -151,7 +165,14 @@ def _part(actor: Actor, signal: Signal, sent: Bool[Tensor, "B G"]) -> _Part:
         with actor.clock.measure("time/reference_s"):
             batches = [replace(b, ref_logprobs=_ref_logprobs(reference, b)) for b in batches]
     is_sent = bool(sent.any() | (signal.nll_weight != 0).any())
-    return _Part(batches=batches, counts=counts_of(signal), is_sent=is_sent)
+    has_idle = is_sent and is_sharded(actor.policy.model)
+    return _Part(
+        batches=batches,
+        counts=counts_of(signal),
+        is_sent=is_sent,
+        num_passes=max(gathered(len(batches))) if has_idle else len(batches),
+        idle=shortest(signal, sent) if has_idle else None,
+    )
 
 
 @torch.no_grad()
@@ -181,36 +202,36 @@ def _scores(actor: Actor, batch: Batch) -> BranchScores:
 
 def _step(actor: Actor, part: _Part, step: int) -> tuple[_Part, Metrics]:
     """One optimizer step; the part returns with the old log-probabilities it was made with."""
-    counts, catalog = part.counts, actor.policy.catalog
-    model = actor.policy.model
+    counts, catalog, model = part.counts, actor.policy.catalog, actor.policy.model
+    agg = actor.loss_agg
     parameters = trained_parameters(actor.policy)
     actor.optimizer.zero_grad(set_to_none=True)
     if not part.is_sent:  # an optimizer leaves out those without a gradient, and their momentum
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-    kl_units = counts.units[2 if actor.loss_agg == "token-mean" else 1]
+    kl_units = counts.units[2 if agg == "token-mean" else 1]
     sums = torch.zeros(9 + 2 * (catalog.num_levels + 1), dtype=torch.float64)
     batches = []
     # Checkpointing works in training mode alone, decoding with a cache only outside of it.
     model.train(model.is_activation_checkpointing)
     for batch in part.batches:
         kept = batch.advantages.shape[1]
-        scores = _scores(actor, batch)
+        scores = compute(model, partial(_scores, actor, batch))
         logprobs, target_logprobs = scores.logprobs.tensor_split([kept], dim=1)
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-        policy_loss = loss_of(actor, batch, logprobs, old, counts.units)
+        policy_loss = loss_of(actor.loss, batch, logprobs, old, counts.units, agg, actor.folder)
         target_logprobs = target_logprobs[..., -batch.branches.shape[2] :]
         nll = -(target_logprobs * batch.nll_weight).sum()
         total = policy_loss + nll / counts.nll_tokens
         kl = policy_loss.new_zeros(())
         if actor.kl_coef and batch.ref_logprobs is not None:
-            kl = _kl_sum(actor, batch, logprobs)
+            kl = kl_sum(batch, logprobs, actor.kl_estimator, actor.kl_rollouts, agg)
             total = total + actor.kl_coef * kl / kl_units
-        clipped = _clipped(actor.loss, batch, policy_loss, logprobs)
-        total.backward()
+        clipped = clipped_counts(actor.loss, batch, policy_loss, logprobs)
+        backward(total)
         change = (logprobs - old).detach()
-        moved = _masked_sum((change.exp() - 1).abs(), batch.loss_mask)
-        fell = _masked_sum(-change, batch.loss_mask)
+        moved = masked_sum((change.exp() - 1).abs(), batch.loss_mask)
+        fell = masked_sum(-change, batch.loss_mask)
         sent = batch.loss_mask.sum()
         scalars = torch.stack([policy_loss, nll, kl, moved, fell, *clipped, sent])
         levels = levels_of(catalog, batch.branches[:, :kept])
@@ -220,11 +241,12 @@ def _step(actor: Actor, part: _Part, step: int) -> tuple[_Part, Metrics]:
         both = torch.cat([scalars.detach().double(), per_level.flatten()])
         sums += both.cpu()  # the one wait for the device
         batches.append(replace(batch, old_logprobs=old))
+    _make_idle_passes(actor, part)
     model.eval()
     add_up(sums)
     add_gradients(parameters)
     sent_tokens = max(float(sums[8]), 1)
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, actor.max_grad_norm))
+    grad_norm = float(clip_gradients(parameters, actor.max_grad_norm))
     kl_metric = {"actor/kl": float(sums[2]) / kl_units} if actor.kl_coef else {}
     metrics = kl_metric | {
         "actor/policy_loss": float(sums[0]),
@@ -240,49 +262,12 @@ def _step(actor: Actor, part: _Part, step: int) -> tuple[_Part, Metrics]:
     return replace(part, batches=batches), metrics | entropy_metrics(sums[9:].view(2, -1))
 
 
-def loss_of(
-    actor: Actor,
-    batch: Batch,
-    logprobs: Float[Tensor, "B K L"],
-    old_logprobs: Float[Tensor, "B K L"],
-    counts: tuple[int, int, int],
-) -> Float[Tensor, ""]:
-    """This batch's part of the mean of the loss over all that it is a loss of."""
-    if not batch.advantages.shape[1]:
-        return logprobs.sum()  # of nothing: 0, and part of the graph
-    loss = actor.loss
-    inputs = (logprobs, old_logprobs, batch.ref_logprobs, batch.advantages, batch.loss_mask)
-    named = dict(zip(LOSS_INPUTS, inputs, strict=True))
-    asked = {name: value for name, value in named.items() if needs(loss, name)}
-    values = ask_loss(loss, asked, batch.loss_mask, batch.prompts, actor.folder)
-    if values.ndim == 3 and actor.loss_agg == "seq-mean-token-mean":
-        values = rollout_mean(values, batch.loss_mask)
-    return _masked_sum(values, units(values, batch.loss_mask)) / counts[values.ndim - 1]
-
-
-def _kl_sum(actor: Actor, batch: Batch, logprobs: Float[Tensor, "B K L"]) -> Float[Tensor, ""]:
-    """Of the tokens, or of the rollouts' means."""
-    assert batch.ref_logprobs is not None
-    over = batch.loss_mask
-    if actor.kl_rollouts == "weighted":
-        over = over & (batch.advantages != 0).any(-1, keepdim=True)
-    kl = KLS[actor.kl_estimator](logprobs, batch.ref_logprobs)
-    if actor.loss_agg == "seq-mean-token-mean":
-        return rollout_mean(kl, over).sum()
-    return _masked_sum(kl, over)
-
-
-def _clipped(
-    loss: Loss, batch: Batch, policy_loss: Float[Tensor, ""], logprobs: Float[Tensor, "B K L"]
-) -> Float[Tensor, 3]:
-    """Tokens that the loss clips, low, high and dual: none at the ratio 1."""
-    if batch.old_logprobs is None or not has_clip(loss) or not logprobs.numel():
-        return policy_loss.new_zeros(3)
-    (slope,) = torch.autograd.grad(policy_loss, logprobs, retain_graph=True)
-    change = logprobs.detach() - batch.old_logprobs
-    has_dual = needs(loss, "dual_clip")
-    counts = clipped_tokens(slope, change, batch.advantages, batch.loss_mask, has_dual=has_dual)
-    return counts.to(policy_loss)
+def _make_idle_passes(actor: Actor, part: _Part) -> None:
+    """Those that the others make and this rank has no batch for, with no gradient."""
+    for _ in range(len(part.batches), part.num_passes):
+        assert part.idle is not None
+        scores = compute(actor.policy.model, partial(_scores, actor, part.idle))
+        backward(scores.logprobs.sum() * 0)
 
 
 def _require_finite(loss: Loss, metrics: Metrics, step: int) -> None:
@@ -294,7 +279,3 @@ def _require_finite(loss: Loss, metrics: Metrics, step: int) -> None:
             else:
                 remedy = "the run has diverged, start it again with a lower lr"
             raise DivergedError(f"{name} is {value} at step {step}: {remedy}")
-
-
-def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, values, 0.0).sum()

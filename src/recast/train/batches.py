@@ -93,6 +93,13 @@ def micro_batches(
         yield _gather(signal, sent, rows[index])
 
 
+def shortest(signal: Signal, sent: Bool[Tensor, "B G"]) -> Batch:
+    """The shortest prompt of those that are sent, alone."""
+    rows, _ = _rows_to_send(signal, sent)
+    least = signal.groups.prompts.lengths[rows].argmin()
+    return _gather(signal, sent, rows[least][None])
+
+
 def own_part(signal: Signal, sent: Bool[Tensor, "B G"]) -> Signal:
     """The prompts that this rank sends, of those that are sent, with what they carry; the others
     carry nothing. All ranks have about as many tokens."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from recast.config import Schedule
 from recast.policy.extend import tables
 from recast.policy.load import Policy
+from recast.policy.sharded import own_rows
 
 WARMUP_FRAC = 0.05  # of the steps of supervised training
 
@@ -77,8 +78,9 @@ class Rates:
             return
         for table in self.tables:
             if table.grad is not None:
-                table.grad[: self.first] = 0.0
-                table.grad[self.last :] = 0.0
+                rows, begin = own_rows(table.grad)
+                rows[: max(self.first - begin, 0)] = 0.0
+                rows[max(self.last - begin, 0) :] = 0.0
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -92,7 +94,10 @@ class Rates:
         if not self.lr or self.lr == self.sid_lr:
             optimizer.step()
             return
-        rows: list[Tensor] = [table[self.first : self.last] for table in self.tables]
+        held = [own_rows(table) for table in self.tables]
+        rows: list[Tensor] = [
+            part[max(self.first - begin, 0) : max(self.last - begin, 0)] for part, begin in held
+        ]
         before = [row.clone() for row in rows]
         optimizer.step()
         for row, start in zip(rows, before, strict=True):

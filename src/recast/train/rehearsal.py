@@ -12,9 +12,10 @@ from recast.methods.guard import ask_reward, ask_signal, blame
 from recast.methods.parts import is_users, owner, supply
 from recast.rollout.add_gt import add_gt
 from recast.run.world import is_first
-from recast.train.actor import Actor, loss_of, rollouts_to_send
+from recast.train.actor import Actor, rollouts_to_send
 from recast.train.batches import check_thoughts, micro_batches
 from recast.train.search import Search
+from recast.train.terms import loss_of
 from recast.types import Prompts, RecastError, Signal
 
 _PROMPTS = 4  # two kinds of prompts and two neighbours for signals that read other prompts
@@ -61,7 +62,15 @@ def _rehearse_loss(actor: Actor, signal: Signal) -> None:
             continue
         same = torch.full_like(batch.advantages, -1.0, dtype=torch.float32)
         logprobs = same.clone().requires_grad_()
-        total = loss_of(actor, replace(batch, ref_logprobs=same), logprobs, same, (1, 1, 1))
+        total = loss_of(
+            loss,
+            replace(batch, ref_logprobs=same),
+            logprobs,
+            same,
+            (1, 1, 1),
+            actor.loss_agg,
+            actor.folder,
+        )
         [slope] = torch.autograd.grad(total, [logprobs], allow_unused=True)
         if slope is None or not bool(slope.isfinite().all()):
             what = "no gradient" if slope is None else "a gradient that is not finite"

@@ -16,6 +16,7 @@ from secrets import token_hex
 from recast.policy.load import Policy, save_policy
 from recast.policy.lora import has_adapters
 from recast.policy.save import saved_dtype
+from recast.policy.sharded import whole_weights
 from recast.run.files import UnwritableError
 from recast.run.space import require_space
 from recast.run.stop import Stopped
@@ -48,10 +49,12 @@ def save_result(policy: Policy, folder: Path, *, merge: bool = True) -> None:
 
     Raises `RecastError` that names where it is, if not in `folder`. Ctrl-C gives it up.
     """
+    with whole_weights(policy.model):
+        if is_first():
+            _save_result(policy, folder, merge=merge)
 
-    if not is_first():
-        return
 
+def _save_result(policy: Policy, folder: Path, *, merge: bool) -> None:
     def failed(place: Path) -> UnwritableError | None:
         try:
             save_policy(policy, place, merge=merge)

@@ -9,6 +9,7 @@ count.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from recast.policy.head import sampled_scores, sibling_scores, vocabulary_scores
 from recast.policy.load import Policy
 from recast.policy.packed import pack
 from recast.policy.passes import by_length
+from recast.policy.sharded import backward, compute
 from recast.run.world import add_up, world
 
 MOST_SHARED = 512
@@ -111,8 +113,8 @@ def learn(
     for rows in parts:
         own, among = _of_rank(rows)
         with policy.computing_in(precision), dropping(policy.model, layer_dropout, among):
-            loss = nll_sum(policy, own, negatives) / count
-        loss.backward()
+            loss = compute(policy.model, partial(nll_sum, policy, own, negatives)) / count
+        backward(loss)
         total.append(loss.detach())
         sent += rows.tokens.numel()
     loss = add_up(torch.stack(total).sum())
@@ -343,4 +345,5 @@ def _dropout_noise(
     if not rate:
         return None
     weight = policy.model.get_input_embeddings().weight
-    return dropout_mask(weight.new_empty(*tokens.shape, weight.shape[1]), rate)
+    shape = (*tokens.shape, weight.shape[1])
+    return dropout_mask(torch.empty(shape, dtype=weight.dtype, device=weight.device), rate)

@@ -19,10 +19,12 @@ from recast.evaluation.text import TextProbe, make_probe
 from recast.evaluation.validation import require_valid, validate
 from recast.methods.parts import find_part, parameters, spell, traits_of
 from recast.methods.table import Method
+from recast.policy.sharded import whole_weights
 from recast.rollout.think import require_thoughts
 from recast.run.fingerprint import meet
-from recast.train.keeper import RunFacts, find_checkpoint
+from recast.train.keeper import RunFacts
 from recast.train.result import require_room
+from recast.train.resumed import find_checkpoint
 from recast.train.step import StepSetup, draw_batches, drawn_split, load_step, set_up_step
 from recast.train.steps import count_due
 from recast.types import Metrics, RolloutGroups, require
@@ -65,7 +67,7 @@ class RLSetup(StepSetup):
     def decode_freely(self) -> Metrics:
         """What the policy writes without the trie for some of the validation rows."""
         rows = sample_rows(self.valid_rows, FREE_ROWS)
-        with self.clock.measure("time/valid_s"):
+        with self.clock.measure("time/valid_s"), whole_weights(self.policy.model):
             found = free_metrics(self.policy, self.task, rows, at=[10], think=self.think)
         return {f"valid/{name}": value for name, value in found.items()}
 
@@ -79,7 +81,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     resumed = find_checkpoint(config.output, config.resume)
     config = replace(config, **(resumed.measured(config) if resumed else {}))
     plain = read_plain_text(config.plain_text) if config.plain_text else None
-    method, policy, task = load_step(config, method)
+    method, policy, task = load_step(config, method, config.fsdp_size)
     copies = 3 + (config.keep == "best") + (config.ref_every is not None)
     require_room(
         config.output,
@@ -101,6 +103,7 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
         warmup_steps=config.warmup_steps,
         schedule=config.schedule,
         folder=config.output,
+        fsdp_size=config.fsdp_size,
     )
     moves = config.ref_every is None or step.reference is not None
     need = f"{method.label} compares with no reference here, give kl_coef or leave it out"

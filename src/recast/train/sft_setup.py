@@ -32,15 +32,17 @@ from recast.policy.memory import plan_memory, require_memory
 from recast.policy.needs import tell_needs
 from recast.policy.passes import MOST_MEASURED, MOST_PASS_TOKENS, measure_pass_tokens
 from recast.policy.save import rounding
+from recast.policy.sharded import shard
 from recast.policy.tasks import HistoryTask, Task, check_catalog, load_source, make_task
 from recast.policy.threads import choose_threads
 from recast.policy.tokenizer import load_tokenizer
 from recast.run.fingerprint import meet
 from recast.train.epochs import Epochs, further_tasks, make_epochs
-from recast.train.keeper import RunFacts, find_checkpoint
+from recast.train.keeper import RunFacts
 from recast.train.premises import check_training
 from recast.train.rates import Rates, rates_of
 from recast.train.result import require_room
+from recast.train.resumed import find_checkpoint
 from recast.train.sequences import draw_negatives, has_parts, learn
 from recast.types import Interactions, LogprobSpace, RecastError, require
 
@@ -115,7 +117,14 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     longest = max(int(sequences.lengths.max()), epochs.longest)
     most = min(config.batch_windows, len(sequences))
     learned = int(sequences.loss_mask.sum()) * most // len(sequences)
-    plan = plan_memory(policy, longest, config.micro_batch_tokens, reads=learned, has_lora=False)
+    plan = plan_memory(
+        policy,
+        longest,
+        config.micro_batch_tokens,
+        reads=learned,
+        has_lora=False,
+        fsdp_size=config.fsdp_size,
+    )
     if plan.checkpointing:
         policy.model.activation_checkpointing_enable()
     if isinstance(task, ChatTask):
@@ -139,14 +148,18 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     pass_tokens = config.pass_tokens or MOST_PASS_TOKENS
     if config.pass_tokens is None and has_parts(policy, longest):
         pass_tokens = measure_pass_tokens(work, len(few), config.device)
+    shard(policy.model, config.fsdp_size)
+    rates = rates_of(policy, chosen.lr, config.sid_lr)
     new_rows = _new_rows(config.model, catalog, has_vectors=vectors is not None)
     settings = asdict(replace(config, model=replace(config.model, new_rows=new_rows)))
-    settings |= chosen._asdict() | {"logprob_space": policy.logprob_space}
+    settings |= chosen._asdict() | {
+        "logprob_space": policy.logprob_space,
+        "prompt": asdict(policy.prompt),
+        "micro_batch_tokens": plan.micro_batch_tokens,
+    }
     epoch_steps = math.ceil(len(sequences) / config.batch_windows)
-    settings |= {"prompt": asdict(policy.prompt), "micro_batch_tokens": plan.micro_batch_tokens}
     valid_rows = require_valid(task, config.data, config.valid_rows)
-    said = [_said(policy, config.model.path, new_rows), *task.notes(torch.cat([rows, valid_rows]))]
-    said += epochs.notes
+    notes = [*task.notes(torch.cat([rows, valid_rows])), *epochs.notes]
     return SFTSetup(
         policy=policy,
         task=task,
@@ -158,7 +171,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
         rates=rates,
         longest=longest,
         valid_rows=valid_rows,
-        text="\n".join(filter(None, said)),
+        text="\n".join(filter(None, [_said(policy, config.model.path, new_rows), *notes])),
         pass_tokens=pass_tokens,
         micro_batch_tokens=plan.micro_batch_tokens,
         run=RunFacts(
@@ -188,7 +201,8 @@ def _check_catalog_of(config: SFTConfig, catalog: Catalog) -> None:
     else:
         tokenizer = load_tokenizer(Path(config.model.path))
         rows = num_rows(tokenizer, catalog)
-        tell_needs(config.model.path, config.device, num_rows=rows)
+        size = config.fsdp_size
+        tell_needs(config.model.path, config.device, num_rows=rows, fsdp_size=size)
     _check_space(config.logprob_space, catalog)
     remedy = "the catalogue has titles and no rows of its own, leave it out"
     require(config.sid_lr is None or catalog.form is None, "sid_lr", config.sid_lr, remedy)

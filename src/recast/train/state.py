@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from copy import deepcopy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from recast.config import Keep
+from recast.policy.sharded import own_rows
 from recast.train.alarms import Watched, nothing_watched
 from recast.types import Metrics, RecastError
 
@@ -102,15 +103,17 @@ class LoopState:
             else:
                 self.average[name] = weight.detach().clone()
 
-    def judged(self) -> torch.nn.Module:
-        """The model that a validation judges: itself, or one with the averaged weights."""
-        if not self.average:
-            return self.model
-        model = deepcopy(self.model)
-        parameters = dict(model.named_parameters())
-        for name, weight in self.average.items():
-            parameters[name].data = weight.clone()
-        return model
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """While it lasts the model is what a validation judges: where there is an average of the
+        weights, it has that."""
+        trained = self._trained() if self.average else {}
+        before = {name: weight.detach().clone() for name, weight in trained.items()}
+        try:
+            _copy(self.average, trained)
+            yield
+        finally:
+            _copy(before, trained)
 
     def epoch_metrics(self) -> Metrics:
         """The mean loss of the epoch's batches, and the tokens sent per real one."""
@@ -161,8 +164,8 @@ class LoopState:
 
     @property
     def is_finite(self) -> bool:
-        """Whether a run can go on with what is trained."""
-        return all(bool(weight.isfinite().all()) for weight in self._trained().values())
+        """Whether a run can go on with what is trained, of which each rank looks at its part."""
+        return all(bool(own_rows(x)[0].isfinite().all()) for x in self._trained().values())
 
     def facts(self) -> dict[str, Any]:
         """All but the tensors, as JSON holds it exactly."""
@@ -179,6 +182,16 @@ class LoopState:
         found |= {f"average.{name}": value for name, value in self.average.items()}
         found |= {f"reference.{name}": value for name, value in self._reference_weights().items()}
         return found | {f"generator.{name}": value for name, value in self.generators.items()}
+
+    def like(self) -> dict[str, Tensor]:
+        """What the weights are, by all names that a checkpoint has for tensors of their shape."""
+        moments = [f"optimizer.{{}}.{name}" for name in ("exp_avg", "exp_avg_sq")]
+        names = [*(f"{kind}.{{}}" for kind in _KINDS if kind != "optimizer"), *moments]
+        return {
+            name.format(key): value.detach()
+            for key, value in self._weights().items()
+            for name in names
+        }
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -232,6 +245,12 @@ class LoopState:
             return {}
         weights = self.reference.state_dict()
         return {name: weights[name] for name in self._weights()}
+
+
+@torch.no_grad()
+def _copy(values: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        weight.copy_(values[name])
 
 
 def adamw(

@@ -28,6 +28,7 @@ from recast.policy.memory import MemoryPlan, plan_memory
 from recast.policy.needs import tell_needs
 from recast.policy.passes import MOST_MEASURED, MOST_PASS_TOKENS, measure_pass_tokens
 from recast.policy.save import rounding
+from recast.policy.sharded import shard
 from recast.policy.tasks import Task, load_task
 from recast.policy.threads import choose_threads
 from recast.rollout.think import require_thoughts
@@ -68,13 +69,21 @@ class StepSetup:
     """Its memory and what becomes of its weights, for the screen."""
 
 
-def load_step(config: StepConfig, method: Method | None = None) -> tuple[Method, Policy, Task]:
+def load_step(
+    config: StepConfig, method: Method | None = None, fsdp_size: int = 1
+) -> tuple[Method, Policy, Task]:
     """The method in the policy's space, the policy as it is trained and the task."""
     find_device(config.device)
     method = resolve(config, method)
     is_whole = config.lora.rank is None
     reference = _compares(method) and is_whole
-    tell_needs(config.policy, config.device, lora=config.lora, reference=reference)
+    tell_needs(
+        config.policy,
+        config.device,
+        lora=config.lora,
+        reference=reference,
+        fsdp_size=fsdp_size,
+    )
     policy = load_policy(config.policy, config.catalog, masters=is_whole).to(config.device)
     method = in_space_of(method, config, policy)
     task = load_task(config.data, policy)
@@ -117,8 +126,9 @@ def set_up_step(
     warmup_steps: int = 0,
     schedule: Schedule = "constant",
     folder: str = "",
+    fsdp_size: int = 1,
 ) -> StepSetup:
-    """Bind, plan, measure and check; what a part fails on goes into `folder`.
+    """Bind, plan, measure, check and shard; what a part fails on goes into `folder`.
 
     Raises `RecastError` for whatever does not fit together.
     """
@@ -140,6 +150,7 @@ def set_up_step(
         config.micro_batch_tokens,
         reference=_compares(method) and not has_adapters(policy.model),
         reads=config.prompts_per_step * width,
+        fsdp_size=fsdp_size,
     )
     clock = Clock(device=policy.catalog.device)
     search = Search(
@@ -160,6 +171,9 @@ def set_up_step(
     actor = _actor(config, method, policy, frozen, plan, pass_tokens, folder)
     actor = replace(actor, clock=clock)
     rehearse(search, actor, prompts)  # a part that cannot work says so before there is a folder
+    for model in (policy.model, actor.reference_model):
+        shard(model, fsdp_size)
+    actor = replace(actor, optimizer=adamw(trained_parameters(policy), method.lr, 0.0))
     if name and config.target_is_best and is_first():
         check_target_is_best(
             method.reward,
@@ -245,6 +259,7 @@ def _actor(
     return Actor(
         policy=policy,
         reference=frozen_reference(frozen, method.space) if frozen else None,
+        reference_model=frozen.model if frozen else None,
         optimizer=adamw(trained_parameters(policy), method.lr, 0.0),
         loss=method.loss,
         kl_coef=method.kl_coef,

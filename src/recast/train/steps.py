@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 from recast.evaluation.facts import STEPS
 from recast.policy.load import Policy, save_policy
+from recast.policy.sharded import whole_weights
 from recast.run.files import remove_whole
 from recast.run.reading import reason_of
+from recast.run.world import once
 from recast.types import RecastError
 
 _COLUMNS = {
@@ -42,8 +45,13 @@ def count_due(save_every: int | None, steps: int) -> int:
 
 def save_step(policy: Policy, run: Path, step: int, *, merge: bool) -> str:
     """Write the policy of a step, in place of one that an ended run left there; returns what went
-    wrong, nothing where all is well: a run does not end for one of them."""
-    folder = run / STEPS / str(step)
+    wrong, nothing where all is well: a run does not end for one of them. Of several ranks the first
+    alone writes."""
+    with whole_weights(policy.model):
+        return once(partial(_save_step, policy, run / STEPS / str(step), merge=merge))
+
+
+def _save_step(policy: Policy, folder: Path, *, merge: bool) -> str:
     remove_whole(folder)
     try:
         folder.parent.mkdir(exist_ok=True)

@@ -19,7 +19,8 @@ from typing import Any
 
 from recast.errors import RecastError
 from recast.run.files import is_ended_run
-from recast.run.world import LostRankError, agreed, is_first, join
+from recast.run.launched import join
+from recast.run.world import LostRankError, agreed, is_first
 
 _MOST_LOSSES = 10
 """Of workers in one run; what ends them so often ends them always."""
