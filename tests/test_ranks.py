@@ -12,14 +12,17 @@ from typing import Any
 
 import polars as pl
 import pytest
+import tiny
 import torch
 from small_encoder import save_encoder
 from small_walk import metric_lines, numbers, rl_config, sft_config, weights
 from two_ranks import RL_RUNS, SFT_RUN, write_lists
 
 from recast.methods.table import METHODS
+from recast.policy.sharded import shard
 from recast.rl import train_rl
 from recast.sft import train_sft
+from recast.types import RecastError
 
 TESTS = Path(__file__).parent
 
@@ -106,6 +109,15 @@ def test_published_lists_are_judged_once(two: tuple[Path, dict[str, Any]]) -> No
 
 def test_texts_of_two_ranks_have_the_vectors_of_one(two: tuple[Path, dict[str, Any]]) -> None:
     assert json.loads((two[0] / "texts.json").read_text()) is True
+
+
+def test_what_cannot_be_shared_is_refused(walk: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecastError, match=r"^fsdp_size is 2: start several, with torchrun$"):
+        train_rl(rl_config(walk, tmp_path / "run", fsdp_size=2))
+    policy = tiny.tiny_policy("t5", tiny.random_catalog(6, (2, 3)))
+    with pytest.raises(RecastError, match=r"^fsdp_size is 2: the layers of a T5ForConditionalGen"):
+        shard(policy.model, 2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def check_same(one: Path, both: Path) -> None:
