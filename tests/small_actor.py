@@ -20,9 +20,9 @@ GROUP = 5
 
 
 def some_prompts(policy: Policy) -> Prompts:
-    """Row 3 carries no weight, row 1 only likelihood, row 2 has two targets and row 4 three."""
+    """Row 3 carries no weight, row 1 only likelihood and three targets, row 4 two."""
     histories = [[1, 2, 3, 4, 5, 6], [7], [], [8, 9, 10], [11, 12]]
-    return tiny.make_prompts(policy.catalog, histories, [[20], [21], [22, 26], [23], [24, 25, 27]])
+    return tiny.make_prompts(policy.catalog, histories, [[20], [21, 26, 27], [22], [23], [24, 25]])
 
 
 def some_signal(policy: Policy) -> Signal:

@@ -15,6 +15,7 @@ from small_walk import failure
 
 from recast import cli
 from recast.items.catalog import Catalog, load_catalog
+from recast.items.embed import load_embeddings
 from recast.items.new_items import in_place_of
 from recast.items.titles import Written, check_writer, title_card, title_catalog
 from recast.types import RecastError
@@ -181,9 +182,10 @@ def test_the_verb_says_what_it_made_and_refuses_what_means_nothing(
     found, _ = failure(capsys, *line.replace("titles", "codes").split(), "--form", "{title}")
     assert "form is '{title}': it belongs to items_as titles" in found
     assert not (tmp_path / "c").exists()
-    cli.run([*line.split(), "--tokenizer", f"{tmp_path}/model"])
+    cli.run([*line.split(), "--tokenizer", f"{tmp_path}/model", "--encoder", f"{tmp_path}/model"])
     out = capsys.readouterr().out
     assert "6 items write their titles as '{title}', then <|im_end|>" in out
     assert "forms of characters: 1, written with a number behind them" in out
     catalog: Catalog = load_catalog(tmp_path / "c")
     assert catalog.texts[2] == "Red pen (2)"
+    assert len(load_embeddings(str(tmp_path / "c"), catalog)) == 6

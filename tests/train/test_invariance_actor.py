@@ -242,7 +242,7 @@ def test_likelihood_alone_needs_no_rollouts(policy: Policy, group_size: int) -> 
     signal = likelihood(groups, torch.zeros(5, group_size))
     model = tiny.twin(policy.model)
     rows = []
-    for row, targets in enumerate(([20], [21], [22], [23], [24, 25])):
+    for row, targets in enumerate(([20], [21, 26, 27], [22], [23], [24, 25])):
         tokens = policy.catalog.tokens_of(torch.tensor(targets)).tolist()
         found = [naive.branch_logprobs(model, groups.prompts, row, t).mean() for t in tokens]
         rows.append(torch.stack(found).mean())

@@ -238,9 +238,8 @@ def _titles(config: TokenizeConfig, item_ids: list[str], texts: list[str], parts
     )
     kept, facts = None, None
     if config.encoder is not None:
-        used = replace(config, collaborative_weight=0.0)
-        _require_space(used, texts)
-        blocks, facts = _embed(used, texts, None, parts)
+        _require_space(config, texts)
+        blocks, facts = _embed(config, texts, None, parts)
         kept = Kept(blocks, None, [], {})
     card = title_card(written, tokenizer, facts)
     _save(config, written.catalog, card | {"tokenizer": config.tokenizer}, kept)

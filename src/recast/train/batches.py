@@ -208,7 +208,7 @@ def counts_of(signal: Signal) -> Counts:
     kept = counted_tokens(signal.groups) & signal.keep[..., None]
     prompts = signal.groups.prompts
     lengths = prompts.target_mask.sum(-1)
-    mean_length = lengths.sum(1) / (lengths > 0).sum(1).clamp(min=1)
+    mean_length = lengths.sum(1).double() / (lengths > 0).sum(1).clamp(min=1)
     units = (kept.any(-1).any(-1), kept.any(-1), kept)
     groups, rollouts, tokens = (max(int(unit.sum()), 1) for unit in units)
     return Counts(
