@@ -177,6 +177,8 @@ class Thoughts:
     """Ended by `</think>`, neither by the limit nor by the end of the turn."""
     has_format: Bool[Tensor, "B N"]
     """Closed, and more than 10 characters that are no space (OpenOneRec's format reward)."""
+    weights_step: Int[Tensor, "B N"]
+    """Steps behind the weights that wrote them; the rollout's own unless they lag behind it."""
     begins: Int[Tensor, " B"]
     """Tokens of the prompt that they stand behind: what begins an item comes after them."""
     of: Int[Tensor, "B G"]
