@@ -60,6 +60,8 @@ def test_a_run_hands_over_its_weights_when_they_are_too_old(
     table = pl.read_parquet(run / "rollouts" / "*.parquet")
     by = table.group_by("step").agg(pl.col("weights_step").unique()).sort("step")
     assert by["weights_step"].to_list() == [[0], [0], [2]]
+    gaps = [line["thought/server_gap"] for line in metric_lines(run)[1:]]
+    assert max(gaps[0], gaps[2]) <= 1e-5 < gaps[1]  # whose weights are a step old
     line = metric_lines(run)[1]
     assert line["actor/ratio_deviation"] == 0
     assert 1 <= line["thought/tokens"] <= 4

@@ -59,7 +59,10 @@ class ThoughtServer:
         logprobs: list[float] = []
         while len(tokens) < body["max_tokens"] and not set(tokens[-1:]) & {*body["stop_token_ids"]}:
             logits = naive.next_logits(self.model, body["prompt"] + tokens, 1)[0]
-            drawn = torch.multinomial((logits / body["temperature"]).softmax(0), 1, generator=draw)
+            biased = logits.clone()
+            for place, bias in body["logit_bias"].items():
+                biased[int(place)] += bias
+            drawn = torch.multinomial((biased / body["temperature"]).softmax(0), 1, generator=draw)
             token = self.script.get(body["seed"], {len(tokens): int(drawn)})[len(tokens)]
             tokens.append(token)
             logprobs.append(float(logits.log_softmax(0)[token]))
@@ -94,6 +97,9 @@ def thought_server(owner: str = "sglang") -> Iterator[ThoughtServer]:
 
     class Http(ThreadingHTTPServer):
         request_queue_size = 256
+
+        def handle_error(self, *_: object) -> None:
+            """Of who did not wait for the answer."""
 
     with Http(("127.0.0.1", 0), Handler) as http:
         server.url = f"http://127.0.0.1:{http.server_address[1]}"

@@ -179,6 +179,9 @@ class Thoughts:
     """Closed, and more than 10 characters that are no space (OpenOneRec's format reward)."""
     weights_step: Int[Tensor, "B N"]
     """Steps behind the weights that wrote them; the rollout's own unless they lag behind it."""
+    server_gap: Float[Tensor, "B N"] | None = None
+    """Mean distance, in nats, of the server's log-probability of a token from the policy's; None
+    where no server wrote them and where it says those of another temperature."""
     begins: Int[Tensor, " B"]
     """Tokens of the prompt that they stand behind: what begins an item comes after them."""
     of: Int[Tensor, "B G"]

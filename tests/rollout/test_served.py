@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_thoughts import LIMIT, prompts_of, thinking
 from thought_server import thought_server
 
@@ -62,6 +63,9 @@ def test_what_follows_a_thought_does_not_hang_on_who_wrote_it(
     assert served.items.equal(own.items)
     assert (served.rollout_logprobs - own.rollout_logprobs).abs().max() <= 1e-5
     assert (served.target_logprobs - own.target_logprobs).abs().max() <= 1e-5
+    assert found.server_gap is not None
+    assert found.server_gap.max() <= 1e-5
+    assert own.thoughts.server_gap is None
     assert found.weights_step.tolist() == [[1, 1]] * 3
     assert own.thoughts.weights_step.tolist() == [[2, 2]] * 3
     sent = {tuple(body.pop("prompt")) for body in bodies}
@@ -81,7 +85,24 @@ def test_what_follows_a_thought_does_not_hang_on_who_wrote_it(
         "stop_token_ids": [frame.close, *frame.end],
         "logprobs": 0,
         "return_token_ids": True,
+        "logit_bias": {},
     }
+
+
+def test_no_token_is_drawn_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
+    """Of a model with two rows more, which look like what the prompts end in."""
+    policy = thinking()
+    close, head = frame_of(policy, "\n").close, policy.model.get_output_embeddings().weight
+    likely = head[close].detach().clone()
+    policy.model.resize_token_embeddings(317, mean_resizing=False)
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight[315:] = likely
+    save_weights(policy.model, tmp_path)
+    with thought_server() as server:
+        client = connect(server.url)
+        client.hand_over(tmp_path, 2)
+        think(policy, prompts_of(policy), 2, DRAW, **SETTINGS, server=client)
+        assert server.calls[-1][1]["logit_bias"] == {"315": -100, "316": -100}
 
 
 def changed(**changes: Any) -> Callable[[dict[str, Any]], Any]:

@@ -82,7 +82,9 @@ def think(
     the whole vocabulary, at temperature 1. `prefix` and the name that begins an item are forced
     behind it, closed or not. With `strict_think` what follows a thought that was not closed names
     nothing; with `repeats` the first beam stands in for those that there are too few of. Draws
-    depend on (seed, step, row, thought) alone: fewer thoughts are the first of more.
+    depend on (seed, step, row, thought) alone: fewer thoughts are the first of more. A `server`
+    writes the thoughts in place of the policy; `timeout_s` and `max_staleness` are a run's, which
+    connects to it and hands it the weights.
 
     Raises `RecastError` for a policy without a tokenizer that reads `</think>` as one token, for
     prompts that hold it already and for those that a thought and an item do not fit behind.
@@ -320,6 +322,7 @@ def _joined(
         logprobs=both(written.logprobs, forced),
         is_closed=written.is_closed,
         weights_step=written.weights_step,
+        server_gap=written.server_gap,
         has_format=has_format,
         begins=begins,
         of=lengths[:, :0],

@@ -32,6 +32,8 @@ class Written(NamedTuple):
     is_closed: Bool[Tensor, "B N"]
     weights_step: Int[Tensor, "B N"]
     """Steps behind the weights that wrote them."""
+    server_gap: Float[Tensor, "B N"] | None = None
+    """As that of `Thoughts`."""
 
 
 @torch.no_grad()

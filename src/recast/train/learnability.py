@@ -37,6 +37,9 @@ def group_metrics(
     targets = torch.cat([_target_logprobs(groups) for groups, _ in drawn])
     known = {"group/target_logprob": float(targets.mean())} if len(targets) else {}
     fill = {"group/rollout_batches": float(len(drawn))} if len(drawn) > 1 else {}
+    thoughts = [groups.thoughts for groups, _ in drawn if groups.thoughts is not None]
+    gaps = [part.server_gap for part in thoughts if part.server_gap is not None]
+    known |= {"thought/server_gap": float(torch.cat(gaps).mean())} if gaps else {}
     return {
         "group/all_zero_frac": float((hits == 0).float().mean()),
         "group/single_hit_frac": float((hits == 1).float().mean()),
