@@ -1,6 +1,8 @@
-"""A tiny policy that thinks, and prompts that it thinks behind."""
+"""A policy that thinks, prompts for it, and what it wrote."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import small_chat
 import torch
@@ -8,10 +10,7 @@ import torch
 from recast.policy.load import Policy
 from recast.policy.prompts import make_prompts
 from recast.rollout.frame import frame_of
-from recast.types import Prompts
-
-LIMIT = 7
-"""Tokens of a thought."""
+from recast.types import Prompts, RolloutGroups
 
 
 def prompts_of(policy: Policy) -> Prompts:
@@ -41,3 +40,23 @@ def thinking(name: str = "llama") -> Policy:
         mean = torch.stack(states).mean(0)
         head.weight[close] = 6 * mean / mean.square().sum()
     return policy
+
+
+def opened(policy: Policy, prompts: Prompts) -> Prompts:
+    """The prompts with `<think>` before what begins an item."""
+    tokens = torch.nn.functional.pad(prompts.tokens, (0, 1))
+    (tag,) = policy.tokenizer.encode("<think>")
+    for row, length in enumerate(prompts.lengths.tolist()):
+        tokens[row, length - 1 : length + 1] = torch.tensor([tag, 313])
+    return replace(prompts, tokens=tokens, lengths=prompts.lengths + 1)
+
+
+def written(groups: RolloutGroups, row: int, thought: int) -> list[int]:
+    assert groups.thoughts
+    length = int(groups.thoughts.lengths[row, thought])
+    return groups.thoughts.tokens[row, thought, :length].tolist()
+
+
+def prompt_of(groups: RolloutGroups, row: int) -> list[int]:
+    """Without <|sid_begin|>, which comes behind the thought."""
+    return groups.prompts.tokens[row, : int(groups.prompts.lengths[row]) - 1].tolist()

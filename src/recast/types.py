@@ -177,15 +177,15 @@ class Thoughts:
     """Ended by `</think>`, neither by the limit nor by the end of the turn."""
     has_format: Bool[Tensor, "B N"]
     """Closed, and more than 10 characters that are no space (OpenOneRec's format reward)."""
+    begins: Int[Tensor, " B"]
+    """Tokens of the prompt that they stand behind: what begins an item comes after them."""
+    of: Int[Tensor, "B G"]
+    """The thought that each rollout follows."""
     weights_step: Int[Tensor, "B N"]
     """Steps behind the weights that wrote them; the rollout's own unless they lag behind it."""
     server_gap: Float[Tensor, "B N"] | None = None
     """Mean distance, in nats, of the server's log-probability of a token from the policy's; None
     where no server wrote them and where it says those of another temperature."""
-    begins: Int[Tensor, " B"]
-    """Tokens of the prompt that they stand behind: what begins an item comes after them."""
-    of: Int[Tensor, "B G"]
-    """The thought that each rollout follows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,14 +11,46 @@ import small_actor
 import small_chat
 import tiny
 import torch
-from small_thoughts import LIMIT, prompts_of, thinking
 
 from recast.config import PromptConfig
 from recast.groups import counted_tokens, join, reorder, select
 from recast.losses import KLS
+from recast.policy.load import Policy
+from recast.policy.prompts import make_prompts
 from recast.rollout.think import frame_of, think
 from recast.train.actor import update
-from recast.types import Draw, RecastError, RolloutGroups, Signal
+from recast.types import Draw, Prompts, RecastError, RolloutGroups, Signal
+
+LIMIT = 7
+
+
+def prompts_of(policy: Policy) -> Prompts:
+    """Three texts that end in <|sid_begin|>; the first has seen items, the second two targets."""
+    texts = [[5, 6, 7, 8, 313], [9, 10, 313], [11, 12, 13, 14, 15, 16, 313]]
+    tokens = torch.zeros(3, 7, dtype=torch.long)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text)] = torch.tensor(text)
+    lengths = torch.tensor([len(text) for text in texts])
+    targets = torch.tensor([[7, -1], [5, 3], [2, -1]])
+    seen = torch.tensor([[0, 1], [-1, -1], [-1, -1]])
+    return make_prompts(
+        policy.catalog, targets=targets, text=(tokens, lengths), seen=seen, row_ids=lengths
+    )
+
+
+def thinking(name: str = "llama") -> Policy:
+    """A policy whose </think> is likely: its row looks like what the prompts end in."""
+    policy = small_chat.chat_policy(name)
+    close, prompts = frame_of(policy, "\n").close, prompts_of(policy)
+    body, head = policy.model.base_model, policy.model.get_output_embeddings()
+    with torch.no_grad():
+        states = [
+            body(prompts.tokens[row : row + 1, : int(length) - 1]).last_hidden_state[0, -1]
+            for row, length in enumerate(prompts.lengths)
+        ]
+        mean = torch.stack(states).mean(0)
+        head.weight[close] = 6 * mean / mean.square().sum()
+    return policy
 
 
 def written(groups: RolloutGroups, row: int, thought: int) -> list[int]:

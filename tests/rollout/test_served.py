@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_thoughts import LIMIT, prompts_of, thinking
+from small_thoughts import prompts_of, thinking
 from thought_server import thought_server
 
 from recast.policy.load import Policy
@@ -19,6 +19,7 @@ from recast.rollout.server import connect
 from recast.rollout.think import think
 from recast.types import Draw, RecastError
 
+LIMIT = 7
 SETTINGS = {"thoughts": 2, "max_thought_tokens": LIMIT}
 DRAW = Draw(seed=3, step=2)
 

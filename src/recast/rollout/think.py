@@ -36,16 +36,7 @@ from recast.rollout.served import write_by
 from recast.rollout.server import Server
 from recast.rollout.tree import Prefilled, TreeDecoder, check_group_size, check_prompts
 from recast.rollout.written import Written
-from recast.types import (
-    Draw,
-    LogprobSpace,
-    Prompts,
-    RecastError,
-    RolloutGroups,
-    Thoughts,
-    in_short,
-    require,
-)
+from recast.types import Draw, LogprobSpace, Prompts, RolloutGroups, Thoughts, require
 
 _SHORTEST = 10
 """Characters that a thought of the right format has more of (onerec_recipe.py, line 386)."""
@@ -82,12 +73,13 @@ def think(
     the whole vocabulary, at temperature 1. `prefix` and the name that begins an item are forced
     behind it, closed or not. With `strict_think` what follows a thought that was not closed names
     nothing; with `repeats` the first beam stands in for those that there are too few of. Draws
-    depend on (seed, step, row, thought) alone: fewer thoughts are the first of more. A `server`
-    writes the thoughts in place of the policy; `timeout_s` and `max_staleness` are a run's, which
-    connects to it and hands it the weights.
+    depend on (seed, step, row, thought) alone: fewer thoughts are the first of more.
 
     Raises `RecastError` for a policy without a tokenizer that reads `</think>` as one token, for
     prompts that hold it already and for those that a thought and an item do not fit behind.
+
+    A `server` writes the thoughts in place of the policy; `timeout_s` and `max_staleness` are a
+    run's, which connects to it and hands it the weights.
     """
     check_group_size(group_size)
     check_prompts(policy, prompts)
@@ -105,9 +97,9 @@ def think(
     if server is None:
         written = _write(*settings)
     else:
-        if not isinstance(server, Server):
-            need = "a run connects to it, elsewhere give recast.rollout.server.connect(URL)"
-            raise RecastError(f"server is {in_short(server)}: {need}")
+        need = "a run connects to it, elsewhere give recast.rollout.server.connect(URL)"
+        require(isinstance(server, Server), "server", server, need)
+        assert isinstance(server, Server)
         written = write_by(server, *settings)
     start, forced = _force(policy, prompts, written, frame, draw.logprob_space)
     tree = TreeDecoder(policy, prompts, draw.logprob_space, constrained=constrained, start=start)
