@@ -29,6 +29,7 @@ MODULES = (
     "lengths",
     "rendered",
     "titles",
+    "thoughts",
     "evaluation",
     "trl",
     "trie",

@@ -60,12 +60,12 @@ def join(parts: Sequence[RolloutGroups], prompts: Prompts) -> RolloutGroups:
 
 def _join_thoughts(parts: Sequence[Thoughts]) -> Thoughts:
     width = max(part.tokens.shape[2] for part in parts)
-    joined = {}
+    joined: dict[str, Any] = {}
     for field in fields(Thoughts):
         values = [getattr(part, field.name) for part in parts]
         if field.name in ("tokens", "loss_mask", "logprobs"):
             values = [F.pad(x, (0, width - x.shape[2])) for x in values]
-        joined[field.name] = torch.cat(values)
+        joined[field.name] = None if values[0] is None else torch.cat(values)
     return Thoughts(**joined)
 
 

@@ -182,6 +182,11 @@ class Thoughts:
     """Tokens of the prompt that they stand behind: what begins an item comes after them."""
     of: Int[Tensor, "B G"]
     """The thought that each rollout follows."""
+    weights_step: Int[Tensor, "B N"]
+    """Steps behind the weights that wrote them; the rollout's own unless they lag behind it."""
+    server_gap: Float[Tensor, "B N"] | None = None
+    """Mean distance, in nats, of the server's log-probability of a token from the policy's; None
+    where no server wrote them and where it says those of another temperature."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,8 +34,8 @@ def rounding(model: Any) -> list[str]:
     return [how if has_adapters(model) else f"{how}; {FOLDER}/ keeps them as they are trained"]
 
 
-def save_weights(model: Any, folder: Path) -> None:
-    """The weights, adapters added to them, in the precision of the backbone, the masters of those
+def save_weights(model: Any, folder: Path, *, masters: bool = True) -> None:
+    """The weights, adapters added to them, in the precision of the backbone, the `masters` of those
     that are more precise (`recast.policy.masters`), and the config; what
     transformers' `save_pretrained` writes, which on other ranks than 0 writes nothing.
 
@@ -46,7 +46,7 @@ def save_weights(model: Any, folder: Path) -> None:
     weights = weights_of(model)
     if has_adapters(model):
         weights, model = merged_weights(model), model.get_base_model()
-    else:
+    elif masters:
         save_masters(dict(model.named_parameters()), dtype, folder)
     own = {name: id(weight) for name, weight in model.named_parameters(remove_duplicate=False)}
     rounded: dict[Any, torch.Tensor] = {}  # by their parameter: tied weights stay tied

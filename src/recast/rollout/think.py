@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -32,7 +32,10 @@ from recast.rollout.decoder import Decoder
 from recast.rollout.distribution import Distribution
 from recast.rollout.frame import Frame, frame_of, require_context, tags_of, thought_begins
 from recast.rollout.sample import invert
+from recast.rollout.served import write_by
+from recast.rollout.server import Server
 from recast.rollout.tree import Prefilled, TreeDecoder, check_group_size, check_prompts
+from recast.rollout.written import Written
 from recast.types import Draw, LogprobSpace, Prompts, RolloutGroups, Thoughts, require
 
 LossOver = Literal["all", "written", "item"]
@@ -57,6 +60,9 @@ def think(
     loss_over: str = "all",
     strict_think: bool = False,
     repeats: bool = False,
+    server: Server | str | None = None,
+    timeout_s: float = 600.0,
+    max_staleness: int = 0,
 ) -> RolloutGroups:
     """`thoughts` thoughts of at most `max_thought_tokens` tokens, G / thoughts beams below each:
     rollout n G / thoughts + i is beam i of thought n.
@@ -71,6 +77,9 @@ def think(
 
     Raises `RecastError` for a policy without a tokenizer that reads `</think>` as one token, for
     prompts that hold it already and for those that a thought and an item do not fit behind.
+
+    A `server` writes the thoughts in place of the policy; `timeout_s` and `max_staleness` are a
+    run's, which connects to it and hands it the weights.
     """
     check_group_size(group_size)
     check_prompts(policy, prompts)
@@ -84,9 +93,15 @@ def think(
     drawn_from = Distribution(temperature=temperature, top_p=top_p, top_k=top_k)
     frame = frame_of(policy, prefix)
     begins = thought_begins(policy, prompts, frame, max_thought_tokens, closes=closes)
-    written = _write(
-        policy, prompts, begins, thoughts, max_thought_tokens, draw, drawn_from, frame, closes
-    )
+    settings = (policy, prompts, begins, thoughts, max_thought_tokens, draw, drawn_from, frame)
+    if server is None:
+        written = _write(*settings, closes)
+    else:
+        need = "a run connects to it, elsewhere give recast.rollout.server.connect(URL)"
+        require(isinstance(server, Server), "server", server, need)
+        assert isinstance(server, Server)
+        require(not closes, "closes", closes, "a server closes no thought, leave one of them out")
+        written = write_by(server, *settings)
     start, forced = _force(policy, prompts, written, frame, draw.logprob_space)
     tree = TreeDecoder(policy, prompts, draw.logprob_space, constrained=constrained, start=start)
     each = group_size // thoughts
@@ -122,6 +137,9 @@ def openonerec(
     draw: Draw = Draw(),
     *,
     max_thought_tokens: int = 1024,
+    server: Server | str | None = None,
+    timeout_s: float = 600.0,
+    max_staleness: int = 0,
 ) -> RolloutGroups:
     """`think` as OpenOneRec's release rolls out: one thought at temperature 1, G free beams below
     it, thought and forced tokens in the loss, beams that are missing repeated, nothing named
@@ -141,6 +159,7 @@ def openonerec(
         constrained=False,
         strict_think=True,
         repeats=True,
+        server=server,
     )
 
 
@@ -149,21 +168,6 @@ def require_thoughts(policy: Policy, longest: int, settings: Mapping[str, Any]) 
     frame = frame_of(policy, settings.get("prefix", "\n"))
     limit, closes = settings["max_thought_tokens"], settings.get("closes", False)
     require_context(policy, longest - len(frame.begin), limit, frame, closes=closes)
-
-
-class _Written(NamedTuple):
-    """Thoughts on one copy of their prompts."""
-
-    cache: Any
-    layout: Layout
-    """Whose queries are their last tokens."""
-    hidden: Float[Tensor, "B N W"]
-    tokens: Int[Tensor, "B N S"]
-    logprobs: Float[Tensor, "B N S"]
-    lengths: Int[Tensor, "B N"]
-    is_closed: Bool[Tensor, "B N"]
-    is_cut: Bool[Tensor, "B N"]
-    """The last token is a `</think>` that was written for it."""
 
 
 def _write(
@@ -176,7 +180,7 @@ def _write(
     drawn_from: Distribution,
     frame: Frame,
     closes: bool,
-) -> _Written:
+) -> Written:
     """Token by token; a thought that has ended sends what nobody looks at."""
     model, (rows, device) = policy.model, (len(prompts), begins.device)
     packed = pack(prompts.tokens, begins, prompts.targets[:, :0])
@@ -225,11 +229,12 @@ def _write(
         prompt_width=0, mask=seen[:, None], query_positions=position, key_positions=keys
     )
     both = torch.stack(tokens, dim=2), torch.stack(logprobs, dim=2)
-    return _Written(cache, layout, hidden, *both, lengths, closed, cut)
+    by = torch.full_like(lengths, draw.step)
+    return Written(cache, layout, hidden, *both, lengths, closed, cut, by)
 
 
 def _force(
-    policy: Policy, prompts: Prompts, written: _Written, frame: Frame, space: LogprobSpace
+    policy: Policy, prompts: Prompts, written: Written, frame: Frame, space: LogprobSpace
 ) -> tuple[Prefilled, Float[Tensor, "B N E"]]:
     """The same tokens behind every thought, and the targets behind the first one: where the items
     are searched, and the log-probabilities of what was forced."""
@@ -285,7 +290,7 @@ def _force(
 
 def _joined(
     begins: Int[Tensor, " B"],
-    written: _Written,
+    written: Written,
     forced: Float[Tensor, "B N E"],
     frame: Frame,
     loss_over: str,
@@ -314,6 +319,8 @@ def _joined(
         loss_mask=masks[loss_over],
         logprobs=both(written.logprobs, forced),
         is_closed=written.is_closed,
+        weights_step=written.weights_step,
+        server_gap=written.server_gap,
         has_format=written.is_closed,
         begins=begins,
         of=lengths[:, :0],

@@ -25,7 +25,8 @@ def rollout_table(
     `given` hold `add_gt`'s target, `repaired` one where the signal put other tokens: its advantage
     and `keep` belong to those. Rows that the signal added are left out. `tasks` names that of each
     prompt, where there are several. Behind thoughts `thought` is the number of the one that a
-    rollout follows, `thought_tokens` what it writes, without what is forced behind it.
+    rollout follows, `thought_tokens` what it writes, without what is forced behind it,
+    `weights_step` the step behind which the weights were that wrote it.
     """
     num_prompts, group_size = groups.items.shape
     repaired = (signal.groups.tokens[:, :group_size] != given.tokens).any(-1)
@@ -69,7 +70,9 @@ def _thoughts(thoughts: Thoughts) -> list[pl.Series]:
     ]
     of = thoughts.of.tolist()
     tokens = [rows[place] for rows, places in zip(written, of, strict=True) for place in places]
+    by = thoughts.weights_step.gather(1, thoughts.of).flatten().tolist()
     return [
         pl.Series("thought", thoughts.of.flatten().tolist(), dtype=pl.Int32),
         pl.Series("thought_tokens", tokens, dtype=pl.List(pl.Int32)),
+        pl.Series("weights_step", by, dtype=pl.Int32),
     ]

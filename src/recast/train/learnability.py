@@ -44,6 +44,7 @@ def group_metrics(
         "group/single_hit_frac": float((hits == 1).float().mean()),
         "group/trainable_frac": float(trainable.sum()) / len(hits),
         "group/repaired_frac": 0.0,
+        **_server_gap([groups for groups, _ in drawn]),
         "group/natural_frac": float(((hits > 0) & (hits < existing.sum(1))).float().mean()),
         "group/distinct_frac": float(distinct.sum()) / max(len(distinct), 1),
         "group/invalid_frac": float((items < 0).sum()) / max(len(items), 1),
@@ -88,3 +89,10 @@ def _target_logprobs(groups: RolloutGroups) -> Float[Tensor, " _targets"]:
     """Of every target that there is, summed over its tokens; what pads a row's targets is none."""
     tokens = torch.where(groups.prompts.target_mask, groups.target_logprobs, 0.0)
     return tokens.sum(-1)[groups.prompts.target_mask.any(-1)]
+
+
+def _server_gap(drawn: Sequence[RolloutGroups]) -> Metrics:
+    """Of thoughts that a server wrote."""
+    gaps = [groups.thoughts.server_gap for groups in drawn if groups.thoughts is not None]
+    known = [gap for gap in gaps if gap is not None]
+    return {"thought/server_gap": float(torch.cat(known).mean())} if known else {}

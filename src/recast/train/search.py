@@ -26,6 +26,7 @@ from recast.rollout.fill import Drawn, Rewarded, fill_batch
 from recast.run.clock import Clock
 from recast.run.world import once, share, world
 from recast.train.exchange import groups_of_all
+from recast.train.handover import Handover
 from recast.types import Draw, Prompts, RecastError, RolloutGroups
 
 
@@ -69,6 +70,8 @@ class Search:
     """Tokens that take as long as one more pass; a call makes one for every token of an item."""
     folder: str
     """Where a group that a part fails on is written."""
+    handover: Handover | None = None
+    """To the server that writes the thoughts, if one does."""
     clock: Clock = field(default_factory=Clock)
 
     def batch(
@@ -100,6 +103,8 @@ class Search:
         draw = Draw(logprob_space=self.method.space, seed=self.seed, step=step)
         if self.sampler is None:
             return _empty_groups(prompts, draw)
+        if self.handover is not None:
+            self.handover.refresh(self.policy, step)
         width = branch_tokens(self.policy, self.num_rollouts, prompts.targets.shape[1])
         width += thought_tokens(self.sampler)
         lengths = prompts.lengths.cpu()

@@ -82,13 +82,14 @@ def set_up_rl(config: RLConfig, method: Method | None = None) -> RLSetup:
     config = replace(config, **(resumed.measured(config) if resumed else {}))
     plain = read_plain_text(config.plain_text) if config.plain_text else None
     method, policy, task = load_step(config, method, config.fsdp_size)
+    served = 0 if config.sampler_args.get("server") is None else 2  # the next while one is read
     copies = 3 + (config.keep == "best") + (config.ref_every is not None)
     require_room(
         config.output,
         policy,
         copies=copies,
         checkpoints=1 if resumed else 2,
-        policies=1 + count_due(config.save_every, config.steps),
+        policies=1 + count_due(config.save_every, config.steps) + served,
     )
     count = config.steps * (config.max_rollout_batches if method.fill_batch else 1)
     batches = draw_batches(config, task, count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -35,6 +36,7 @@ from recast.rollout.think import require_thoughts
 from recast.run.clock import Clock
 from recast.run.world import is_first
 from recast.train.actor import Actor
+from recast.train.handover import Handover, server_of
 from recast.train.mixture import check_weights, mixed_batches
 from recast.train.premises import check_lengths, check_prompts, check_target_is_best, check_tokens
 from recast.train.reference import frozen_reference
@@ -140,8 +142,11 @@ def set_up_step(
     check_prompts(policy, prompts)
     name = method.sampler
     sampler = sampler_of(method, name, config.sampler_args) if name else None
+    server = None
     if sampler is not None and traits_of(sampler).thinks:
         require_thoughts(policy, int(lengths.max()), parameters(sampler))
+        server = server_of(sampler)
+        sampler = partial(sampler, server=server) if server else sampler
     width = branch_tokens(policy, config.group_size * method.list_length, prompts.targets.shape[1])
     width += thought_tokens(sampler)
     plan = plan_memory(
@@ -164,6 +169,7 @@ def set_up_step(
         micro_batch_tokens=plan.micro_batch_tokens,
         pass_tokens=MOST_PASS_TOKENS,
         folder=folder,
+        handover=Handover(server=server, policy=config.policy, run=folder) if server else None,
         clock=clock,
     )
     threads, pass_tokens = _measure(config, policy, prompts, plan)
