@@ -1,18 +1,20 @@
 """A tiny policy learns to think: a world whose prompts hide the category, RL with and without
-thoughts, a table and a curve out.
+thoughts from the same weights, every policy's Pass@1 out.
 
     python -m benchmarks.thinking --output FOLDER --seeds 0 1 2
 
-A user clicked three videos, of categories c1, c2, c3 of 7. What is asked for next is of category
-(c1 + c2 + c3) mod 7: two items of its pool of four, so the best policy has Pass@1 1/2, and one that
-does not know the category 1/14. No triple of a test row is in a row of training, so the sum must be
-worked out; a thought may do it one step at a time: `<think>c1 c1+c2 c1+c2+c3</think>`.
+A user clicked four videos, of categories c1 to c4 of 7. What is asked for next is of category
+(c1 + c2 + c3 + c4) mod 7: two items of its pool of four, so the best policy has Pass@1 1/2, and one
+that does not know the category 1/14. No four categories of a test row stand in this order in any
+other row, so the sum must be worked out; a thought may do it a step at a time, by naming the sum of
+the first one, two, three and four of them.
 
-Chats to start from hold no thought in half of the rows, the right one in a quarter, one with a
-guess for its last step in a quarter. From them one policy learns thoughts and items, another, which
-reads an empty thought in every prompt, items alone, in as many optimizer steps. RL goes on from
-both in as many steps again, on prompts that neither has seen, with a reward on items alone; two
-controls spend them on the chats: more SFT of either.
+A policy is made in two runs of SFT. The first reads right thoughts alone: it can work the sum out.
+The second gives it habits: half of its chats hold no thought, a quarter the right one, a quarter
+one that goes wrong at some step. RL goes on from there on prompts that SFT has not seen, with a
+reward on items alone: once with thoughts, once with an empty one in every prompt (`mute`). A third
+run of SFT spends as many optimizer steps on the chats. The first run is made once, what follows it
+by seed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +32,10 @@ import numpy as np
 import polars as pl
 import torch
 
+import recast
 from benchmarks.recif import World
 from benchmarks.recif_world import Sizes
 from benchmarks.tiny_chat import chat_model, chat_tokenizer
-from recast import PrepareConfig, RLConfig, SFTConfig, TokenizeConfig
-from recast import prepare, tokenize, train_rl, train_sft
 from recast.config import ModelConfig, PromptConfig
 from recast.errors import RecastError
 from recast.policy.load import Policy, load_policy
@@ -43,16 +45,15 @@ from recast.rollout.think import think
 from recast.run.files import refuse_existing
 from recast.types import Draw, Prompts
 
-TASTES, CLICKS, POOL, TARGETS = 7, 3, 4, 2
+TASTES, CLICKS, POOL, TARGETS = 7, 4, 4, 2
 ITEMS = TASTES * POOL
 CHATS, PROMPTS, TEST = 1600, 600, 300
-"""Rows to start from, rows of RL, rows of the table."""
-TEST_TRIPLES = 80
-"""Of the 343."""
+"""Rows of SFT, rows of RL, rows of the table."""
+TEST_CLICKS = 400
+"""Of the 2,401 orders of four categories."""
 NO_THOUGHT, RIGHT = 0.5, 0.25
-"""Shares of the chats."""
-SFT_STEPS, RL_STEPS, SAVE_EVERY = 600, 120, 30
-BATCH, PROMPTS_PER_STEP = 32, 16
+"""Shares of the chats that give habits."""
+FIRST_STEPS, SFT_STEPS, RL_STEPS, SAVE_EVERY = 1200, 150, 120, 30
 SFT_LR, RL_LR = 3e-3, 3e-4
 THOUGHTS, MOST = 7, 8
 """Of a row in RL, and tokens of each."""
@@ -68,10 +69,14 @@ class Row(NamedTuple):
     items: list[int]
     targets: list[int]
 
-    @property
-    def sums(self) -> list[int]:
-        """What a right thought says."""
-        return [int(total) % TASTES for total in np.cumsum(self.clicks)]
+
+def thought(clicks: Sequence[int]) -> str:
+    """The right one.
+
+    >>> thought([6, 3, 5, 1])
+    '<think>6 2 0 1</think>'
+    """
+    return f"<think>{' '.join(str(total % TASTES) for total in accumulate(clicks))}</think>"
 
 
 class HiddenWorld:
@@ -82,14 +87,14 @@ class HiddenWorld:
         sizes = Sizes(users=2, videos=POOL * (TASTES + 1), tastes=TASTES, seed=seed, **small)
         self.world, self.rng = World(sizes), np.random.default_rng(seed)
         self.videos = self.world.items["video"]
-        triples = self.rng.permutation(TASTES**CLICKS)
-        self.test = self._rows(triples[:TEST_TRIPLES], TEST)
-        self.train = self._rows(triples[TEST_TRIPLES:], CHATS + PROMPTS)
+        orders = self.rng.permutation(TASTES**CLICKS)
+        self.test = self._rows(orders[:TEST_CLICKS], TEST)
+        self.train = self._rows(orders[TEST_CLICKS:], CHATS + PROMPTS)
 
-    def _rows(self, triples: np.ndarray, count: int) -> list[Row]:
+    def _rows(self, orders: np.ndarray, count: int) -> list[Row]:
         found = []
-        for triple in self.rng.choice(triples, count).tolist():
-            clicks = [triple // TASTES**place % TASTES for place in range(CLICKS)]
+        for order in self.rng.choice(orders, count).tolist():
+            clicks = [order // TASTES**place % TASTES for place in range(CLICKS)]
             items = [int(self.rng.choice(self.videos.pool(click))) for click in clicks]
             pool = self.videos.pool(sum(clicks) % TASTES)
             found.append(Row(clicks, items, self.rng.choice(pool, TARGETS, False).tolist()))
@@ -103,13 +108,15 @@ class HiddenWorld:
         }
         return json.dumps([{"role": role, "content": text} for role, text in said.items()])
 
-    def thoughts(self, rows: Sequence[Row]) -> Iterator[str]:
-        """None, right or guessed at the end, as `NO_THOUGHT` and `RIGHT` say."""
-        for row, kind in zip(rows, self.rng.random(len(rows)).tolist(), strict=True):
-            steps = [] if kind < NO_THOUGHT else row.sums
-            if kind >= NO_THOUGHT + RIGHT:
-                steps = [*steps[:-1], int(self.rng.integers(TASTES))]
-            yield f"<think>{' '.join(map(str, steps))}</think>\n"
+    def habit(self, row: Row) -> str:
+        """No thought, right or wrong from some step on, as `NO_THOUGHT` and `RIGHT` say."""
+        kind = self.rng.random()
+        if kind < NO_THOUGHT:
+            return EMPTY
+        clicks = list(row.clicks)
+        if kind >= NO_THOUGHT + RIGHT:
+            clicks[self.rng.integers(CLICKS)] += int(self.rng.integers(1, TASTES))
+        return thought(clicks) + "\n"
 
     def write(self, folder: Path) -> None:
         """`files` for `recast prepare`, the chats, and a model of random weights."""
@@ -118,132 +125,150 @@ class HiddenWorld:
         sids = {"pid": self.videos.pids, "sid": [list(sid) for sid in self.videos.sids]}
         pl.DataFrame(sids).head(ITEMS).write_parquet(files / "video_ad_pid2sid.parquet")
         for name, rows in {"train": self.train[CHATS:], "test": self.test}.items():
-            columns = {"messages": [self.messages(row) for row in rows]}
-            metadata = [json.dumps({"uid": number}) for number in range(len(rows))]
-            sources = ["RecIF_VideoRec"] * len(rows)
-            frame = pl.DataFrame({"source": sources, **columns, "metadata": metadata})
-            frame.write_parquet(files / f"{name}.parquet")
+            columns = {
+                "source": ["RecIF_VideoRec"] * len(rows),
+                "messages": [self.messages(row) for row in rows],
+                "metadata": [json.dumps({"uid": number}) for number in range(len(rows))],
+            }
+            pl.DataFrame(columns).write_parquet(files / f"{name}.parquet")
         chats = self.train[:CHATS]
-        kinds = {"thoughts": list(self.thoughts(chats)), "items": [EMPTY] * CHATS}
+        kinds = {
+            "right": [thought(row.clicks) + "\n" for row in chats],
+            "habits": [self.habit(row) for row in chats],
+        }
         for name, thoughts in kinds.items():
             texts = [self.messages(*pair) for pair in zip(chats, thoughts, strict=True)]
             lines = [f'{{"messages": {text}}}\n' for text in texts]
             (folder / f"{name}.jsonl").write_text("".join(lines))
         words = ["user", "assistant", "Clicked videos: ", "What next?"] * 9
-        tokenizer = chat_tokenizer(words + kinds["thoughts"], vocab_size=320)
+        tokenizer = chat_tokenizer(words + kinds["right"], vocab_size=320)
         tokenizer.save_pretrained(folder / "qwen3")
         chat_model(tokenizer).save_pretrained(folder / "qwen3")
 
 
 class Score(NamedTuple):
-    """Of a policy on the test rows."""
+    """Of a policy on the test rows, behind four thoughts each if it thinks: shares of first items
+    that hit, of thoughts that say nothing, of those that say the four sums and nothing else, and
+    of first items behind thoughts that say nothing that hit (None without such a thought)."""
 
     pass_at_1: float
-    """Rows whose first item hits; behind thoughts the mean over four of a row."""
+    empty: float
     right: float
-    """Thoughts that say the three sums and nothing else."""
-    tokens: float
-    """Of a thought."""
+    pass_of_empty: float | None
 
 
 def score(folder: Path, policy_folder: Path) -> Score:
-    """Pass@1 behind a thought, or without one where the prompts hold an empty one."""
+    """Behind thoughts, or without one where the prompts hold an empty one."""
     policy = load_policy(policy_folder)
     task = load_task(folder / "data", policy)
     prompts = task.prompts(task.rows("test"))
     if policy.prompt.prefix is not None:
-        groups = beam_search(policy, prompts, 1, Draw())
-        return Score(_hits(groups.items, prompts), 0.0, 0.0)
+        hits = float(_hits(beam_search(policy, prompts, 1, Draw()).items, prompts).mean())
+        return Score(hits, 1.0, 0.0, hits)
     groups = think(policy, prompts, 4, Draw(), thoughts=4, max_thought_tokens=MOST, **READ)
     assert groups.thoughts is not None
-    written = groups.thoughts
-    right = torch.tensor(
-        [
-            policy.tokenizer.decode(tokens[:length]) == expected
-            for expected, row, lengths in zip(
-                right_thoughts(policy, prompts),
-                written.tokens.tolist(),
-                written.num_written.tolist(),
-                strict=True,
-            )
-            for tokens, length in zip(row, lengths, strict=True)
-        ]
-    )
-    tokens = float(written.num_written.float().mean())
-    return Score(_hits(groups.items, prompts), float(right.float().mean()), tokens)
+    hits, lengths = _hits(groups.items, prompts), groups.thoughts.num_written
+    is_right = torch.zeros_like(hits)
+    for row, expected in enumerate(right_thoughts(policy, prompts)):
+        for place, length in enumerate(lengths[row].tolist()):
+            said = policy.tokenizer.decode(groups.thoughts.tokens[row, place, :length])
+            is_right[row, place] = said == expected
+    is_empty = lengths == 2  # the tags alone
+    without = float(hits[is_empty].mean()) if bool(is_empty.any()) else None
+    return Score(*(float(x.float().mean()) for x in (hits, is_empty, is_right)), without)
 
 
-def _hits(items: torch.Tensor, prompts: Prompts) -> float:
-    return float((items[..., None] == prompts.target_items[:, None]).any(-1).float().mean())
+def _hits(items: torch.Tensor, prompts: Prompts) -> torch.Tensor:
+    return (items[..., None] == prompts.target_items[:, None]).any(-1).float()
 
 
 def right_thoughts(policy: Policy, prompts: Prompts) -> list[str]:
     """What follows from the categories that each prompt names."""
     start, end = policy.catalog.level_tokens(0)
-    named = [[t - start for t in row if start <= t < end] for row in prompts.tokens.tolist()]
-    rows = (Row(clicks, [], []) for clicks in named)
-    return [f"<think>{' '.join(map(str, row.sums))}</think>" for row in rows]
+    rows = prompts.tokens.tolist()
+    return [thought([token - start for token in row if start <= token < end]) for row in rows]
 
 
-def run_seed(folder: Path, seed: int, methods: Sequence[str]) -> list[dict[str, Any]]:
-    """All runs of a seed; a line for every policy that was kept."""
-    HiddenWorld(seed).write(folder)
-    data, catalog, lines = str(folder / "data"), str(folder / "catalog"), []
-    prepare(PrepareConfig(rows=str(folder / "files"), output=data, seed=seed))
-    tokenize(TokenizeConfig(data=data, output=catalog))
+def run(folder: Path, seeds: Sequence[int], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """All runs, the first of SFT once, what follows by seed; a line for every policy."""
+    HiddenWorld(0).write(folder)
+    data = str(folder / "data")
+    recast.prepare(recast.PrepareConfig(rows=str(folder / "files"), output=data))
+    recast.tokenize(recast.TokenizeConfig(data=data, output=str(folder / "catalog")))
+    shared = {"data": data, "threads": 1, "valid_rows": 16}
 
-    def keep(name: str, kind: str, started: float, **policies: Path) -> None:
-        for step, policy in policies.items():
-            facts = {"seed": seed, "run": name, "kind": kind, "step": int(step[1:])}
-            cpu_s = round(time.process_time() - started)
-            lines.append(facts | {"cpu_s": cpu_s} | score(folder, policy)._asdict())
-            print(json.dumps(lines[-1]), flush=True)
+    def sft(name: str, start: str, **settings: Any) -> recast.SFTConfig:
+        return recast.SFTConfig(
+            catalog=str(folder / "catalog"),
+            output=str(folder / name),
+            model=ModelConfig(path=str(folder / start)),
+            **shared | settings,
+        )
 
-    for kind, prefix in {"thoughts": None, "items": EMPTY}.items():
-        begun = {"seed": seed, "threads": 1, "valid_rows": 16}
-        chats = begun | {
-            "data": data,
-            "catalog": catalog,
-            "plain_text": str(folder / f"{kind}.jsonl"),
+    def learned(chats: str, steps: int, lr: float) -> dict[str, Any]:
+        return {
+            "plain_text": str(folder / f"{chats}.jsonl"),
             "task_weights": {"video": 0, "plain_text": 1},
-            "batch_windows": BATCH,
-            "dropout": 0.0,
-            "epochs": 1000,
-            "patience": 1000,
-            "keep": "last",
+            **{"max_steps": steps, "lr": lr, "schedule": "constant"},
+            **{"batch_windows": 32, "dropout": 0.0},
+            **{"epochs": 1000, "patience": 1000, "keep": "last"},
         }
-        sft, started = folder / f"sft_{kind}", time.process_time()
-        model = ModelConfig(path=str(folder / "qwen3"))
-        prompt = PromptConfig(prefix=prefix)
-        steps = {"max_steps": SFT_STEPS, "lr": SFT_LR}
-        train_sft(SFTConfig(output=str(sft), model=model, prompt=prompt, **chats, **steps))
-        keep("SFT", kind, started, _0=sft / "policy")
-        more, started = folder / f"more_{kind}", time.process_time()
-        model = ModelConfig(path=str(sft / "policy"))
-        steps = {"max_steps": RL_STEPS, "lr": RL_LR}
-        train_sft(SFTConfig(output=str(more), model=model, prompt=prompt, **chats, **steps))
-        keep("more SFT", kind, started, **{f"_{RL_STEPS}": more / "policy"})
-        sampler = {"sampler": "beam", "sampler_args": {}}
-        if kind == "thoughts":
-            limits = {"thoughts": THOUGHTS, "max_thought_tokens": MOST}
-            sampler = {"sampler": "think", "sampler_args": limits}
-        for method in methods:
-            run, started = folder / f"{method}_{kind}", time.process_time()
-            config = RLConfig(
-                output=str(run),
-                data=data,
-                policy=str(sft / "policy"),
-                method=method,
-                **sampler,
-                group_size=ITEMS,
-                steps=RL_STEPS,
-                prompts_per_step=PROMPTS_PER_STEP,
-                lr=RL_LR,
-                eval_every=RL_STEPS,
-                save_every=SAVE_EVERY,
-                **begun,
-            )
-            train_rl(config)
-            steps = range(SAVE_EVERY, RL_STEPS + 1, SAVE_EVERY)
-            keep(method, kind, started, **{f"_{s}": run / "steps" / str(s) for s in steps})
+
+    def rl(name: str, start: str, **settings: Any) -> recast.RLConfig:
+        return recast.RLConfig(
+            output=str(folder / name),
+            policy=str(folder / start),
+            **{"group_size": ITEMS, "prompts_per_step": 16, "lr": RL_LR},
+            **{"steps": RL_STEPS, "eval_every": RL_STEPS, "save_every": SAVE_EVERY},
+            **shared | settings,
+        )
+
+    runs: list[recast.SFTConfig | recast.RLConfig] = [
+        sft("right", "qwen3", **learned("right", FIRST_STEPS, SFT_LR))
+    ]
+    mute = PromptConfig(prefix=EMPTY)
+    limits = {"thoughts": THOUGHTS, "max_thought_tokens": MOST}
+    for seed in seeds:
+        shared["seed"] = seed
+        runs += [
+            sft(f"{seed}/sft", "right/policy", **learned("habits", SFT_STEPS, SFT_LR)),
+            sft(f"{seed}/sft-mute", f"{seed}/sft/policy", epochs=0, prompt=mute),
+            sft(f"{seed}/more", f"{seed}/sft/policy", **learned("habits", RL_STEPS, RL_LR)),
+        ]
+        for name in methods:
+            start, think = f"{seed}/sft/policy", {"sampler": "think", "sampler_args": limits}
+            runs.append(rl(f"{seed}/{name}", start, method=name, **think))
+            start = f"{seed}/sft-mute/policy"
+            runs.append(rl(f"{seed}/{name}-mute", start, method=name, sampler="beam"))
+    lines = []
+    for config in runs:
+        started = time.process_time()
+        is_rl = isinstance(config, recast.RLConfig)
+        recast.train_rl(config) if is_rl else recast.train_sft(config)
+        cpu_s, output = round(time.process_time() - started), Path(config.output)
+        kept = sorted(output.glob("steps/*"), key=lambda path: int(path.name))
+        for policy in kept or [output / "policy"]:
+            facts = {"policy": str(policy.relative_to(folder)), "cpu_s": cpu_s}
+            lines.append(facts | score(folder, policy)._asdict())
+            print(json.dumps(lines[-1]), flush=True)
     return lines
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Write the folder and `results.json` in it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.thinking")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=["openonerec_rl"])
+    arguments = parser.parse_args(given)
+    torch.set_num_threads(1)
+    try:
+        refuse_existing(arguments.output)
+        lines = run(arguments.output, arguments.seeds, arguments.methods)
+        (arguments.output / "results.json").write_text(json.dumps(lines, indent=1) + "\n")
+    except RecastError as error:
+        sys.exit(f"benchmarks.thinking: {error}")
+
+
+if __name__ == "__main__":
+    main()
