@@ -3,18 +3,16 @@ thoughts from the same weights, every policy's Pass@1 out.
 
     python -m benchmarks.thinking --output FOLDER --seeds 0 1 2
 
-A user clicked four videos, of categories c1 to c4 of 7. What is asked for next is of category
-(c1 + c2 + c3 + c4) mod 7: two items of its pool of four, so the best policy has Pass@1 1/2, and one
-that does not know the category 1/14. No four categories of a test row stand in this order in any
-other row, so the sum must be worked out; a thought may do it a step at a time, by naming the sum of
-the first one, two, three and four of them.
+A user clicked four videos, of categories c1 to c4 of 7, and asks for one of (c1 + c2 + c3 + c4)
+mod 7: two items of its pool of four, so the best policy has Pass@1 1/2, one that does not know the
+category 1/14. Test rows have orders of categories that no other row has, so the sum must be worked
+out; a thought may do it a step at a time, by naming the sum of the first one, two, three and four.
 
-A policy is made in two runs of SFT. The first reads right thoughts alone: it can work the sum out.
-The second gives it habits: half of its chats hold no thought, a quarter the right one, a quarter
-one that goes wrong at some step. RL goes on from there on prompts that SFT has not seen, with a
-reward on items alone: once with thoughts, once with an empty one in every prompt (`mute`). A third
-run of SFT spends as many optimizer steps on the chats. The first run is made once, what follows it
-by seed.
+The first run of SFT reads right thoughts alone: the policy can work the sum out. The second gives
+it habits by seed: half of its chats hold no thought, a quarter the right one, a quarter one that
+goes wrong at some step. RL goes on from there on prompts that SFT has not seen, with a reward on
+items alone: once with thoughts, once with an empty one in every prompt (`mute`). A third run of SFT
+spends as many optimizer steps on the chats (`more`).
 """
 
 from __future__ import annotations
@@ -45,18 +43,17 @@ from recast.rollout.think import think
 from recast.run.files import refuse_existing
 from recast.types import Draw, Prompts
 
-TASTES, CLICKS, POOL, TARGETS = 7, 4, 4, 2
-ITEMS = TASTES * POOL
-CHATS, PROMPTS, TEST = 1600, 600, 300
-"""Rows of SFT, rows of RL, rows of the table."""
-TEST_CLICKS = 400
-"""Of the 2,401 orders of four categories."""
+TASTES, CLICKS, POOL, TARGETS, ITEMS = 7, 4, 4, 2, 28
+CHATS, PROMPTS, TEST, TEST_CLICKS = 1600, 600, 300, 400
+"""Rows of SFT, of RL and of the table, which has so many of the 2,401 orders of categories."""
 NO_THOUGHT, RIGHT = 0.5, 0.25
 """Shares of the chats that give habits."""
-FIRST_STEPS, SFT_STEPS, RL_STEPS, SAVE_EVERY = 1200, 150, 120, 30
-SFT_LR, RL_LR = 3e-3, 3e-4
-THOUGHTS, MOST = 7, 8
-"""Of a row in RL, and tokens of each."""
+FIRST_STEPS, SFT_STEPS, RL_STEPS, SFT_LR, RL_LR = 1200, 150, 120, 3e-3, 3e-4
+SFT: dict[str, Any] = {"batch_windows": 32, "dropout": 0.0, "schedule": "constant"}
+SFT |= {"epochs": 1000, "patience": 1000, "keep": "last"}  # until max_steps
+RL: dict[str, Any] = {"group_size": ITEMS, "prompts_per_step": 16, "steps": RL_STEPS, "lr": RL_LR}
+RL |= {"eval_every": RL_STEPS, "save_every": RL_STEPS // 4}
+LIMITS = {"thoughts": 7, "max_thought_tokens": 8}
 READ = {"temperature": 0.6, "top_p": 0.95, "top_k": 50}
 """How OpenOneRec draws thoughts to be judged (arXiv 2512.24762)."""
 EMPTY = "<think></think>\n"
@@ -137,8 +134,7 @@ class HiddenWorld:
             "habits": [self.habit(row) for row in chats],
         }
         for name, thoughts in kinds.items():
-            texts = [self.messages(*pair) for pair in zip(chats, thoughts, strict=True)]
-            lines = [f'{{"messages": {text}}}\n' for text in texts]
+            lines = [f'{{"messages": {text}}}\n' for text in map(self.messages, chats, thoughts)]
             (folder / f"{name}.jsonl").write_text("".join(lines))
         words = ["user", "assistant", "Clicked videos: ", "What next?"] * 9
         tokenizer = chat_tokenizer(words + kinds["right"], vocab_size=320)
@@ -165,13 +161,13 @@ def score(folder: Path, policy_folder: Path) -> Score:
     if policy.prompt.prefix is not None:
         hits = float(_hits(beam_search(policy, prompts, 1, Draw()).items, prompts).mean())
         return Score(hits, 1.0, 0.0, hits)
-    groups = think(policy, prompts, 4, Draw(), thoughts=4, max_thought_tokens=MOST, **READ)
+    groups = think(policy, prompts, 4, Draw(), thoughts=4, max_thought_tokens=8, **READ)
     assert groups.thoughts is not None
     hits, lengths = _hits(groups.items, prompts), groups.thoughts.num_written
     is_right = torch.zeros_like(hits)
     for row, expected in enumerate(right_thoughts(policy, prompts)):
-        for place, length in enumerate(lengths[row].tolist()):
-            said = policy.tokenizer.decode(groups.thoughts.tokens[row, place, :length])
+        for place, tokens in enumerate(groups.thoughts.tokens[row]):
+            said = policy.tokenizer.decode(tokens[: lengths[row, place]])
             is_right[row, place] = said == expected
     is_empty = lengths == 2  # the tags alone
     without = float(hits[is_empty].mean()) if bool(is_empty.any()) else None
@@ -185,12 +181,13 @@ def _hits(items: torch.Tensor, prompts: Prompts) -> torch.Tensor:
 def right_thoughts(policy: Policy, prompts: Prompts) -> list[str]:
     """What follows from the categories that each prompt names."""
     start, end = policy.catalog.level_tokens(0)
-    rows = prompts.tokens.tolist()
-    return [thought([token - start for token in row if start <= token < end]) for row in rows]
+    return [
+        thought([t - start for t in row if start <= t < end]) for row in prompts.tokens.tolist()
+    ]
 
 
-def run(folder: Path, seeds: Sequence[int], methods: Sequence[str]) -> list[dict[str, Any]]:
-    """All runs, the first of SFT once, what follows by seed; a line for every policy."""
+def run(folder: Path, seeds: Sequence[int], methods: Sequence[str]) -> None:
+    """All runs, the first of SFT once, what follows by seed."""
     HiddenWorld(0).write(folder)
     data = str(folder / "data")
     recast.prepare(recast.PrepareConfig(rows=str(folder / "files"), output=data))
@@ -198,49 +195,34 @@ def run(folder: Path, seeds: Sequence[int], methods: Sequence[str]) -> list[dict
     shared = {"data": data, "threads": 1, "valid_rows": 16}
 
     def sft(name: str, start: str, **settings: Any) -> recast.SFTConfig:
-        return recast.SFTConfig(
-            catalog=str(folder / "catalog"),
-            output=str(folder / name),
-            model=ModelConfig(path=str(folder / start)),
-            **shared | settings,
-        )
+        model, catalog = ModelConfig(path=str(folder / start)), str(folder / "catalog")
+        both = {"model": model, "catalog": catalog, "output": str(folder / name)}
+        return recast.SFTConfig(**shared | both | settings)
 
     def learned(chats: str, steps: int, lr: float) -> dict[str, Any]:
-        return {
-            "plain_text": str(folder / f"{chats}.jsonl"),
-            "task_weights": {"video": 0, "plain_text": 1},
-            **{"max_steps": steps, "lr": lr, "schedule": "constant"},
-            **{"batch_windows": 32, "dropout": 0.0},
-            **{"epochs": 1000, "patience": 1000, "keep": "last"},
-        }
+        weights, file = {"video": 0, "plain_text": 1}, str(folder / f"{chats}.jsonl")
+        return SFT | {"plain_text": file, "task_weights": weights, "max_steps": steps, "lr": lr}
 
     def rl(name: str, start: str, **settings: Any) -> recast.RLConfig:
-        return recast.RLConfig(
-            output=str(folder / name),
-            policy=str(folder / start),
-            **{"group_size": ITEMS, "prompts_per_step": 16, "lr": RL_LR},
-            **{"steps": RL_STEPS, "eval_every": RL_STEPS, "save_every": SAVE_EVERY},
-            **shared | settings,
-        )
+        both = {"policy": str(folder / start), "output": str(folder / name)}
+        return recast.RLConfig(**shared | RL | both | settings)
 
     runs: list[recast.SFTConfig | recast.RLConfig] = [
         sft("right", "qwen3", **learned("right", FIRST_STEPS, SFT_LR))
     ]
-    mute = PromptConfig(prefix=EMPTY)
-    limits = {"thoughts": THOUGHTS, "max_thought_tokens": MOST}
+    mute, thinks = PromptConfig(prefix=EMPTY), {"sampler": "think", "sampler_args": LIMITS}
     for seed in seeds:
         shared["seed"] = seed
+        start = f"{seed}/sft/policy"
         runs += [
             sft(f"{seed}/sft", "right/policy", **learned("habits", SFT_STEPS, SFT_LR)),
-            sft(f"{seed}/sft-mute", f"{seed}/sft/policy", epochs=0, prompt=mute),
-            sft(f"{seed}/more", f"{seed}/sft/policy", **learned("habits", RL_STEPS, RL_LR)),
+            sft(f"{seed}/sft-mute", start, epochs=0, prompt=mute),
+            sft(f"{seed}/more", start, **learned("habits", RL_STEPS, RL_LR)),
         ]
         for name in methods:
-            start, think = f"{seed}/sft/policy", {"sampler": "think", "sampler_args": limits}
-            runs.append(rl(f"{seed}/{name}", start, method=name, **think))
-            start = f"{seed}/sft-mute/policy"
-            runs.append(rl(f"{seed}/{name}-mute", start, method=name, sampler="beam"))
-    lines = []
+            beams = {"method": name, "sampler": "beam"}
+            runs.append(rl(f"{seed}/{name}", start, method=name, **thinks))
+            runs.append(rl(f"{seed}/{name}-mute", f"{seed}/sft-mute/policy", **beams))
     for config in runs:
         started = time.process_time()
         is_rl = isinstance(config, recast.RLConfig)
@@ -249,13 +231,11 @@ def run(folder: Path, seeds: Sequence[int], methods: Sequence[str]) -> list[dict
         kept = sorted(output.glob("steps/*"), key=lambda path: int(path.name))
         for policy in kept or [output / "policy"]:
             facts = {"policy": str(policy.relative_to(folder)), "cpu_s": cpu_s}
-            lines.append(facts | score(folder, policy)._asdict())
-            print(json.dumps(lines[-1]), flush=True)
-    return lines
+            print(json.dumps(facts | score(folder, policy)._asdict()), flush=True)
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Write the folder and `results.json` in it."""
+    """Write the folder, print a line for every policy."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.thinking")
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -264,8 +244,7 @@ def main(given: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     try:
         refuse_existing(arguments.output)
-        lines = run(arguments.output, arguments.seeds, arguments.methods)
-        (arguments.output / "results.json").write_text(json.dumps(lines, indent=1) + "\n")
+        run(arguments.output, arguments.seeds, arguments.methods)
     except RecastError as error:
         sys.exit(f"benchmarks.thinking: {error}")
 
