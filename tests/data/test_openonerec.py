@@ -186,6 +186,16 @@ def test_the_raw_release_makes_the_five_tasks(tmp_path: Path) -> None:
     }
 
 
+def test_an_answer_names_what_stands_behind_its_thought(tmp_path: Path) -> None:
+    folder = maps(tmp_path / "release")
+    answer = f"<think>Not {sids([0, 0, 5])} again</think>\n{sids([4, 0, 0])}"
+    same = [("RecIF_VideoRec", messages("Q", answer), {"uid": user}) for user in (1, 2)]
+    rows_of(folder / "train.parquet", *same)
+    rows = prepared(tmp_path, folder, valid_frac=0.0)
+    items = pl.read_parquet(tmp_path / "out" / "items.parquet")["item_id"]
+    assert [items[item] for item in rows.targets.values.tolist()] == ["video_ad:20"] * 2
+
+
 def test_a_sid_is_found_in_its_own_map_alone(tmp_path: Path) -> None:
     products, videos = read_domains(sorted(maps(tmp_path / "release").iterdir()))
     text = sids([0, 1, 2], [4, 0, 0], [0, 1, 3])

@@ -262,7 +262,8 @@ def _targets(
     counts: Counter[str],
     dropped: Counter[str],
 ) -> list[int]:
-    """Items of an answer in its order; `answer_pid` wins over SIDs, which pids may share."""
+    """Items of an answer in its order, behind its thought if it has one; `answer_pid` wins over
+    SIDs, which pids may share."""
     stated = answer if row.metadata.get("answer") is None else row.metadata["answer"]
     if isinstance(stated, list) and all(isinstance(part, str) for part in stated):
         stated = "".join(stated)
@@ -275,7 +276,8 @@ def _targets(
             f"{place} end without an answer, and metadata has none: give the assistant's message "
             "last"
         )
-    items, num_broken = domain.by_sid(stated) if stated is not None else ([], 0)
+    said = "" if stated is None else stated.rpartition("</think>")[2]
+    items, num_broken = domain.by_sid(said)
     if pids is not None:
         values = pids if isinstance(pids, list) else [pids]
         if not all(type(value) is int and abs(value) < 2**63 for value in values):
