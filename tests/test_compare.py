@@ -77,6 +77,7 @@ def test_every_row_has_its_trials_and_seeds(recipe: Path) -> None:
             assert lines[-1]["valid/ndcg@10"] == value
         assert [point["seeds"] for point in row["curve"]["ndcg@10"]] == [2, 2, 2]
         assert {"valid/kl", "actor/grad_norm", "cpu_s", "memory/peak_gb"} <= row["training"].keys()
+        assert {"time/update_s", "tokens/update", "memory/update_gb"} <= row["training"].keys()
     assert results["methods"]["recast"]["training"]["rollouts"] == 2 * 4 * 4
 
 

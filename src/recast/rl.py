@@ -17,7 +17,6 @@ from recast.evaluation.text import tell
 from recast.methods.guard import ask_signal, blame
 from recast.methods.parts import supply
 from recast.methods.table import Method
-from recast.policy.memory import peak_bytes
 from recast.policy.sharded import whole_weights
 from recast.rollout.fill import Drawn
 from recast.run.log import RunLog
@@ -138,7 +137,7 @@ def roll_out(setup: StepSetup, state: LoopState) -> Found:
             batch, everything = search.batch(state.step, rows, further)
         groups, rewards = batch.given
         signal_of = supply(method.signal, {"natural_frac": state.natural_frac})
-        with setup.clock.measure("time/signal_s"):
+        with setup.clock.measure("signal"):
             signal = signal_of_first(
                 lambda: ask_signal(signal_of, groups, rewards, search.folder, setup.policy),
                 groups.prompts,
@@ -167,6 +166,4 @@ def learn(setup: StepSetup, state: LoopState, found: Found) -> Metrics:
     state.num_rollouts += sum(int(groups.exists.sum()) for groups, _ in drawn)
     state.optimizer_steps += int(metrics.get("actor/optimizer_steps", 0))
     state.cpu_s += total(time.process_time() - found.began)
-    metrics |= setup.clock.read()
-    metrics["memory/peak_gb"] = peak_bytes(setup.policy.catalog.device) / 1e9
-    return metrics
+    return metrics | setup.clock.read()

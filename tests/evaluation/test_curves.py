@@ -20,10 +20,14 @@ from recast.types import RecastError
 
 LINES = [
     {"step": 0, "stage": "ReCast", "time_s": 0.1, "valid/ndcg@10": 0.1, "time/valid_s": 9.0},
-    {"step": 1, "stage": "ReCast", "time_s": 0.2, "group/all_zero_frac": 0.5, "time/update_s": 2.0},
+    {
+        **{"step": 1, "stage": "ReCast", "time_s": 0.2, "group/all_zero_frac": 0.5},
+        **{"time/update_s": 2.0, "tokens/update": 5.0, "memory/update_gb": 3.0},
+    },
     {
         **{"step": 2, "stage": "ReCast", "time_s": 0.3, "group/all_zero_frac": 1.0},
-        **{"time/update_s": 3.0, "valid/ndcg@10": 0.2, "memory/peak_gb": 4.0},
+        **{"time/update_s": 3.0, "tokens/update": 7.0, "memory/update_gb": 2.0},
+        **{"valid/ndcg@10": 0.2, "memory/peak_gb": 4.0},
     },
 ]
 
@@ -45,6 +49,8 @@ def test_a_run(tmp_path: Path) -> None:
     assert found.metrics["group/all_zero_frac"] == 0.75
     assert found.metrics["time/update_s"] == 5.0
     assert found.metrics["memory/peak_gb"] == 4.0
+    assert found.metrics["memory/update_gb"] == 3.0
+    assert found.metrics["tokens/update"] == 12.0
     assert "time/valid_s" not in found.metrics  # step 0 is the start's
     assert mean_metrics([found, Run(curve={}, metrics={"time/update_s": 1.0})]) == {
         "time/update_s": 3.0

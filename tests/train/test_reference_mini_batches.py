@@ -195,16 +195,18 @@ def test_before_the_first_step_every_ratio_is_exactly_one(
     signal = some_signal(policy)
     still = torch.optim.SGD(policy.model.parameters(), lr=0.0)
     with policy.computing_in(precision):
-        once = update(make_actor(policy, optimizer=still), signal)["actor/sent_tokens"]
+        update(once := make_actor(policy, optimizer=still), signal)
+        tokens = once.clock.read()["tokens/update"]
     for settings in ({"updates_per_rollout": 3}, {"mini_batch_rows": 2}, {"mini_batch_rows": 1}):
         with policy.computing_in(precision):
-            metrics = update(make_actor(policy, optimizer=still, **settings), signal)
+            metrics = update(actor := make_actor(policy, optimizer=still, **settings), signal)
+        metrics |= actor.clock.read()
         assert metrics["actor/ratio_deviation"] == metrics["actor/ppo_kl"] == 0
         assert metrics["actor/clip_low_frac"] == metrics["actor/clip_high_frac"] == 0
         if "updates_per_rollout" in settings:
-            assert metrics["actor/sent_tokens"] == 3 * once
+            assert metrics["tokens/update"] == 3 * tokens
         else:  # a prompt goes with each part that holds one of its rollouts
-            assert metrics["actor/sent_tokens"] > once
+            assert metrics["tokens/update"] > tokens
 
 
 def test_the_second_step_in_bfloat16_sees_what_the_first_has_written(policy: Policy) -> None:

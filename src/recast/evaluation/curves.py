@@ -20,11 +20,9 @@ _MEANS = (
     *("group/all_zero_frac", "group/single_hit_frac", "group/trainable_frac", "reward/mean"),
     *("actor/kl", "actor/ppo_kl", "actor/grad_norm", "actor/entropy"),
 )
-_SUMS = (
-    *("time/rollout_s", "time/signal_s", "time/reference_s", "time/old_logprobs_s"),
-    *("time/update_s", "time/valid_s", "actor/sent_tokens"),
-)
-_MOST = ("memory/peak_gb",)
+_PHASES = ("rollout", "signal", "reference", "old_logprobs", "update", "valid")
+_SUMS = tuple(name for phase in _PHASES for name in (f"time/{phase}_s", f"tokens/{phase}"))
+_MOST = ("memory/peak_gb", *(f"memory/{phase}_gb" for phase in _PHASES))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +32,7 @@ class Run:
     curve: dict[int, Metrics]
     """Step -> what a validation measured; step 0 is the start."""
     metrics: Metrics
-    """Means over the steps, sums of seconds and tokens, the most memory."""
+    """Means over the steps, sums of seconds and tokens, the most memory; by phase too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

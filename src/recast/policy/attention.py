@@ -39,6 +39,8 @@ class Layout:
     mask: Bool[Tensor, "B 1 N S"]
     query_positions: Int[Tensor, "B N"]
     key_positions: Int[Tensor, "B S"]
+    num_tokens: Int[Tensor, ""] | int = 0
+    """Queries of this call, the prompt's too, that are no filling; 0: they are not counted."""
 
     _biases: dict[Any, Tensor] = field(default_factory=dict, init=False)
 

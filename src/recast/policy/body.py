@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from recast.policy.encoder_decoder import T5_BLOCKS, is_encoder_decoder, t5_states
+from recast.run.clock import count_tokens
 from recast.types import RecastError
 
 _NAMES = {
@@ -35,6 +36,8 @@ def hidden_states(
     told: some models count them from elsewhere by themselves. `others` reach the attention: a
     `layout`, which a T5 needs, and `past_key_values` to decode with.
     """
+    layout = others.get("layout")
+    count_tokens(positions.numel() if layout is None else layout.num_tokens)
     body = body_of(model)
     if is_encoder_decoder(body):
         if embedded is None:

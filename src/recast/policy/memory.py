@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 
 import torch
 from torch import Tensor
@@ -207,14 +205,6 @@ def free_bytes(device: torch.device) -> int | None:
     if limit.is_file() and (most := limit.read_text().strip()).isdigit():
         found.append(int(most) - int((group / "memory.current").read_text()))
     return max(min(found), 0) // world().local_size if found else None
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most memory that was held at once so far: by torch on a GPU, by the process on the CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    most = getrusage(RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024  # Linux counts in KiB
 
 
 def size(count: float) -> str:

@@ -110,6 +110,7 @@ def grow_branches(
     share their beginning.
     """
     layers, index, places, found, count = [layout], starts, [], [starts[:, :0]], 0
+    num_tokens = starts.new_zeros(())
     for depth in range(tokens.shape[2]):
         if not bool(mask[:, :, depth].any()):
             break
@@ -117,6 +118,7 @@ def grow_branches(
         layers.append(grow(layers[-1], parents))
         found.append(new)
         places.append(index + count)
+        num_tokens = num_tokens + (index + 1).masked_fill(~mask[:, :, depth], 0).amax(1).sum()
         count += new.shape[1]
     width = layers[-1].mask.shape[3]
     masks = [layout.mask[:, :, :0], *(x.mask for x in layers[1:])]
@@ -131,6 +133,7 @@ def grow_branches(
             mask=torch.cat(masks, dim=2),
             query_positions=torch.cat(positions, dim=1),
             key_positions=layers[-1].key_positions,
+            num_tokens=num_tokens,
         ),
         places=place.masked_fill(~mask, 0),
     )
@@ -142,13 +145,15 @@ class Packed:
 
     A branch's last token is not sent, nothing is read behind it. Example, the prompts 1 5 9 and 1 7
     with two branches each; those of the first begin alike and share a node, the fifth column of its
-    row is filling:
+    row is filling, so that of 10 columns 8 are tokens:
 
     >>> prompts, lengths = torch.tensor([[1, 5, 9], [1, 7, 0]]), torch.tensor([3, 2])
     >>> branches = torch.tensor([[[2, 8], [2, 9]], [[3, 8], [4, 8]]])
     >>> packed = pack(prompts, lengths, branches)
     >>> packed.tokens.tolist(), packed.positions.tolist()
     ([[1, 5, 9, 2, 0], [1, 7, 7, 3, 4]], [[0, 1, 2, 3, 3], [0, 1, 1, 2, 2]])
+    >>> int(packed.layout.num_tokens)
+    8
     >>> packed.places.tolist()
     [[[0, 1], [0, 1]], [[0, 1], [0, 2]]]
     """
@@ -197,6 +202,7 @@ def pack(
             mask=torch.cat([F.pad(start.mask, (0, count)), growth.layout.mask], dim=2),
             query_positions=positions,
             key_positions=growth.layout.key_positions,
+            num_tokens=lengths.sum() + growth.layout.num_tokens,
         ),
         places=F.pad((growth.places + 1).masked_fill(~sent, 0), (1, 0)),
     )

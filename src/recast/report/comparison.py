@@ -109,23 +109,13 @@ def grids(results: Comparison) -> list[Grid]:
         [[name, *_lists(row)] for name, row in rows.items()],
     )
     trained = {name: row for name, row in rows.items() if row.lr is not None}
-    shown = [c for c in _TRAINING if any(c[1] in row.training for row in trained.values())]
-    made = [
-        Grid(
-            title,
-            ["", "lr", *(head for head, *_ in columns)]
-            if title == "Training"
-            else ["", *(head for head, *_ in columns)],
-            [
-                [name, *([f"{row.lr:g}"] if title == "Training" else []), *_cells(columns, row)]
-                for name, row in trained.items()
-            ],
-        )
-        for title, columns in (
-            ("Training", [c for c in shown if c in _TRAINING[:9]]),
-            ("Cost per run", [c for c in shown if c in _TRAINING[9:]]),
-        )
-    ]
+    made = []
+    for title, every in _TRAINING.items():
+        columns = [c for c in every if any(c[1] in row.training for row in trained.values())]
+        rates = {n: [f"{row.lr:g}"] if title == "Training" else [] for n, row in trained.items()}
+        heads = ["", *(["lr"] if title == "Training" else []), *(head for head, *_ in columns)]
+        lines = [[n, *rates[n], *_cells(columns, row)] for n, row in trained.items()]
+        made.append(Grid(title, heads, lines))
     search = Grid(
         "Search on validation, seed 0: NDCG@10 by learning rate",
         ["", *(f"{trial.lr:g}" for trial in next(iter(trained.values())).trials)],
@@ -146,29 +136,40 @@ def grids(results: Comparison) -> list[Grid]:
     return [quality, lists, *_slices(results), *made, search, curves, ratios]
 
 
-_TRAINING: list[tuple[str, str, Callable[[float], str]]] = [
-    ("all-\nzero", "group/all_zero_frac", lambda x: f"{x:.2f}"),
-    ("one\nhit", "group/single_hit_frac", lambda x: f"{x:.2f}"),
-    ("train-\nable", "group/trainable_frac", lambda x: f"{x:.2f}"),
-    ("KL on\nvalid", "valid/kl", lambda x: f"{x:.2g}"),
-    ("its\ntail", "valid/kl_tail_frac", lambda x: f"{x:.2f}"),
-    ("KL", "actor/kl", lambda x: f"{x:.2g}"),
-    ("PPO-KL", "actor/ppo_kl", lambda x: f"{x:.2g}"),
-    ("grad", "actor/grad_norm", lambda x: f"{x:.2f}"),
-    ("entropy", "actor/entropy", lambda x: f"{x:.2f}"),
-    ("rollouts", "rollouts", lambda x: f"{x:,.0f}"),
-    ("opt.\nsteps", "optimizer_steps", lambda x: f"{x:,.0f}"),
-    ("tokens\nsent", "actor/sent_tokens", lambda x: f"{x:,.0f}"),
-    ("CPU s", "cpu_s", lambda x: f"{x:,.0f}"),
-    ("rollout\ns", "time/rollout_s", lambda x: f"{x:,.1f}"),
-    ("reference\ns", "time/reference_s", lambda x: f"{x:,.1f}"),
-    ("update\ns", "time/update_s", lambda x: f"{x:,.1f}"),
-    ("valid\ns", "time/valid_s", lambda x: f"{x:,.1f}"),
-    ("peak\nGB", "memory/peak_gb", lambda x: f"{x:.2f}"),
+_PHASES = [
+    *(("rollout", "rollout"), ("reference", "reference"), ("old", "old_logprobs")),
+    *(("update", "update"), ("valid", "valid")),
 ]
+_Columns = Sequence[tuple[str, str, Callable[[float], str]]]
+
+_TRAINING: dict[str, _Columns] = {
+    "Training": [
+        ("all-\nzero", "group/all_zero_frac", lambda x: f"{x:.2f}"),
+        ("one\nhit", "group/single_hit_frac", lambda x: f"{x:.2f}"),
+        ("train-\nable", "group/trainable_frac", lambda x: f"{x:.2f}"),
+        ("KL on\nvalid", "valid/kl", lambda x: f"{x:.2g}"),
+        ("its\ntail", "valid/kl_tail_frac", lambda x: f"{x:.2f}"),
+        ("KL", "actor/kl", lambda x: f"{x:.2g}"),
+        ("PPO-KL", "actor/ppo_kl", lambda x: f"{x:.2g}"),
+        ("grad", "actor/grad_norm", lambda x: f"{x:.2f}"),
+        ("entropy", "actor/entropy", lambda x: f"{x:.2f}"),
+    ],
+    "Cost per run": [
+        ("rollouts", "rollouts", lambda x: f"{x:,.0f}"),
+        ("opt.\nsteps", "optimizer_steps", lambda x: f"{x:,.0f}"),
+        ("CPU s", "cpu_s", lambda x: f"{x:,.0f}"),
+        *((f"{name}\ns", f"time/{key}_s", lambda x: f"{x:,.1f}") for name, key in _PHASES),
+        ("peak\nGB", "memory/peak_gb", lambda x: f"{x:.2f}"),
+    ],
+    "Tokens through the models and most memory, by phase of a run": [
+        *((f"{name}\ntokens", f"tokens/{key}", lambda x: f"{x:,.0f}") for name, key in _PHASES),
+        *((f"{name}\nGB", f"memory/{key}_gb", lambda x: f"{x:.2f}") for name, key in _PHASES),
+    ],
+}
+"""By table: head, metric, how it is written."""
 
 
-def _cells(columns: Sequence[tuple[str, str, Callable[[float], str]]], row: MethodRow) -> list[str]:
+def _cells(columns: _Columns, row: MethodRow) -> list[str]:
     return [form(row.training[key]) if key in row.training else "-" for _, key, form in columns]
 
 

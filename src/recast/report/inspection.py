@@ -23,13 +23,14 @@ from recast.methods.guard import ask_reward, raise_fault
 from recast.methods.parts import name_of
 from recast.policy.load import Policy
 from recast.policy.logprobs import branch_logprobs
-from recast.policy.memory import peak_bytes, size
+from recast.policy.memory import size
 from recast.policy.needs import RANK, needs_of, needs_text
 from recast.policy.tasks import Task
 from recast.report.devices import Step, described, shape_of
 from recast.rl import learn, roll_out
 from recast.rollout.add_gt import add_gt
 from recast.run.doors import enter
+from recast.run.peak import peak_bytes
 from recast.train.premises import below_others, follows_ranker, is_history, target_among_others
 from recast.train.state import LoopState
 from recast.train.step import StepSetup, draw_batches, drawn_split, load_step, set_up_step

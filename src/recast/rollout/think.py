@@ -214,6 +214,7 @@ def _write(
             mask=torch.cat([seen, itself], dim=2)[:, None],
             query_positions=position + 1,
             key_positions=keys,
+            num_tokens=alive.sum(),
         )
         moved = hidden_states(
             model, position + 1, tokens=token, layout=layout, past_key_values=cache

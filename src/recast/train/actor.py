@@ -34,7 +34,7 @@ from recast.policy.sharded import (
     whole_weights,
 )
 from recast.policy.thoughts import begun_scores
-from recast.run.clock import Clock
+from recast.run.clock import Clock, counting
 from recast.run.world import add_gradients, add_up, gathered
 from recast.train.batches import (
     Batch,
@@ -116,13 +116,12 @@ def update(actor: Actor, signal: Signal) -> Metrics:
     updates = actor.updates_per_rollout
     metrics |= {
         "actor/padding": sent_tokens / max(real_tokens, 1),
-        "actor/sent_tokens": float(updates * real_tokens),
         "actor/optimizer_steps": float(updates * len(parts)),
     }
     for _ in range(updates):
         steps = []
         for place, part in enumerate(parts):
-            with actor.clock.measure("time/update_s"):
+            with actor.clock.measure("update"):
                 parts[place], step = _step(actor, part, signal.groups.step + 1)
             steps.append(step)
     return metrics | mean_metrics(steps)
@@ -162,7 +161,7 @@ def _part(actor: Actor, signal: Signal, sent: Bool[Tensor, "B G"]) -> _Part:
     own = own_part(signal, sent)
     batches = list(micro_batches(own, sent & own.keep, actor.micro_batch_tokens, actor.pass_tokens))
     if (reference := actor.reference) is not None:
-        with actor.clock.measure("time/reference_s"):
+        with actor.clock.measure("reference"):
             batches = [replace(b, ref_logprobs=_ref_logprobs(reference, b)) for b in batches]
     is_sent = bool(sent.any() | (signal.nll_weight != 0).any())
     has_idle = is_sent and is_sharded(actor.policy.model)
@@ -189,7 +188,7 @@ def _with_old_logprobs(actor: Actor, part: _Part) -> _Part:
     """By the very passes that its step makes, so that what has not moved has the ratio 1."""
     batches = []
     for batch in part.batches:
-        with actor.clock.measure("time/old_logprobs_s"):
+        with actor.clock.measure("old_logprobs"):
             both = _scores(actor, batch).logprobs
         batches.append(replace(batch, old_logprobs=both[:, : batch.advantages.shape[1]]))
     return replace(part, batches=batches)
@@ -266,7 +265,8 @@ def _make_idle_passes(actor: Actor, part: _Part) -> None:
     """Those that the others make and this rank has no batch for, with no gradient."""
     for _ in range(len(part.batches), part.num_passes):
         assert part.idle is not None
-        scores = compute(actor.policy.model, partial(_scores, actor, part.idle))
+        with counting():
+            scores = compute(actor.policy.model, partial(_scores, actor, part.idle))
         backward(scores.logprobs.sum() * 0)
 
 

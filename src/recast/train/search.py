@@ -88,13 +88,13 @@ class Search:
     def draw(self, step: int, rows: Int[Tensor, " B"]) -> Drawn:
         """The rollouts of these rows with their rewards, as drawn and as the signal is given them:
         `add_gt` comes in between, so that what is measured is what the policy wrote."""
-        with self.clock.measure("time/rollout_s"):
+        with self.clock.measure("rollout"):
             groups = self.roll_out(step, self.task.prompts(rows))
         drawn = self._rewarded(groups)
         return Drawn(drawn, self._rewarded(add_gt(drawn.groups)) if self.method.add_gt else drawn)
 
     def _rewarded(self, groups: RolloutGroups) -> Rewarded:
-        with self.clock.measure("time/signal_s"):
+        with self.clock.measure("signal"):
             rewards = once(lambda: ask_reward(self.method.reward, groups, self.folder).cpu())
             return Rewarded(groups, rewards.to(groups.items.device))
 

@@ -61,13 +61,13 @@ class RLSetup(StepSetup):
 
     def validate(self) -> Metrics:
         """The chosen metrics on the validation rows."""
-        with self.clock.measure("time/valid_s"):
+        with self.clock.measure("valid"):
             return validate(self.policy, self.task, self.valid_rows, self.valid_metrics, self.think)
 
     def decode_freely(self) -> Metrics:
         """What the policy writes without the trie for some of the validation rows."""
         rows = sample_rows(self.valid_rows, FREE_ROWS)
-        with self.clock.measure("time/valid_s"), whole_weights(self.policy.model):
+        with self.clock.measure("valid"), whole_weights(self.policy.model):
             found = free_metrics(self.policy, self.task, rows, at=[10], think=self.think)
         return {f"valid/{name}": value for name, value in found.items()}
 
