@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -157,43 +161,75 @@ def test_a_rank_that_never_comes_and_a_port_in_use(walk: Path, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_worker_of_ray_that_is_killed(walk: Path, tmp_path: Path, straight: Path) -> None:
-    pytest.importorskip("ray")
-    args = rl_args(walk, tmp_path / "run", *STEPS, "--launcher=ray", "--workers=1:2")
-    surroundings = {"RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1", "MARK": str(tmp_path)}
-    surroundings["PYTHONPATH"] = os.pathsep.join(sys.path)
-    with (tmp_path / "log").open("w") as log:
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster of this machine without a node, whose processes carry `tmp_path`."""
+    ray = pytest.importorskip("ray.cluster_utils", reason="pip install 'recast-rl[ray]'")
+    monkeypatch.setenv("MARK", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    nodes = ray.Cluster()
+    yield nodes
+    nodes.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "loss", "sizes"),
+    [
+        ((2,), "worker", [2, 2]),
+        ((1, 1), "node", [2, 1]),
+        ((1,), "worker behind a new node", [1, 2]),
+    ],
+)
+def test_ray_goes_on_with_the_workers_that_there_are(
+    walk: Path,
+    tmp_path: Path,
+    straight: Path,
+    cluster: Any,
+    cpus: tuple[int, ...],
+    loss: str,
+    sizes: list[int],
+) -> None:
+    """Nodes of so many cores lose what is said; `sizes` are the workers before and after."""
+    nodes = [cluster.add_node(num_cpus=count, include_dashboard=False) for count in cpus]
+    folder, log = tmp_path / "run", tmp_path / "log"
+    args = rl_args(walk, folder, *STEPS, "--launcher=ray", "--workers=1:2")
+    with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "recast", *map(str, args)],
-            env=os.environ | surroundings,
-            stdout=log,
-            stderr=log,
+            env=os.environ | {"RAY_ADDRESS": cluster.address, "OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=file,
         )
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        while not metrics.exists() or metrics.read_text().count("\n") < 12:
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.05)
-        workers = [
-            pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_mine(pid)
-        ]
-        os.kill(max(workers), signal.SIGKILL)
-        assert process.wait(timeout=600) == 0, (tmp_path / "log").read_text()
-    assert len(workers) == 2
-    mine, its = weights(tmp_path / "run"), weights(straight)
+    while not any(folder.glob("checkpoints/step-*")):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.02)
+    if loss == "node":
+        cluster.remove_node(nodes[1], allow_graceful=False)
+    else:
+        lost = max(worker_pids(tmp_path))
+        os.kill(lost, signal.SIGSTOP)
+        if "new node" in loss:
+            cluster.add_node(num_cpus=1)
+            time.sleep(21)  # Ray counts its nodes every 20 s
+        os.kill(lost, signal.SIGKILL)
+    assert process.wait(timeout=300) == 0, log.read_text()
+    said = log.read_text()
+    assert list(map(int, re.findall(r"Started training worker group of size (\d)", said))) == sizes
+    assert "goes on behind optimizer step" in said
+    mine, its = weights(folder), weights(straight)
+    if sizes == [2, 2]:
+        assert same(mine, its)
     assert all(torch.allclose(mine[name], its[name], rtol=0, atol=1e-6) for name in mine)
-    assert len(metric_lines(tmp_path / "run")) == len(metric_lines(straight))
-
-    def names(run: Path) -> set[str]:
-        return {file.name for file in run.iterdir()}
-
-    assert names(tmp_path / "run") == names(straight)
+    assert len(metric_lines(folder)) == len(metric_lines(straight))
+    assert set(os.listdir(folder)) == set(os.listdir(straight))
 
 
-def is_mine(pid: int) -> bool:
-    """Whether a process is a worker of this test's."""
-    try:
-        of = Path("/proc") / str(pid)
-        is_worker = of.joinpath("cmdline").read_bytes().startswith(b"ray::RayTrainWorker")
-        return is_worker and b"test_a_worker_of_ray" in of.joinpath("environ").read_bytes()
-    except OSError:
-        return False
+def worker_pids(mark: Path) -> list[int]:
+    """The processes of Ray's workers that carry the mark."""
+    found = []
+    for of in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended by now
+            is_worker = of.joinpath("cmdline").read_bytes().startswith(b"ray::RayTrainWorker")
+            if is_worker and str(mark).encode() in of.joinpath("environ").read_bytes():
+                found.append(int(of.name))
+    return found

@@ -24,6 +24,9 @@ from recast.run.world import LostRankError, agreed, is_first
 
 _MOST_LOSSES = 10
 """Of workers in one run; what ends them so often ends them always."""
+_START_S = "20"
+"""In which Ray has to find room for workers (60 unless told): it counts on a node until about 15 s
+after that has gone, and waits for it in vain."""
 
 
 def run_on_ray(stage: str, config: Any, workers: tuple[int, int]) -> Any:
@@ -48,6 +51,7 @@ def run_on_ray(stage: str, config: Any, workers: tuple[int, int]) -> Any:
     mark = _mark(Path(config.output))
     if not ray.is_initialized():
         ray.init(log_to_driver=True, configure_logging=False)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_S)
     told = {"stage": stage, "config": config, "folder": os.getcwd(), "mark": str(mark)}
     trainer = TorchTrainer(
         _work,
