@@ -94,8 +94,8 @@ def test_methods_prints_every_method_with_its_paper_and_its_parts(
     assert (
         "rere  (arXiv 2510.12211)\n"
         "  constrained beams, punish the more probable wrong items more\n"
-        "  samplers beam, sample, dynamic | reward ranking | signal grpo(eps=0.0001) | "
-        "loss reinforce\n"
+        "  samplers beam, sample, dynamic, think, openonerec | reward ranking | "
+        "signal grpo(eps=0.0001) | loss reinforce\n"
     ) in text
     cli.main(["methods", "--help"])
     assert capsys.readouterr().out == text

@@ -308,7 +308,7 @@ def test_the_start_is_left_alone(walk: Path, runs: Runs) -> None:
         assert lines[2]["actor/kl"] > 0
 
 
-# 80 steps at 1e-3: Adam can move a weight by up to 0.08, more than its initial scale of 0.05.
+# 60 steps at 1e-3: Adam can move a weight by up to 0.06, more than its initial scale of 0.05.
 @pytest.mark.parametrize(("method", "sampler"), RUNS)
 def test_recall_rises_on_the_prompts(
     walk: Path, tmp_path: Path, method: str, sampler: str | None
@@ -320,7 +320,7 @@ def test_recall_rises_on_the_prompts(
         ranks = rank_policy(trained, tiny.task_of(data, trained), data.rows("rl"), 10)
         return float(row_metrics(ranks)["item/hr@1"].mean())
 
-    settings = {"steps": 80, "prompts_per_step": 32, "group_size": 8, "eval_every": 80}
+    settings = {"steps": 60, "prompts_per_step": 16, "group_size": 8, "eval_every": 60}
     config = rl_config(walk, tmp_path / "run", method=method, sampler=sampler, lr=1e-3, **settings)
     train_rl(config)
     assert recall(tmp_path / "run") > 0.05 + recall(walk / "sft")

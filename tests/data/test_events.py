@@ -4,7 +4,7 @@ from collections import Counter
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recast.data.events import first_events, index_events, k_core, order_events, sorted_ids
@@ -22,6 +22,7 @@ def test_k_core_by_hand() -> None:
     assert k_core(frame(rows), 3).is_empty()
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.just(0)), min_size=1, max_size=40),
     st.integers(1, 4),

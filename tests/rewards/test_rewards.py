@@ -69,6 +69,7 @@ def test_the_form_of_a_thought_is_that_of_all_below_it() -> None:
         logprobs=torch.zeros(1, 2, 1),
         is_closed=torch.ones_like(long),
         has_format=long,
+        weights_step=torch.zeros(1, 2, dtype=torch.long),
         begins=torch.tensor([3]),
         of=torch.tensor([[0, 1, 0, 0]]),
     )

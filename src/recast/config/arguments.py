@@ -146,7 +146,8 @@ def _read_file(file: str, hints: dict[str, Any], flags: set[str]) -> dict[str, A
                 siblings = [
                     k for k in hints if k.startswith(prefix) and "." not in k[len(prefix) :]
                 ]
-                remedy = nearest(path, siblings) or nearest(path, hints)
+                namesakes = [k for k in hints if k.endswith(f".{path}")]
+                remedy = nearest(path, namesakes or siblings) or nearest(path, hints)
                 remedy = remedy or f"choose from {', '.join(siblings)}"
                 raise RecastError(f"{file} has the unknown key {in_short(path)}: {remedy}")
             hint = hints[path]
