@@ -44,6 +44,16 @@ class Layout:
 
     _biases: dict[Any, Tensor] = field(default_factory=dict, init=False)
 
+    def at(self, queries: Int[Tensor, "B N"]) -> Layout:
+        """These queries alone, sent before: what goes on from them sees what they see."""
+        index = queries[:, None, :, None].expand(-1, -1, -1, self.mask.shape[3])
+        return Layout(
+            prompt_width=0,
+            mask=self.mask.gather(2, index),
+            query_positions=self.query_positions.gather(1, queries),
+            key_positions=self.key_positions,
+        )
+
     @property
     def was_used(self) -> bool:
         """Whether the attention of any layer has seen it."""

@@ -282,17 +282,11 @@ def _heads(
     is_new: Bool[Tensor, "B N"],
 ) -> Layout:
     """A query for each of N beams, of the old or the new layout, which has more keys."""
-
-    def of(layout: Layout, index: Tensor) -> tuple[Tensor, Tensor]:
-        missing = new.mask.shape[3] - layout.mask.shape[3]
-        mask = F.pad(layout.mask, (0, missing))
-        rows = index[:, None, :, None].expand(-1, -1, -1, mask.shape[3])
-        return mask.gather(2, rows), layout.query_positions.gather(1, index)
-
-    (mask, position), (moved, after) = of(old, query), of(new, newest)
+    was, comes = old.at(query), new.at(newest)
+    mask = F.pad(was.mask, (0, comes.mask.shape[3] - was.mask.shape[3]))
     return Layout(
         prompt_width=0,
-        mask=torch.where(is_new[:, None, :, None], moved, mask),
-        query_positions=torch.where(is_new, after, position),
+        mask=torch.where(is_new[:, None, :, None], comes.mask, mask),
+        query_positions=torch.where(is_new, comes.query_positions, was.query_positions),
         key_positions=new.key_positions,
     )

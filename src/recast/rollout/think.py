@@ -17,25 +17,22 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
-from recast.policy.attention import Layout
 from recast.policy.body import hidden_states
 from recast.policy.head import vocabulary_scores
 from recast.policy.load import Policy
 from recast.policy.logprobs import read_branches
-from recast.policy.packed import Packed, grow_branches, pack, packed_forward
+from recast.policy.packed import Packed, grow_branches
 from recast.rollout.beam import grow_beams
 from recast.rollout.decoder import Decoder
 from recast.rollout.distribution import Distribution
 from recast.rollout.frame import Frame, frame_of, require_context, tags_of, thought_begins
-from recast.rollout.sample import invert
 from recast.rollout.served import write_by
 from recast.rollout.server import Server
 from recast.rollout.tree import Prefilled, TreeDecoder, check_group_size, check_prompts
-from recast.rollout.written import Written
+from recast.rollout.written import Written, write
 from recast.types import Draw, LogprobSpace, Prompts, RolloutGroups, Thoughts, require
 
 LossOver = Literal["all", "written", "item"]
@@ -95,7 +92,7 @@ def think(
     begins = thought_begins(policy, prompts, frame, max_thought_tokens, closes=closes)
     settings = (policy, prompts, begins, thoughts, max_thought_tokens, draw, drawn_from, frame)
     if server is None:
-        written = _write(*settings, closes)
+        written = write(*settings, closes)
     else:
         need = "a run connects to it, elsewhere give recast.rollout.server.connect(URL)"
         require(isinstance(server, Server), "server", server, need)
@@ -114,11 +111,14 @@ def think(
     groups = tree.finish(group_size, draw, order.flatten(1), alive.flatten(1))
     place = torch.arange(group_size, device=order.device)
     tags = tags_of(policy, prompts, begins, written.tokens, written.lengths)
-    found = _joined(begins, written, forced, frame, loss_over)
-    found = replace(
-        found,
-        of=(place // each).expand(len(prompts), -1),
+    found = _joined(
+        begins,
+        written,
+        forced,
+        frame,
+        loss_over,
         has_format=tags.is_open & tags.is_long & written.is_closed,
+        of=(place // each).expand(len(prompts), -1),
     )
     if strict_think:
         lost = ~(tags.is_open & found.is_closed).gather(1, found.of)
@@ -170,70 +170,6 @@ def require_thoughts(policy: Policy, longest: int, settings: Mapping[str, Any]) 
     require_context(policy, longest - len(frame.begin), limit, frame, closes=closes)
 
 
-def _write(
-    policy: Policy,
-    prompts: Prompts,
-    begins: Int[Tensor, " B"],
-    count: int,
-    limit: int,
-    draw: Draw,
-    drawn_from: Distribution,
-    frame: Frame,
-    closes: bool,
-) -> Written:
-    """Token by token; a thought that has ended sends what nobody looks at."""
-    model, (rows, device) = policy.model, (len(prompts), begins.device)
-    packed = pack(prompts.tokens, begins, prompts.targets[:, :0])
-    cache: Any = DynamicCache()
-    hidden = packed_forward(model, packed, past_key_values=cache).expand(-1, count, -1)
-    width = model.get_output_embeddings().weight.shape[0]
-    every = torch.arange(width, device=device).expand(rows * count, -1)
-    allowed = (every < frame.known).view(rows, count, -1)
-    ends = begins.new_tensor([frame.close, *frame.end])
-    itself = torch.eye(count, dtype=torch.bool, device=device).expand(rows, -1, -1)
-    seen = packed.layout.mask[:, 0].expand(-1, count, -1)
-    position = packed.layout.query_positions.expand(-1, count)
-    keys = packed.layout.key_positions
-    alive = torch.ones(rows, count, dtype=torch.bool, device=device)
-    closed, cut, lengths = ~alive, ~alive, torch.zeros_like(position)
-    tokens, logprobs = [], []
-    for step in range(limit + closes):
-        scores = vocabulary_scores(model, hidden.flatten(0, 1), every).view(rows, count, -1)
-        weights = drawn_from.weights(scores, allowed)
-        token = invert(weights.cumsum(-1), draw.uniforms(prompts, f"think/{step}", count))
-        if closes:
-            ends_otherwise = (torch.isin(token, ends) & (token != frame.close)) | (step == limit)
-            cut = cut | (alive & ends_otherwise)
-            token = token.masked_fill(ends_otherwise, frame.close)
-        value = scores.gather(2, token[..., None])[..., 0]
-        tokens.append(token.masked_fill(~alive, policy.catalog.pad_token))
-        logprobs.append(value.masked_fill(~alive, 0.0))
-        keys = torch.cat([keys, position + 1], dim=1)
-        layout = Layout(
-            prompt_width=0,
-            mask=torch.cat([seen, itself], dim=2)[:, None],
-            query_positions=position + 1,
-            key_positions=keys,
-            num_tokens=alive.sum(),
-        )
-        moved = hidden_states(
-            model, position + 1, tokens=token, layout=layout, past_key_values=cache
-        )
-        hidden = torch.where(alive[..., None], moved, hidden)
-        seen = torch.cat([seen, itself & alive[..., None]], dim=2)
-        position, lengths = position + alive.long(), lengths + alive.long()
-        closed = closed | (alive & (token == frame.close) & ~cut)
-        alive = alive & ~torch.isin(token, ends)
-        if not bool(alive.any()):
-            break
-    layout = Layout(
-        prompt_width=0, mask=seen[:, None], query_positions=position, key_positions=keys
-    )
-    both = torch.stack(tokens, dim=2), torch.stack(logprobs, dim=2)
-    by = torch.full_like(lengths, draw.step)
-    return Written(cache, layout, hidden, *both, lengths, closed, cut, by)
-
-
 def _force(
     policy: Policy, prompts: Prompts, written: Written, frame: Frame, space: LogprobSpace
 ) -> tuple[Prefilled, Float[Tensor, "B N E"]]:
@@ -278,15 +214,8 @@ def _force(
         layout=shown,
         places=growth.places[:, count:, size - 1 :],
     )
-    index = last[:, None, :, None].expand(-1, -1, -1, shown.mask.shape[3])
-    below = Layout(
-        prompt_width=0,
-        mask=shown.mask.gather(2, index),
-        query_positions=shown.query_positions.gather(1, last),
-        key_positions=shown.key_positions,
-    )
     logprobs = reading.logprobs(policy, packed, hidden)
-    return Prefilled(written.cache, below, at(last), logprobs), forced
+    return Prefilled(written.cache, shown.at(last), at(last), logprobs), forced
 
 
 def _joined(
@@ -295,8 +224,11 @@ def _joined(
     forced: Float[Tensor, "B N E"],
     frame: Frame,
     loss_over: str,
+    *,
+    has_format: Bool[Tensor, "B N"],
+    of: Int[Tensor, "B G"],
 ) -> Thoughts:
-    """Each thought with what was forced behind it; `of` and `has_format` are not known yet."""
+    """Each thought with what was forced behind it."""
     lengths, size = written.lengths, len(frame.forced)
     place = torch.arange(int(lengths.max()) + size, device=lengths.device)
     at = place - lengths[..., None]  # among the forced ones
@@ -322,7 +254,7 @@ def _joined(
         is_closed=written.is_closed,
         weights_step=written.weights_step,
         server_gap=written.server_gap,
-        has_format=written.is_closed,
+        has_format=has_format,
         begins=begins,
-        of=lengths[:, :0],
+        of=of,
     )
