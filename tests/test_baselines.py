@@ -20,10 +20,11 @@ from recast.config import BaselinesConfig, EvaluateConfig, PrepareConfig
 from recast.data.folder import load_data
 from recast.data.prepare import prepare
 from recast.evaluation.baseline import items_alone
+from recast.evaluation.disk import read_ranks
 from recast.evaluation.evaluate import evaluate_policy
 from recast.evaluation.facts import events_of_guide
 from recast.evaluation.knn_quality import knn_quality
-from recast.evaluation.metrics import read_ranks, row_metrics
+from recast.evaluation.metrics import row_metrics
 from recast.evaluation.rank import rank_scores
 from recast.experiment import run_cells
 from recast.policy import baselines

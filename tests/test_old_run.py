@@ -11,7 +11,8 @@ import shutil
 from pathlib import Path
 
 from recast import EvaluateConfig, RLConfig, evaluate_policy, train_rl
-from recast.evaluation.metrics import read_ranks, row_metrics
+from recast.evaluation.disk import read_ranks
+from recast.evaluation.metrics import row_metrics
 
 RUN = Path(__file__).with_name("run_of_b5e33a4")
 

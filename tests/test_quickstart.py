@@ -20,7 +20,8 @@ from small_walk import failure, metric_lines
 
 from recast import cli
 from recast.data.folder import load_data
-from recast.evaluation.metrics import read_ranks, row_metrics
+from recast.evaluation.disk import read_ranks
+from recast.evaluation.metrics import row_metrics
 
 NUM_USERS, NUM_ITEMS, NUM_EVENTS = 40, 60, 30
 LABELS = {

@@ -24,7 +24,7 @@ from recast.config import (
 from recast.config.baselines import BaselineName
 from recast.config.check import Shown
 from recast.evaluation.compare import compare
-from recast.evaluation.metrics import read_ranks
+from recast.evaluation.disk import read_ranks
 from recast.evaluation.results import Results, save_tables
 from recast.experiment import run_cells
 from recast.methods.table import METHODS

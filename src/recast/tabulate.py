@@ -14,7 +14,8 @@ from recast.config import CompareConfig
 from recast.evaluation.breakdown import groups_of
 from recast.evaluation.comparison import Groups, compare_seeds
 from recast.evaluation.curves import budget, joined_curve, mean_metrics, read_run
-from recast.evaluation.metrics import LEVELS, read_ranks, table_cuts
+from recast.evaluation.disk import read_ranks
+from recast.evaluation.metrics import LEVELS, table_cuts
 from recast.evaluation.ranks import Ranks
 from recast.evaluation.seed_results import Comparison, MethodRow, Trial
 from recast.policy.load import load_policy

@@ -14,8 +14,9 @@ from data_folder import forget_hashes
 from small_ranks import FACTS, ranks_of
 
 from recast.evaluation.compare import compare
+from recast.evaluation.disk import read_ranks, write_evaluation
 from recast.evaluation.facts import Facts
-from recast.evaluation.metrics import Ranks, read_ranks, row_metrics, write_evaluation
+from recast.evaluation.metrics import Ranks, row_metrics
 from recast.types import RecastError
 
 SEVERAL: dict[str, Any] = {

@@ -15,10 +15,11 @@ from recast.config import EvaluateConfig, Level, ModelConfig, PrepareConfig
 from recast.data.folder import data_hash, load_data
 from recast.data.prepare import prepare
 from recast.evaluation import rank as evaluate
+from recast.evaluation.disk import read_ranks
 from recast.evaluation.evaluate import evaluate_policy
 from recast.evaluation.facts import EVALUATOR
 from recast.evaluation.free import free_metrics
-from recast.evaluation.metrics import read_ranks, row_metrics
+from recast.evaluation.metrics import row_metrics
 from recast.evaluation.rank import rank_policy, sample_rows
 from recast.items.catalog import build_catalog
 from recast.policy.create import create_policy

@@ -16,8 +16,9 @@ from transformers import BertModel
 from recast.config import GroundConfig, PrepareConfig, TokenizeConfig
 from recast.data.folder import load_data
 from recast.data.prepare import prepare
+from recast.evaluation.disk import read_ranks
 from recast.evaluation.grounding import ground, ground_texts, grounding_scorer, read_texts
-from recast.evaluation.metrics import read_ranks, row_metrics
+from recast.evaluation.metrics import row_metrics
 from recast.evaluation.rank import rank_scores
 from recast.items.catalog import build_catalog, load_catalog
 from recast.items.encoder import embed_texts

@@ -11,15 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recast.evaluation.disk import read_ranks, write_evaluation
 from recast.evaluation.facts import Facts
-from recast.evaluation.metrics import (
-    HR_AT,
-    NDCG_AT,
-    Ranks,
-    read_ranks,
-    row_metrics,
-    write_evaluation,
-)
+from recast.evaluation.metrics import HR_AT, NDCG_AT, Ranks, row_metrics
 from recast.types import RecastError
 
 

@@ -13,8 +13,8 @@ import pytest
 from recast import cli
 from recast.config import EvaluateConfig, PrepareConfig, TokenizeConfig
 from recast.data.prepare_rows import prepare_rows
+from recast.evaluation.disk import read_ranks
 from recast.evaluation.evaluate import evaluate_policy
-from recast.evaluation.metrics import read_ranks
 from recast.items.catalog import build_catalog
 from recast.items.tokenize import tokenize
 from recast.types import RecastError

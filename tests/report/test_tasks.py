@@ -9,7 +9,8 @@ import pytest
 import torch
 from small_ranks import FACTS
 
-from recast.evaluation.metrics import Ranks, write_evaluation
+from recast.evaluation.disk import write_evaluation
+from recast.evaluation.metrics import Ranks
 from recast.report.tasks import task_table
 from recast.types import RecastError
 

@@ -11,7 +11,7 @@ import torch
 from recast.config import EvaluateConfig
 from recast.data.folder import data_hash, load_data, load_items
 from recast.evaluation.breakdown import breakdown
-from recast.evaluation.metrics import write_evaluation
+from recast.evaluation.disk import write_evaluation
 from recast.evaluation.rank import rank_scores, rows_to_rank
 from recast.items.catalog import Catalog, build_catalog
 from recast.policy.baseline_folder import FACTS, load_baseline, require_of

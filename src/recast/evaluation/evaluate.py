@@ -14,6 +14,7 @@ from recast.config.check import names_code
 from recast.data.folder import data_hash
 from recast.evaluation.baseline import evaluate_baseline, is_baseline
 from recast.evaluation.breakdown import grouped
+from recast.evaluation.disk import write_evaluation
 from recast.evaluation.exact import affordable_rows, is_elsewhere, places_of
 from recast.evaluation.facts import (
     Facts,
@@ -24,7 +25,7 @@ from recast.evaluation.facts import (
     valid_of,
 )
 from recast.evaluation.free import free_metrics
-from recast.evaluation.metrics import row_metrics, write_evaluation
+from recast.evaluation.metrics import row_metrics
 from recast.evaluation.places import SHOWN
 from recast.evaluation.rank import (
     batches_of,

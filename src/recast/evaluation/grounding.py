@@ -24,7 +24,7 @@ from recast.config.settings_file import read_settings
 from recast.data.columns import GROUNDED
 from recast.data.folder import data_hash, load_data
 from recast.data.tables import read_columns, refuse_swallowed
-from recast.evaluation.metrics import write_evaluation
+from recast.evaluation.disk import write_evaluation
 from recast.evaluation.rank import rank_scores, rows_to_rank
 from recast.items.catalog import Catalog, load_catalog
 from recast.items.embed import load_embeddings

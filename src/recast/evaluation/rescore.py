@@ -18,8 +18,8 @@ from recast.data.folder import data_hash
 from recast.data.history import seen
 from recast.data.rows import Rows
 from recast.evaluation.breakdown import grouped
+from recast.evaluation.disk import write_evaluation
 from recast.evaluation.facts import Facts
-from recast.evaluation.metrics import write_evaluation
 from recast.evaluation.places import (
     distinct,
     places_in_beams,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recast.evaluation.metrics import read_ranks
+from recast.evaluation.disk import read_ranks
 from recast.run.reading import read_json, reading
 from recast.types import RecastError, require
 
