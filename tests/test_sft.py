@@ -32,7 +32,7 @@ from recast.policy.baselines import popularity
 from recast.policy.load import load_policy
 from recast.rl import train_rl
 from recast.sft import train_sft
-from recast.train import sequences
+from recast.train import sft_rows
 from recast.train import sft_setup as setup
 from recast.train.sft_setup import set_up_sft
 from recast.types import RecastError
@@ -181,8 +181,8 @@ def test_the_cost_of_a_pass_is_not_measured_for_short_sequences(
     """They share rows and read none; long ones do."""
     asked: list[int] = []
     monkeypatch.setattr(setup, "measure_pass_tokens", lambda *_: asked.append(1) or 32)
-    for name, shared in (("short", sequences.MOST_SHARED), ("long", 1)):
-        monkeypatch.setattr(sequences, "MOST_SHARED", shared)
+    for name, shared in (("short", sft_rows.MOST_SHARED), ("long", 1)):
+        monkeypatch.setattr(sft_rows, "MOST_SHARED", shared)
         train_sft(sft_config(walk, tmp_path / name, epochs=1, pass_tokens=None))
     written = [
         yaml.safe_load((tmp_path / name / "config.yaml").read_text())["pass_tokens"]

@@ -17,7 +17,7 @@ from recast.config import SFTConfig
 from recast.data.windows import user_windows
 from recast.policy.prompts import write_items
 from recast.policy.tasks import HistoryTask
-from recast.train import sequences as learning
+from recast.train import sft_rows
 from recast.train.rates import schedule_factor
 from recast.train.sequences import learn
 from recast.types import SPLITS, Interactions
@@ -270,8 +270,8 @@ def test_rows_that_are_shared_and_parts_have_the_gradient_of_the_batch(
     mask = (place < lengths[:, None]) & (place > 0)
     found, sent = [], []
     for shared, saved, pass_tokens in ((512, 0, 1), (512, 8, 1), (1, 8, 16), (1, 8, 65536)):
-        monkeypatch.setattr(learning, "MOST_SHARED", shared)
-        monkeypatch.setattr(learning, "_LEAST_SAVED", saved or 1)
+        monkeypatch.setattr(sft_rows, "MOST_SHARED", shared)
+        monkeypatch.setattr(sft_rows, "_LEAST_SAVED", saved or 1)
         torch.manual_seed(0)
         policy.model.zero_grad(set_to_none=True)
         done = learn(

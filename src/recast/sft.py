@@ -26,7 +26,8 @@ from recast.train.diverged import DivergedError, prompts_kept, windows_learned
 from recast.train.keeper import Keeper
 from recast.train.rates import Rates, schedule_factor
 from recast.train.result import save_result
-from recast.train.sequences import NO_LIMIT, draw_negatives, learn
+from recast.train.sequences import draw_negatives, learn
+from recast.train.sft_rows import NO_LIMIT
 from recast.train.sft_setup import SFTSetup, set_up_sft
 from recast.train.state import LoopState, adamw
 from recast.types import Metrics, Sequences

@@ -12,7 +12,8 @@ from small_events import small_events
 from torch import Tensor
 
 from recast.policy.tasks import HistoryTask
-from recast.train.sequences import NO_LIMIT, learn
+from recast.train.sequences import learn
+from recast.train.sft_rows import NO_LIMIT
 from recast.types import LogprobSpace, Sequences
 
 HISTORIES, TARGETS = [[0], [3, 5, 1, 2, 2], [7, 6], [4, 4, 4]], [5, 0, 2, 6]

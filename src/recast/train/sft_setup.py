@@ -43,7 +43,8 @@ from recast.train.premises import check_training
 from recast.train.rates import Rates, rates_of
 from recast.train.result import require_room
 from recast.train.resumed import find_checkpoint
-from recast.train.sequences import draw_negatives, has_parts, learn
+from recast.train.sequences import draw_negatives, learn
+from recast.train.sft_rows import has_parts
 from recast.types import Interactions, LogprobSpace, RecastError, require
 
 
