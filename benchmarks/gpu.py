@@ -67,7 +67,8 @@ from recast.policy.memory import plan_memory
 from recast.rewards.hit import set_ratio
 from recast.rollout.beam import beam_search
 from recast.signals.grpo import grpo
-from recast.train.actor import Actor, micro_batches, rollouts_to_send, update
+from recast.train.actor import Actor, rollouts_to_send, update
+from recast.train.batches import micro_batches
 from recast.types import Prompts
 
 Pass = Callable[[], Tensor]

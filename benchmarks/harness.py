@@ -26,10 +26,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 from recast.items.catalog import Catalog, build_catalog
 from recast.losses import ppo_clip
 from recast.policy.attention import ATTENTION
-from recast.policy.load import Policy
+from recast.policy.load import Policy, trained_parameters
 from recast.policy.passes import MOST_PASS_TOKENS
 from recast.policy.prompts import make_prompts
-from recast.train.actor import Actor, trained_parameters
+from recast.train.actor import Actor
 from recast.train.reference import frozen_reference
 from recast.types import Loss, Prompts
 

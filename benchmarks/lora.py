@@ -28,12 +28,12 @@ from recast.config import LoRAConfig
 from recast.methods.parts import supply
 from recast.methods.table import METHODS
 from recast.policy.attention import ATTENTION
-from recast.policy.load import Policy
+from recast.policy.load import Policy, trained_parameters
 from recast.policy.lora import add_adapters, has_adapters
 from recast.policy.prompts import make_prompts
 from recast.rollout import SAMPLERS
 from recast.rollout.add_gt import add_gt
-from recast.train.actor import trained_parameters, update
+from recast.train.actor import update
 
 RUNS = ("recast", "openonerec_rl", "rere")
 RANK = 8

@@ -227,8 +227,9 @@ def raw_columns(world: World) -> dict[str, Any]:
     users = world.users
     names = {"video": "video", "ad": "ad", "product": "goods"}
 
-    def pids(kind: str, of: Callable[[User], list[int]]) -> list[list[int]]:
-        return [[world.items[kind].pids[item] for item in of(user)] for user in users]
+    def pids(kind: str, lists: Iterable[Sequence[int]]) -> list[list[int]]:
+        numbers = world.items[kind].pids
+        return [[numbers[item] for item in items] for items in lists]
 
     def flags(of: Callable[[User], list[int]], label: int) -> list[list[int]]:
         size = world.items["video"].per_category
@@ -242,12 +243,12 @@ def raw_columns(world: World) -> dict[str, Any]:
         "split": [int(user.is_test) for user in users],
     }
     for kind, name in names.items():
-        columns[f"hist_{name}_pid"] = pids(kind, lambda user, kind=kind: user.history[kind])
-        columns[f"target_{name}_pid"] = pids(kind, lambda user, kind=kind: user.targets[kind])
+        columns[f"hist_{name}_pid"] = pids(kind, (user.history[kind] for user in users))
+        columns[f"target_{name}_pid"] = pids(kind, (user.targets[kind] for user in users))
     for number, label in enumerate(LABELS):
         columns[f"hist_video_{label}"] = flags(lambda user: user.history["video"], number)
         columns[f"target_video_{label}"] = flags(lambda user: user.targets["video"], number)
-    longview = pids("video", lambda user: world.labelled(user.history["video"], LONGVIEW))
+    longview = pids("video", (world.labelled(user.history["video"], LONGVIEW) for user in users))
     keywords = [
         {word: [world.items["video"].pids[item] for item in items] for word, items in asked.items()}
         for asked in (user.keywords for user in users)

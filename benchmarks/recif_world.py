@@ -183,7 +183,7 @@ def label_pool(sizes: Sizes, videos: Items, taste: int, label: int) -> list[int]
 def _drawn(pool: Sequence[int], sizes: Sizes, rng: np.random.Generator) -> list[int]:
     """2 to `targets` of the pool, all sets of a size alike."""
     count = int(rng.integers(2, min(sizes.targets, len(pool)) + 1))
-    return rng.choice(pool, count, replace=False).tolist()
+    return [int(name) for name in rng.choice(pool, count, replace=False)]
 
 
 def best_policy(pool: int, targets: int, cuts: Sequence[int] = CUTS) -> dict[str, float]:
@@ -192,7 +192,7 @@ def best_policy(pool: int, targets: int, cuts: Sequence[int] = CUTS) -> dict[str
     >>> best_policy(4, 2, cuts=(1, 2))  # of the 6 pairs of targets one avoids both that are named
     {'pass@1': 0.5, 'recall@1': 0.25, 'pass@2': 0.8333333333333334, 'recall@2': 0.5}
     """
-    found = {}
+    found: dict[str, float] = {}
     for k in cuts:
         missed = math.comb(max(pool - k, 0), targets) / math.comb(pool, targets)
         found |= {f"pass@{k}": 1 - missed, f"recall@{k}": min(k, pool) / pool}
@@ -205,7 +205,7 @@ def of_list(names: Sequence[int], targets: Sequence[int]) -> dict[str, float]:
     >>> of_list([7, 5, 9], targets=[5, 8])
     {'pass@1': 0.0, 'recall@1': 0.0, 'pass@32': 1.0, 'recall@32': 0.5}
     """
-    found = {}
+    found: dict[str, float] = {}
     for k in CUTS:
         hits = len(set(names[:k]) & set(targets))
         found |= {f"pass@{k}": float(hits > 0), f"recall@{k}": hits / len(targets)}

@@ -20,6 +20,7 @@ def plain_faiss(points: np.ndarray, num_levels: int, size: int) -> np.ndarray:
         )
         kmeans.train(residual)
         _, assigned = kmeans.assign(residual)
+        assert kmeans.centroids is not None
         residual -= kmeans.centroids[assigned]
         codes.append(assigned)
     return np.stack(codes, axis=1)

@@ -54,7 +54,7 @@ SFT |= {"epochs": 1000, "patience": 1000, "keep": "last"}  # until max_steps
 RL: dict[str, Any] = {"group_size": ITEMS, "prompts_per_step": 16, "steps": RL_STEPS, "lr": RL_LR}
 RL |= {"eval_every": RL_STEPS, "save_every": RL_STEPS // 4}
 LIMITS = {"thoughts": 7, "max_thought_tokens": 8}
-READ = {"temperature": 0.6, "top_p": 0.95, "top_k": 50}
+READ: dict[str, Any] = {"temperature": 0.6, "top_p": 0.95, "top_k": 50}
 """How OpenOneRec draws thoughts to be judged (arXiv 2512.24762)."""
 EMPTY = "<think></think>\n"
 
@@ -159,8 +159,8 @@ def score(folder: Path, policy_folder: Path) -> Score:
     task = load_task(folder / "data", policy)
     prompts = task.prompts(task.rows("test"))
     if policy.prompt.prefix is not None:
-        hits = float(_hits(beam_search(policy, prompts, 1, Draw()).items, prompts).mean())
-        return Score(hits, 1.0, 0.0, hits)
+        pass_at_1 = float(_hits(beam_search(policy, prompts, 1, Draw()).items, prompts).mean())
+        return Score(pass_at_1, 1.0, 0.0, pass_at_1)
     groups = think(policy, prompts, 4, Draw(), thoughts=4, max_thought_tokens=8, **READ)
     assert groups.thoughts is not None
     hits, lengths = _hits(groups.items, prompts), groups.thoughts.num_written
@@ -171,11 +171,13 @@ def score(folder: Path, policy_folder: Path) -> Score:
             is_right[row, place] = said == expected
     is_empty = lengths == 2  # the tags alone
     without = float(hits[is_empty].mean()) if bool(is_empty.any()) else None
-    return Score(*(float(x.float().mean()) for x in (hits, is_empty, is_right)), without)
+    hit, empty, right = (float(x.float().mean()) for x in (hits, is_empty, is_right))
+    return Score(hit, empty, right, without)
 
 
 def _hits(items: torch.Tensor, prompts: Prompts) -> torch.Tensor:
-    return (items[..., None] == prompts.target_items[:, None]).any(-1).float()
+    is_hit: torch.Tensor = items[..., None] == prompts.target_items[:, None]
+    return is_hit.any(-1).float()
 
 
 def right_thoughts(policy: Policy, prompts: Prompts) -> list[str]:
@@ -192,11 +194,11 @@ def run(folder: Path, seeds: Sequence[int], methods: Sequence[str]) -> None:
     data = str(folder / "data")
     recast.prepare(recast.PrepareConfig(rows=str(folder / "files"), output=data))
     recast.tokenize(recast.TokenizeConfig(data=data, output=str(folder / "catalog")))
-    shared = {"data": data, "threads": 1, "valid_rows": 16}
+    shared: dict[str, Any] = {"data": data, "threads": 1, "valid_rows": 16}
 
     def sft(name: str, start: str, **settings: Any) -> recast.SFTConfig:
         model, catalog = ModelConfig(path=str(folder / start)), str(folder / "catalog")
-        both = {"model": model, "catalog": catalog, "output": str(folder / name)}
+        both: dict[str, Any] = {"model": model, "catalog": catalog, "output": str(folder / name)}
         return recast.SFTConfig(**shared | both | settings)
 
     def learned(chats: str, steps: int, lr: float) -> dict[str, Any]:
@@ -204,7 +206,7 @@ def run(folder: Path, seeds: Sequence[int], methods: Sequence[str]) -> None:
         return SFT | {"plain_text": file, "task_weights": weights, "max_steps": steps, "lr": lr}
 
     def rl(name: str, start: str, **settings: Any) -> recast.RLConfig:
-        both = {"policy": str(folder / start), "output": str(folder / name)}
+        both: dict[str, Any] = {"policy": str(folder / start), "output": str(folder / name)}
         return recast.RLConfig(**shared | RL | both | settings)
 
     runs: list[recast.SFTConfig | recast.RLConfig] = [
@@ -225,8 +227,10 @@ def run(folder: Path, seeds: Sequence[int], methods: Sequence[str]) -> None:
             runs.append(rl(f"{seed}/{name}-mute", f"{seed}/sft-mute/policy", **beams))
     for config in runs:
         started = time.process_time()
-        is_rl = isinstance(config, recast.RLConfig)
-        recast.train_rl(config) if is_rl else recast.train_sft(config)
+        if isinstance(config, recast.RLConfig):
+            recast.train_rl(config)
+        else:
+            recast.train_sft(config)
         cpu_s, output = round(time.process_time() - started), Path(config.output)
         kept = sorted(output.glob("steps/*"), key=lambda path: int(path.name))
         for policy in kept or [output / "policy"]:

@@ -17,7 +17,7 @@ from benchmarks.harness import (
 )
 from recast.rollout.distribution import Distribution
 from recast.rollout.frame import Frame
-from recast.rollout.think import _write
+from recast.rollout.written import write
 from recast.types import Draw
 
 
@@ -40,7 +40,7 @@ def run(smoke: bool) -> list[Row]:
     @torch.no_grad()
     def own() -> object:
         every = (policy, prompts, prompts.lengths, count, limit, Draw(), Distribution(), frame)
-        return _write(*every, closes=False)
+        return write(*every, closes=False)
 
     def batched() -> object:
         with stock_attention(policy.model):

@@ -201,11 +201,12 @@ def trainer_of(
         save_strategy="no",
         disable_tqdm=True,
     )
-    kind, given = {
+    sides: dict[str, tuple[Any, dict[str, Any]]] = {
         "stock": (StockTrainer, {}),
         "overrides": (OverriddenTrainer, {"catalog": catalog}),
         "adapter": (GRPOTrainer, {"catalog": catalog, "sampler": "beam"}),
-    }[case.side]
+    }
+    kind, given = sides[case.side]
     trainer: Any = kind(
         model=model,
         reward_funcs=hit_of(catalog),

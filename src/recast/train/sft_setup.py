@@ -17,7 +17,6 @@ from recast.data.plain_text import read_plain_text
 from recast.data.rows import Rows
 from recast.evaluation.text import TextProbe, make_probe
 from recast.evaluation.validation import require_valid
-from recast.items.card import splits_shown
 from recast.items.catalog import Catalog, load_catalog
 from recast.items.embed import has_vectors, load_vectors
 from recast.policy.body import dropping
@@ -25,11 +24,9 @@ from recast.policy.chat import ChatTask, with_room
 from recast.policy.create import create_policy
 from recast.policy.device import find_device
 from recast.policy.encoder_decoder import is_encoder_decoder
-from recast.policy.extend import choose_new_rows, num_rows
+from recast.policy.extend import choose_new_rows
 from recast.policy.load import Policy
-from recast.policy.logprobs import require_levels
-from recast.policy.memory import plan_memory, require_memory
-from recast.policy.needs import tell_needs
+from recast.policy.memory import plan_memory
 from recast.policy.passes import MOST_MEASURED, MOST_PASS_TOKENS, measure_pass_tokens
 from recast.policy.save import rounding
 from recast.policy.sharded import shard
@@ -37,15 +34,21 @@ from recast.policy.tasks import HistoryTask, Task, check_catalog, load_source, m
 from recast.policy.threads import choose_threads
 from recast.policy.tokenizer import load_tokenizer
 from recast.run.fingerprint import meet
-from recast.train.epochs import Epochs, further_tasks, make_epochs
+from recast.train.epochs import Epochs, make_epochs
 from recast.train.keeper import RunFacts
 from recast.train.premises import check_training
 from recast.train.rates import Rates, rates_of
 from recast.train.result import require_room
 from recast.train.resumed import find_checkpoint
 from recast.train.sequences import draw_negatives, learn
+from recast.train.sft_premises import (
+    check_catalog_of,
+    check_negatives,
+    check_pairs,
+    reads_text,
+)
 from recast.train.sft_rows import has_parts
-from recast.types import Interactions, LogprobSpace, RecastError, require
+from recast.types import Interactions, LogprobSpace, RecastError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,11 +89,11 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     find_device(config.device)
     catalog = load_catalog(config.catalog)
     check_catalog(config.data, catalog)
-    _check_catalog_of(config, catalog)
+    check_catalog_of(config, catalog)
     vectors = _vectors(config, catalog)
     plain = read_plain_text(config.plain_text) if config.plain_text else None
     policy, task, source = _made(config, catalog, vectors)
-    _check_negatives(config.negatives, policy)
+    check_negatives(config.negatives, policy)
     policy.model.float()  # a small step is lost on weights of 8 bits
     chosen = config.resolved
     copies = 4 + (chosen.ema > 0)
@@ -183,32 +186,6 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
     )
 
 
-def _check_space(asked: LogprobSpace | None, catalog: Catalog) -> None:
-    """Raise `RecastError` for a space that the items do not have."""
-    if asked not in (None, "full"):
-        require_levels(catalog, asked)
-    has_root = len(catalog.domains) == 1 or asked != "trie"
-    remedy = f"the catalogue has the domains {list(catalog.domains)}, give full or level"
-    require(has_root, "logprob_space", asked, remedy)
-
-
-def _check_catalog_of(config: SFTConfig, catalog: Catalog) -> None:
-    """Raise `RecastError` for a catalogue that these settings cannot use."""
-    ahead = splits_shown(config.catalog) - set(config.splits)
-    remedy = f"{config.catalog} was made from the events of train,rl: give these, or make it of "
-    require(not ahead, "splits", config.splits, f"{remedy}train alone")
-    if config.model.path is None:
-        require_memory(config.model, catalog)
-    else:
-        tokenizer = load_tokenizer(Path(config.model.path))
-        rows = num_rows(tokenizer, catalog)
-        size = config.fsdp_size
-        tell_needs(config.model.path, config.device, num_rows=rows, fsdp_size=size)
-    _check_space(config.logprob_space, catalog)
-    remedy = "the catalogue has titles and no rows of its own, leave it out"
-    require(config.sid_lr is None or catalog.form is None, "sid_lr", config.sid_lr, remedy)
-
-
 def _made(
     config: SFTConfig, catalog: Catalog, vectors: Float[Tensor, "I D"] | None
 ) -> tuple[Policy, Task, Rows | Interactions]:
@@ -233,44 +210,14 @@ def _made(
         seed=config.seed,
     )
     if is_encoder_decoder(policy.model):
-        _check_pairs(config)
-    reads_text = _reads_text(config, task)
-    space = "full" if reads_text else _space_of(policy)
+        check_pairs(config)
+    space = "full" if reads_text(config, task) else _space_of(policy)
     return replace(policy, logprob_space=config.logprob_space or space), task, source
 
 
 def _lacking(task: Task) -> str:
     is_events = isinstance(task, HistoryTask)
     return "user with 2 training events" if is_events else "row to train on"
-
-
-def _check_pairs(config: SFTConfig) -> None:
-    """Raise `RecastError` for what a decoder alone can learn from."""
-    need = "an encoder-decoder reads the prompts of rows and learns their answers, leave it out"
-    for name in ("backwards_frac", "crop_frac"):
-        require(not getattr(config, name), name, getattr(config, name), need)
-    require(config.loss_on == "answer", "loss_on", config.loss_on, need)
-
-
-def _reads_text(config: SFTConfig, task: Task) -> bool:
-    """Whether rows are rendered, or further ones beside windows. Raises `RecastError` for settings
-    of windows where rows are read as they are, and for one of rendered rows without any."""
-    is_windows = isinstance(task, HistoryTask)
-    if is_windows and not any(
-        config.task_weights[x] for x in further_tasks(task, config.task_weights)
-    ):
-        need = "windows of events are learned from the first item on, leave it out"
-        require(config.loss_on == "answer", "loss_on", config.loss_on, need)
-        return False
-    need = "prompts are read with their answers over the whole vocabulary, leave it out"
-    fits = config.logprob_space in (None, "full")
-    require(fits, "logprob_space", config.logprob_space, need)
-    require(config.negatives is None, "negatives", config.negatives, need)
-    need = "it belongs to windows of events, and these are rendered prompts or rows, leave it out"
-    for name in ("backwards_frac", "crop_frac"):
-        fits = is_windows or not getattr(config, name)
-        require(fits, name, getattr(config, name), need)
-    return True
 
 
 def _space_of(policy: Policy) -> LogprobSpace:
@@ -283,21 +230,6 @@ def _space_of(policy: Policy) -> LogprobSpace:
         return policy.logprob_space
     items = torch.arange(catalog.num_items, device=catalog.device)
     return "trie" if torch.equal(catalog.codes[:, -1].long(), items) else "full"
-
-
-def _check_negatives(count: int | None, policy: Policy) -> None:
-    """Raise `RecastError` where so many items cannot stand for all others."""
-    if count is None:
-        return
-    catalog, space = policy.catalog, policy.logprob_space
-    levels = catalog.num_levels if catalog.codebook_sizes else 0
-    need = "it belongs to one-level semantic IDs (`recast tokenize --num_levels 1`), leave it out"
-    require(levels == 1, "negatives", count, need)
-    need = f"the policy to start from was trained over {space}, where all items stand, leave it out"
-    require(space == "full", "negatives", count, need)
-    most = catalog.num_written
-    need = f"the catalogue has {most} items, give fewer, or leave it out for them all"
-    require(count < most, "negatives", count, need)
 
 
 def _vectors(config: SFTConfig, catalog: Catalog) -> Float[Tensor, "I D"] | None:
