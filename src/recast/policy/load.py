@@ -35,6 +35,10 @@ from recast.run.files import staged_folder
 from recast.run.reading import LOADING, reading, reason_of
 from recast.types import LogprobSpace, RecastError, in_short, require
 
+_KERNELS = "32"
+"""Kernels that oneDNN and torch keep of products on a CPU, one for each shape, megabytes each. As
+no pass is as wide as another, their own 1,024 fill with gigabytes that are not used again."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
@@ -59,6 +63,8 @@ class Policy:
         """
         if precision == "float32":
             return nullcontext()
+        for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+            os.environ.setdefault(cache, _KERNELS)
         return torch.autocast(self.catalog.device.type, torch.bfloat16)
 
     def to(self, device: str) -> Policy:
