@@ -14,10 +14,13 @@ import torch
 from small_walk import failure
 
 from recast import cli
+from recast.config import ModelConfig, PromptConfig
 from recast.items.catalog import Catalog, load_catalog
 from recast.items.embed import load_embeddings
 from recast.items.new_items import in_place_of
 from recast.items.titles import Written, check_writer, title_card, title_catalog
+from recast.policy.create import create_policy
+from recast.policy.load import load_policy, save_policy
 from recast.types import RecastError
 
 END = 302  # <|im_end|>
@@ -66,11 +69,14 @@ def test_titles_that_look_alike_are_numbered() -> None:
     """Spaces, composed characters and compatible ones are the same to a reader, capitals not."""
     titles = ["Pen", "caf\u00e9", " cafe\u0301 ", "Pen ", "pen", "\uff30en", "Pen (2)", "a\u00a0 b"]
     titles += ["a\u200b b"]  # a space without width
+    titles += ["Heart \u2764", "Heart \u2764\ufe0f", "P\x00en"]  # the form of an emoji, a control
     made = written(*titles)
     expected = ["Pen", "caf\u00e9", "caf\u00e9 (2)", "Pen (3)", "pen"]
-    assert made.catalog.texts == [*expected, "\uff30en (4)", "Pen (2)", "a b", "a\u200b b (2)"]
-    assert made.num_numbered == 4
-    assert made.catalog.trie.num_leaves == 9
+    expected += ["\uff30en (4)", "Pen (2)", "a b", "a\u200b b (2)"]
+    expected += ["Heart \u2764", "Heart \u2764\ufe0f (2)", "P\x00en (5)"]
+    assert made.catalog.texts == expected
+    assert made.num_numbered == 6
+    assert made.catalog.trie.num_leaves == 12
     # A tokenizer without capitals reads W3 as w3, which gets a number that it does not know.
     small = tiny.tiny_tokenizer(6, eos_token="</s>", bos_token="<s>")
     with pytest.raises(
@@ -88,6 +94,7 @@ def test_titles_that_look_alike_are_numbered() -> None:
     [
         ("\u200b", "item 'i1' has no text, and its title is what it writes"),
         (" \u00a0", "item 'i1' has no text, and its title is what it writes"),
+        ("\x00\u3164", "item 'i1' has no text, and its title is what it writes"),
         ("long " * 5000, r"item 'i1' has the title 'long long .* of [\d,]+ tokens: give it 1 to"),
         (
             "a<|im_end|>b",
@@ -147,6 +154,20 @@ def test_new_items_bring_their_titles() -> None:
             in_place_of(old, other, "P")
     with pytest.raises(RecastError, match="P writes semantic IDs, and the items of this"):
         in_place_of(small_chat.chat_catalog(), old, "P")
+
+
+def test_a_longer_new_title_takes_room_from_the_prompts(tmp_path: Path) -> None:
+    """A context of 640: 4 tokens of an answer leave 636, the 20 of the new item 620."""
+    small_chat.save_model(tmp_path / "model")
+    old, new = written("Pen", "Ink").catalog, written("Pen", "Ink", "x" * 19).catalog
+    prompt = PromptConfig(history="titles", max_tokens=636)
+    made = create_policy(ModelConfig(path=f"{tmp_path}/model"), old, 4, 0, prompt=prompt)
+    save_policy(made, tmp_path / "policy")
+    new.save(tmp_path / "new")
+    loaded = load_policy(tmp_path / "policy", tmp_path / "new")
+    further = create_policy(ModelConfig(path=f"{tmp_path}/policy"), new, 4, 0)
+    assert loaded.prompt.max_tokens == further.prompt.max_tokens == 620
+    assert load_policy(tmp_path / "policy").prompt.max_tokens == 636
 
 
 def _data(folder: Path, titles: list[str]) -> None:

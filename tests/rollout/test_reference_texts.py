@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from math import exp
+from typing import Any
 
 import naive
 import pytest
@@ -184,6 +186,17 @@ def test_lists_hold_distinct_items() -> None:
         for items in groups.items[row].view(4, 7).tolist():
             assert len({item for item in items if item >= 0}) == count
     _check_groups(policy, groups, "full")
+
+
+@pytest.mark.parametrize("sampler", [gumbel, partial(sample_lists, list_length=4)])
+@torch.no_grad()
+def test_draws_without_replacement_end_before_the_deepest_item(sampler: Any) -> None:
+    """The two items of three decisions are seen: of the others all have ended after two."""
+    policy, prompts = _case(tiny.text_catalog(sorted(tiny.TEXTS, key=len)), [[3, 5], [5, 3]])
+    policy.model.resize_token_embeddings(64, mean_resizing=False)  # not read whole
+    groups = sampler(policy, prompts, 2, Draw(logprob_space="trie"))
+    assert bool((groups.exists & (groups.items >= 0)).all())
+    _check_groups(policy, groups, "trie")
 
 
 @torch.no_grad()

@@ -311,6 +311,7 @@ def test_what_cannot_think() -> None:
         (replace(policy, tokenizer=tiny.tiny_tokenizer(9)), "reads </think> as 1 tokens: start"),
         (replace(policy, prompt=prompt), "prompt.prefix is .*: the thought is behind it"),
         (small_chat.chat_policy("t5"), "sampler is 'think': an encoder-decoder reads a prompt and"),
+        (replace(policy, catalog=tiny.text_catalog()), "items are titles, and a thought stands be"),
     ):
         with pytest.raises(RecastError, match=said):
             think(other, prompts, 6)

@@ -53,8 +53,8 @@ def export_data(config: ExportConfig) -> str:
         check_catalog(config.data, catalog)
         if not catalog.codebook_sizes:
             raise RecastError(
-                f"catalog is {config.catalog!r}: its items write texts, no semantic IDs: make one "
-                "with `recast tokenize`"
+                f"catalog is {config.catalog!r}: its items write texts, no semantic IDs: give a "
+                "catalogue of these, or none to verl, trl and recbole, which then write the texts"
             )
     items = load_items(config.data)
     source = Source(

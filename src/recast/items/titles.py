@@ -8,6 +8,7 @@ that are the same, all but the first item's get a number behind them, as in `Sta
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,10 @@ MOST_TITLE_TOKENS = 1024
 """Ten times the longest of 3,459 products (93 tokens): a text is none."""
 PLAIN_FORM = "{title}"
 _TOGETHER = 4096  # texts that are tokenized
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
+"""What Unicode calls Default_Ignorable_Code_Point, but for controls and formats (Cc, Cf)."""
 
 
 class Written(NamedTuple):
@@ -169,12 +174,13 @@ def check_writer(tokenizer: Any, catalog: Catalog, name: str) -> None:
 
 def _as_read(title: str) -> str:
     """What a reader tells titles apart by: no form of a character, and none that is not seen, such
-    as a space without width or a soft hyphen.
+    as a space without width, a soft hyphen or what chooses the form of an emoji.
 
     >>> _as_read("Pen\u200b"), _as_read("\ufeff"), _as_read("\ufb01n\xa0 Ink")
     ('Pen', '', 'fin Ink')
     """
-    seen = (x for x in unicodedata.normalize("NFKC", title) if unicodedata.category(x) != "Cf")
+    words = " ".join(unicodedata.normalize("NFKC", title).split())
+    seen = (x for x in _UNSEEN.sub("", words) if unicodedata.category(x) not in ("Cc", "Cf"))
     return " ".join("".join(seen).split())
 
 

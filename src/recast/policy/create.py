@@ -20,7 +20,7 @@ from recast.items.titles import check_writer
 from recast.policy.encoder_decoder import T5_DISTANCES, auto_class
 from recast.policy.extend import add_sid_tokens, add_vectors, choose_new_rows, is_policy
 from recast.policy.load import Policy, as_policy, load_policy
-from recast.policy.room import prompt_of, require_room
+from recast.policy.room import beside_answers, prompt_of, require_room
 from recast.policy.tokenizer import load_tokenizer
 from recast.policy.weights import load_model, require_same_shapes
 from recast.types import RecastError, require
@@ -73,7 +73,8 @@ def create_policy(
             else:
                 policy = replace(policy, catalog=in_place_of(policy.catalog, catalog, name))
             choose_new_rows(config, catalog, policy.tokenizer)
-            prompt = prompt if prompt.is_set else policy.prompt
+            kept = beside_answers(policy.prompt, policy.model, policy.catalog)
+            prompt = prompt if prompt.is_set else kept
             is_rows = num_targets is not None
             prompt = prompt_of(policy.tokenizer, prompt, policy.catalog, name, is_rows=is_rows)
             require_room(policy.model, policy.catalog, items, prompt, name)

@@ -26,7 +26,7 @@ from recast.policy.folder import ADAPTERS, read_object
 from recast.policy.lora import has_adapters, load_adapters, read_adapters, save_adapters
 from recast.policy.masters import take_masters
 from recast.policy.packable import LARGEST_GAP, is_packable, other_attention, packed_gap
-from recast.policy.room import prompt_of, read_prompt, require_room
+from recast.policy.room import beside_answers, prompt_of, read_prompt, require_room
 from recast.policy.save import save_generation, save_weights
 from recast.policy.tokenizer import load_tokenizer
 from recast.policy.weights import load_model, no_bars, require_finite
@@ -141,7 +141,8 @@ def load_policy(
     if catalog is not None:
         own = in_place_of(own, load_catalog(catalog), str(path))
         _require_written(model, tokenizer, own, str(path))
-    return replace(policy, catalog=own, logprob_space=space, tokenizer=tokenizer)
+        prompt = beside_answers(prompt, model, own)
+    return replace(policy, catalog=own, logprob_space=space, tokenizer=tokenizer, prompt=prompt)
 
 
 def _require_written(model: Any, tokenizer: Any, catalog: Catalog, name: str) -> None:

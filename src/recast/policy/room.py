@@ -50,6 +50,15 @@ def context_of(model: Any) -> int | None:
     return min((x for x in (most, steady_positions(model)) if x is not None), default=None)
 
 
+def beside_answers(prompt: PromptConfig, model: Any, catalog: Catalog) -> PromptConfig:
+    """The settings that a policy was saved with, for a catalogue in place of its own: where an item
+    came that writes more than any before, its prompts have that much less room."""
+    context, most = context_of(model), prompt.max_tokens
+    left = 0 if context is None else context - catalog.max_length
+    is_less = most is not None and 0 < left < most
+    return replace(prompt, max_tokens=left) if is_less else prompt
+
+
 def require_room(
     model: Any, catalog: Catalog, window: int, prompt: PromptConfig, name: str
 ) -> None:

@@ -38,8 +38,11 @@ class Frame(NamedTuple):
 def frame_of(policy: Policy, prefix: str) -> Frame:
     """Raises `RecastError` for a policy that cannot think, or thinks in its prompts already."""
     tokenizer, catalog = policy.tokenizer, policy.catalog
-    need = "think lists semantic IDs, and the policy's items are texts: choose another sampler"
-    require(bool(catalog.codebook_sizes), "sampler", "think", need)
+    if not catalog.codebook_sizes:
+        raise RecastError(
+            "the policy's items are titles, and a thought stands before semantic IDs alone: choose "
+            "a sampler that does not think, and leave out --think"
+        )
     need = "an encoder-decoder reads a prompt and no thought behind it: choose another sampler"
     require(start_token(policy.model) is None, "sampler", "think", need)
     if tokenizer is None:

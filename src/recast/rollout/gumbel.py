@@ -109,6 +109,8 @@ def perturbed_beams(
     phi = torch.zeros_like(perturbed)
     trie = tree.policy.catalog.trie
     for level, size in enumerate(trie.widths):
+        if tree.is_done:
+            break
         choices = tree.choices()
         num_nodes, num_children = phi.shape[2], choices.tokens.shape[2]
 
