@@ -46,12 +46,13 @@ class Launched(NamedTuple):
 
 
 def join() -> None:
-    """Meet the other ranks that the environment tells of; alone, and once met, nothing happens.
+    """Meet the other ranks that the environment tells of; without any, and once met, nothing
+    happens.
 
     Raises `RecastError` where they do not meet within a minute.
     """
     size = num_ranks()
-    if size == 1 or world().size > 1:
+    if size == 1 or world().store is not None:
         return
     rank, local_rank, local_size = Launched.told()
     # Else torch tells on stderr of every wait that ends; read as it is imported.
