@@ -18,10 +18,10 @@ import torch
 from small_encoder import save_encoder
 from small_experiment import NAMES
 from small_walk import metric_lines, numbers, rl_config, sft_config, weights
-from two_ranks import RL_RUNS, SFT_RUN, write_lists
+from two_ranks import RL_RUNS, SFT_RUN, stratify, write_lists
 
 from recast.cell import Cell
-from recast.experiment import run_cells
+from recast.experiment import follow, run_cells
 from recast.methods.table import METHODS, Method
 from recast.policy.sharded import shard
 from recast.rl import train_rl
@@ -112,6 +112,17 @@ def test_published_lists_are_judged_once(two: tuple[Path, dict[str, Any]]) -> No
     assert found["lists"]["unknown"] == 0
 
 
+def test_strata_of_two_ranks_are_those_of_one(
+    walk: Path, tmp_path: Path, two: tuple[Path, dict[str, Any]]
+) -> None:
+    stratify(walk, tmp_path / "one")
+    one, both = (
+        json.loads((folder / "stratify.json").read_text())
+        for folder in (tmp_path / "one", two[0] / "strata")
+    )
+    assert both | {"output": one["output"]} == one
+
+
 def test_texts_of_two_ranks_have_the_vectors_of_one(two: tuple[Path, dict[str, Any]]) -> None:
     assert json.loads((two[0] / "texts.json").read_text()) is True
 
@@ -151,6 +162,10 @@ def test_a_list_that_ranks_cannot_share(
             run_cells(tmp_path / "run", [cell], workers=workers)
     finally:
         stand_in(World())
+    with pytest.raises(
+        RecastError, match=r"^output of cell 'rl' is .* which rank 0 does not see: "
+    ):
+        follow(cell)
     assert list(tmp_path.iterdir()) == []
 
 

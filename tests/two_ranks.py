@@ -22,9 +22,10 @@ from torch.distributed.tensor import DTensor
 
 from recast import experiment, rl
 from recast.cell import Cell
-from recast.config import EvaluateConfig, LoRAConfig, RLConfig
+from recast.config import EvaluateConfig, LoRAConfig, RLConfig, StratifyConfig
 from recast.data.history import history
 from recast.evaluation.evaluate import evaluate_policy
+from recast.evaluation.stratify import stratify_policy
 from recast.items.catalog import load_catalog
 from recast.items.encoder import _BATCH_TEXTS, embed_texts
 from recast.methods.assembly import in_space_of, resolve
@@ -194,6 +195,15 @@ def embed_on_both(encoder: Path) -> bool:
         return torch.equal(vectors, embed_texts(texts, str(encoder)).vectors)
 
 
+def stratify(walk: Path, output: Path) -> None:
+    policy = str(walk / "sft" / "policy")
+    stratify_policy(
+        StratifyConfig(
+            data=str(walk / "data"), policy=policy, ranker="popularity", output=str(output), rows=30
+        )
+    )
+
+
 class EndedError(Exception):
     """What ends a run before its time."""
 
@@ -248,6 +258,7 @@ def main() -> None:
             data=str(data), catalog=str(catalog), predictions=str(lists), output=str(runs / "lists")
         )
     )
+    stratify(walk, runs / "strata")
     is_same = all(gathered(embed_on_both(runs / "encoder")))
     returned, followed = run_list(walk, runs / "list")
     if is_first():

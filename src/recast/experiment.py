@@ -286,8 +286,11 @@ class _Runs:
 def follow(cell: Cell) -> None:
     """Run a cell that the first rank has begun, together with it. Raises `RecastError` where this
     one does not see that."""
-    where, remedy = f"output of cell {cell.name!r}", "give a folder that all ranks reach"
-    require(begun_of(cell).exists(), where, cell.config.output, remedy)
+    if not begun_of(cell).exists():
+        raise RecastError(
+            f"output of cell {cell.name!r} is {cell.config.output!r}, which rank {world().rank} "
+            "does not see: give a folder on a file system that all machines share"
+        )
     verb_of(cell).run(cell, None)
 
 

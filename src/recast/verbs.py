@@ -109,6 +109,7 @@ VERBS = {
         "StratifyConfig",
         "recast.evaluation.stratify:stratify_policy",
         "where a ranker would help a policy",
+        has_ranks=True,
     ),
 }
 

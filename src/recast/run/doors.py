@@ -9,7 +9,7 @@ from typing import Any
 
 from recast.config import CompareConfig, QuickstartConfig, RLConfig, SFTConfig, TokenizeConfig
 from recast.config.check import RANKERS, names_code, refuse_ranks, split_baseline, take
-from recast.config.evaluation import EvaluateConfig
+from recast.config.evaluation import EvaluateConfig, StratifyConfig
 from recast.errors import RecastError
 from recast.run.files import refuse_existing
 from recast.run.reading import kind_of, reading
@@ -40,7 +40,7 @@ _KINDS = {
 }
 """Settings that name a folder: the files that it holds (one of those with a bar between them), and
 what is said of one without."""
-RANKED = (TokenizeConfig, SFTConfig, RLConfig, EvaluateConfig)
+RANKED = (TokenizeConfig, SFTConfig, RLConfig, EvaluateConfig, StratifyConfig)
 """Of verbs that several ranks may run together."""
 LED = (QuickstartConfig, CompareConfig)
 """Of lists of such verbs, and of others that the first rank runs alone."""
