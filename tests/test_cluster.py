@@ -115,20 +115,27 @@ def test_killed_and_gone_on_with_by_as_many_or_not(
         assert one == pytest.approx(two, rel=1e-4, abs=1e-5)
 
 
+def compare(walk: Path, folder: Path, *more: str, count: int = 2) -> list[subprocess.Popen[str]]:
+    port = free_port()
+    args = ["compare", "--data", walk / "data", "--policy", walk / "sft" / "policy"]
+    args += ["--output", folder, "--methods=recast", "--seeds=1", "--lrs=1e-3", "--steps=60"]
+    args += ["--group_sizes=4", "--prompts_per_step=4", "--valid_rows=30", *more]
+    return [start(rank, port, "-m", "recast", *args, size=count) for rank in range(count)]
+
+
+def test_what_the_first_rank_refuses_while_the_others_wait(walk: Path, tmp_path: Path) -> None:
+    first, second = ended(compare(walk, tmp_path / "out", "--workers=2"))
+    assert first[0] == second[0] == 2
+    [line] = [line for _, _, err in (first, second) for line in lines_of(err)]
+    assert "workers is 2: several ranks run one cell after another" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_comparison_that_is_killed_goes_on(walk: Path, tmp_path: Path) -> None:
     """Twice in its second run, of two ranks, then by one; the table is that of one process."""
-
-    def compare(folder: Path, count: int) -> list[subprocess.Popen[str]]:
-        args = ["compare", "--data", walk / "data", "--policy", walk / "sft" / "policy"]
-        args += ["--output", folder, "--methods=recast", "--seeds=1", "--lrs=1e-3", "--steps=60"]
-        args += ["--group_sizes=4", "--prompts_per_step=4", "--valid_rows=30"]
-        args += ["--workers=1"] if count == 1 else []
-        port = free_port()
-        return [start(rank, port, "-m", "recast", *args, size=count) for rank in range(count)]
-
     both, name, says = tmp_path / "both", "rl/sft_continued/lr_0.001_seed_0", "begins anew"
     for killed, lines in ((1, 12), (0, 30)):
-        processes = compare(both, 2)
+        processes = compare(walk, both)
         metrics = both / name / "metrics.jsonl"
         while not metrics.exists() or metrics.read_text().count("\n") < lines:
             assert processes[0].poll() is None
@@ -143,11 +150,11 @@ def test_a_comparison_that_is_killed_goes_on(walk: Path, tmp_path: Path) -> None
         assert "lost another one" in "".join(lines_of(err))
         if killed == 1:  # the first keeps its last step, unless it was in the middle of one
             says = "goes on" if "kept behind optimizer step" in out else says
-    [(code, out, _)] = ended(compare(both, 1))
+    [(code, out, _)] = ended(compare(walk, both, "--workers=1", count=1))
     assert code == 0
     assert "rl/recast/lr_0.001_seed_0: finished before, not run again" in out
     assert f"{name}: was begun but not finished, {says}" in out
-    assert ended(compare(tmp_path / "one", 1))[0][0] == 0
+    assert ended(compare(walk, tmp_path / "one", "--workers=1", count=1))[0][0] == 0
     ours, theirs = (
         json.loads((folder / "results.json").read_text())["methods"]
         for folder in (both, tmp_path / "one")

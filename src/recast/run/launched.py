@@ -16,7 +16,9 @@ _MEET_S = 60
 """In which all ranks must have come."""
 _FIRST_S = 1.0
 """In which the first rank speaks for all, where all have the same to say."""
-_SAID, _HERE = "said", "here"
+SAID = "said"
+"""Key of the store, once a rank has said how the run ended."""
+_HERE = "here"
 
 
 class Launched(NamedTuple):
@@ -124,11 +126,11 @@ def speaks() -> bool:
             from torch.distributed import DistStoreError
 
             try:
-                world().store.wait([_SAID], timedelta(seconds=_FIRST_S))
+                world().store.wait([SAID], timedelta(seconds=_FIRST_S))
                 return False
             except DistStoreError:
                 pass
-        return int(world().store.add(_SAID, 1)) == 1
+        return int(world().store.add(SAID, 1)) == 1
     except RuntimeError:  # the store has gone, with the launcher or the first rank that kept it
         return world().rank == (0 if _is_kept() else 1)
 

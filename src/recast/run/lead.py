@@ -6,14 +6,14 @@ Meanwhile the others do what it hands them, together with it, and wait for that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from typing import Any, TypeVar
 
-from recast.run.launched import join
-from recast.run.world import agreed, is_first, stand_in, waiting, world
+from recast.run.launched import SAID, join
+from recast.run.world import LostRankError, agreed, is_first, stand_in, waiting, world
 
 _LOOK = timedelta(seconds=1)
 """After which one that waits answers a signal."""
@@ -72,12 +72,11 @@ def _hear() -> tuple[bool, Any]:
     a signal as long."""
     from torch.distributed import DistStoreError
 
-    name, is_told = f"led/{next(_numbers)}", False
+    name, store = f"led/{next(_numbers)}", world().store
     with waiting():
-        while not is_told:
-            try:
-                world().store.wait([name], _LOOK)
-                is_told = True
-            except DistStoreError:
-                pass
+        while not store.check([name]):
+            with suppress(DistStoreError):  # not yet
+                store.wait([name], _LOOK)
+            if store.check([SAID]):
+                raise LostRankError("another rank has ended, and said why")
     return agreed((False, None))
