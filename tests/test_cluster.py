@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -33,6 +34,15 @@ def loss(logprobs, advantages):
     if os.environ["RANK"] == "1" and len(advantages):
         raise KeyError("mine")
     return -logprobs * advantages
+"""
+
+
+HURRIED = """
+from recast import cli
+from recast.run import launched
+
+launched._MEET_S = 3
+cli.main()
 """
 
 
@@ -105,6 +115,54 @@ def test_killed_and_gone_on_with_by_as_many_or_not(
         assert one == pytest.approx(two, rel=1e-4, abs=1e-5)
 
 
+def compare(walk: Path, folder: Path, *more: str, count: int = 2) -> list[subprocess.Popen[str]]:
+    port = free_port()
+    args = ["compare", "--data", walk / "data", "--policy", walk / "sft" / "policy"]
+    args += ["--output", folder, "--methods=recast", "--seeds=1", "--lrs=1e-3", "--steps=60"]
+    args += ["--group_sizes=4", "--prompts_per_step=4", "--valid_rows=30", *more]
+    return [start(rank, port, "-m", "recast", *args, size=count) for rank in range(count)]
+
+
+def test_what_the_first_rank_refuses_while_the_others_wait(walk: Path, tmp_path: Path) -> None:
+    first, second = ended(compare(walk, tmp_path / "out", "--workers=2"))
+    assert first[0] == second[0] == 2
+    [line] = [line for _, _, err in (first, second) for line in lines_of(err)]
+    assert "workers is 2: several ranks run one cell after another" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_comparison_that_is_killed_goes_on(walk: Path, tmp_path: Path) -> None:
+    """Twice in its second run, of two ranks, then by one; the table is that of one process."""
+    both, name, says = tmp_path / "both", "rl/sft_continued/lr_0.001_seed_0", "begins anew"
+    for killed, lines in ((1, 12), (0, 30)):
+        processes = compare(walk, both)
+        metrics = both / name / "metrics.jsonl"
+        while not metrics.exists() or metrics.read_text().count("\n") < lines:
+            assert processes[0].poll() is None
+            time.sleep(0.02)
+        processes[killed].send_signal(signal.SIGKILL)
+        since = time.monotonic()
+        codes = ended(processes)
+        assert time.monotonic() - since < 60
+        assert codes.pop(killed)[0] == -signal.SIGKILL
+        [(code, out, err)] = codes
+        assert code == 2
+        assert "lost another one" in "".join(lines_of(err))
+        if killed == 1:  # the first keeps its last step, unless it was in the middle of one
+            says = "goes on" if "kept behind optimizer step" in out else says
+    [(code, out, _)] = ended(compare(walk, both, "--workers=1", count=1))
+    assert code == 0
+    assert "rl/recast/lr_0.001_seed_0: finished before, not run again" in out
+    assert f"{name}: was begun but not finished, {says}" in out
+    assert ended(compare(walk, tmp_path / "one", "--workers=1", count=1))[0][0] == 0
+    ours, theirs = (
+        json.loads((folder / "results.json").read_text())["methods"]
+        for folder in (both, tmp_path / "one")
+    )
+    for row, of_one in theirs.items():
+        assert ours[row]["compared"]["metrics"] == of_one["compared"]["metrics"]
+
+
 def test_torchrun_and_the_line_of_the_rank_that_failed(walk: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(PART_OF_A_USER)
     args = rl_args(walk, tmp_path / "run", "--method=openonerec_rl", "--loss=mine:loss")
@@ -144,7 +202,7 @@ def test_ranks_that_were_told_different_things(walk: Path, tmp_path: Path) -> No
 
 def test_a_rank_that_never_comes_and_a_port_in_use(walk: Path, tmp_path: Path) -> None:
     args = rl_args(walk, tmp_path / "run")
-    [(code, _, err)] = ended([start(0, free_port(), "-m", "recast", *args)])
+    [(code, _, err)] = ended([start(0, free_port(), "-c", HURRIED, *args)])
     assert code == 2
     [line] = lines_of(err)
     assert "1/2 clients joined" in line

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ import pytest
 import tiny
 import torch
 from small_encoder import save_encoder
+from small_experiment import NAMES
 from small_walk import metric_lines, numbers, rl_config, sft_config, weights
-from two_ranks import RL_RUNS, SFT_RUN, write_lists
+from two_ranks import RL_RUNS, SFT_RUN, stratify, write_lists
 
-from recast.methods.table import METHODS
+from recast.cell import Cell
+from recast.experiment import follow, run_cells
+from recast.methods.table import METHODS, Method
 from recast.policy.sharded import shard
 from recast.rl import train_rl
+from recast.run.world import World, stand_in
 from recast.sft import train_sft
 from recast.types import RecastError
 
@@ -107,8 +112,61 @@ def test_published_lists_are_judged_once(two: tuple[Path, dict[str, Any]]) -> No
     assert found["lists"]["unknown"] == 0
 
 
+def test_strata_of_two_ranks_are_those_of_one(
+    walk: Path, tmp_path: Path, two: tuple[Path, dict[str, Any]]
+) -> None:
+    stratify(walk, tmp_path / "one")
+    one, both = (
+        json.loads((folder / "stratify.json").read_text())
+        for folder in (tmp_path / "one", two[0] / "strata")
+    )
+    assert both | {"output": one["output"]} == one
+
+
 def test_texts_of_two_ranks_have_the_vectors_of_one(two: tuple[Path, dict[str, Any]]) -> None:
     assert json.loads((two[0] / "texts.json").read_text()) is True
+
+
+def test_a_list_of_cells_by_two_ranks_is_that_of_one(
+    finished: tuple[Path, dict[str, Any]], two: tuple[Path, dict[str, Any]]
+) -> None:
+    """The first makes the data alone, the second follows it through the rest."""
+    (root, returned), both = finished, two[0] / "list"
+    found, followed = json.loads((two[0] / "list.json").read_text())
+    assert followed == [[], NAMES[1:]]
+    for name in NAMES:
+        assert {file.name for file in (both / name).iterdir()} == {
+            file.name for file in (root / name).iterdir()
+        }
+        one, other = (of[name] | {"cpu_s": 0.0} for of in (returned, found))
+        assert other == pytest.approx(one, rel=1e-5, abs=1e-6)
+    for name in ("sft", "louder"):
+        check_same(root / name, both / name)
+    assert len(metric_lines(both)) == len(metric_lines(root))
+
+
+@pytest.mark.parametrize(
+    ("method", "workers", "line"),
+    [
+        (METHODS["recast"], 2, "workers is 2: several ranks run one cell after another: leave it"),
+        (replace(METHODS["recast"], signal=lambda *_: None), 1, "method of cell 'rl' cannot be to"),
+    ],
+)
+def test_a_list_that_ranks_cannot_share(
+    walk: Path, tmp_path: Path, method: Method, workers: int, line: str
+) -> None:
+    cell = Cell(name="rl", config=rl_config(walk, tmp_path / "run" / "rl"), method=method)
+    stand_in(World(led=World(size=2)))
+    try:
+        with pytest.raises(RecastError, match=f"^{line}"):
+            run_cells(tmp_path / "run", [cell], workers=workers)
+    finally:
+        stand_in(World())
+    with pytest.raises(
+        RecastError, match=r"^output of cell 'rl' is .* which rank 0 does not see: "
+    ):
+        follow(cell)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_shared_is_refused(walk: Path, tmp_path: Path) -> None:

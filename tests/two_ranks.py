@@ -15,14 +15,17 @@ from typing import Any
 import torch
 import transformers
 from small_encoder import WORDS
+from small_experiment import cells_of
 from small_walk import rl_config, sft_config
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from recast import rl
-from recast.config import EvaluateConfig, LoRAConfig, RLConfig
+from recast import experiment, rl
+from recast.cell import Cell
+from recast.config import EvaluateConfig, LoRAConfig, RLConfig, StratifyConfig
 from recast.data.history import history
 from recast.evaluation.evaluate import evaluate_policy
+from recast.evaluation.stratify import stratify_policy
 from recast.items.catalog import load_catalog
 from recast.items.encoder import _BATCH_TEXTS, embed_texts
 from recast.methods.assembly import in_space_of, resolve
@@ -56,6 +59,7 @@ RL_RUNS: dict[str, dict[str, Any]] = {
         "fsdp_size": 2,
     },
 }
+FOLLOW = experiment.follow
 SFT_RUN: dict[str, Any] = {
     "lr": 1e-3,
     "epochs": 2,
@@ -191,6 +195,15 @@ def embed_on_both(encoder: Path) -> bool:
         return torch.equal(vectors, embed_texts(texts, str(encoder)).vectors)
 
 
+def stratify(walk: Path, output: Path) -> None:
+    policy = str(walk / "sft" / "policy")
+    stratify_policy(
+        StratifyConfig(
+            data=str(walk / "data"), policy=policy, ranker="popularity", output=str(output), rows=30
+        )
+    )
+
+
 class EndedError(Exception):
     """What ends a run before its time."""
 
@@ -212,6 +225,20 @@ def begin(config: RLConfig, step: int) -> None:
         rl.learn = learn
 
 
+def run_list(walk: Path, root: Path) -> tuple[dict[str, Metrics], list[list[str]]]:
+    """What a list of cells returned, to all alike; those that each rank followed another in."""
+    followed = []
+
+    def follow(cell: Cell) -> None:
+        followed.append(cell.name)
+        FOLLOW(cell)
+
+    experiment.follow = follow
+    returned = experiment.run_cells(root, cells_of(root, walk / "events.csv"))
+    assert all(other == returned for other in gathered(returned))
+    return returned, gathered(followed)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     join()
@@ -231,9 +258,12 @@ def main() -> None:
             data=str(data), catalog=str(catalog), predictions=str(lists), output=str(runs / "lists")
         )
     )
+    stratify(walk, runs / "strata")
     is_same = all(gathered(embed_on_both(runs / "encoder")))
+    returned, followed = run_list(walk, runs / "list")
     if is_first():
         (runs / "texts.json").write_text(json.dumps(is_same))
+        (runs / "list.json").write_text(json.dumps([returned, followed]))
         print(json.dumps(found))
     leave()
 

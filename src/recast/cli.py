@@ -75,9 +75,11 @@ def run(args: list[str]) -> None:
     has_ranks = name in VERBS and VERBS[name].has_ranks
     refuse_surroundings(has_ranks=has_ranks)
     if has_ranks:
+        from recast import config as configs
         from recast.config.launch import split_launch
 
-        args, launch = split_launch(args)
+        has_workers = hasattr(getattr(configs, VERBS[name].config or ""), "workers")
+        args, launch = split_launch(args, has_workers=has_workers)
     config = configure(name, args[1:])
     verb = VERBS[name]
     if sys.flags.optimize > 1:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from recast.evaluation.curves import CURVE
 from recast.evaluation.drift import DriftConfig, measure_drift
 from recast.evaluation.rank import rows_to_rank
 from recast.evaluation.seed_results import Trial
-from recast.experiment import finished_cells, run_cells
+from recast.experiment import finished_cells, follow, run_cells
 from recast.methods.parts import find_part, resources
 from recast.methods.table import METHODS, check_methods
 from recast.policy.device import find_device
@@ -30,9 +31,11 @@ from recast.policy.tasks import load_task
 from recast.policy.threads import usable_cores
 from recast.record import mark_of
 from recast.report.comparison import markdown, plain
-from recast.run.doors import enter
 from recast.run.files import staged_file
+from recast.run.fingerprint import meet
+from recast.run.lead import led
 from recast.run.reading import read_json, reading
+from recast.run.world import world
 from recast.tabulate import CONTROL, START, Row, refuse_outside, refuse_unknown, tabulate
 from recast.types import Metrics, RecastError, require
 
@@ -47,14 +50,19 @@ def compare_methods(config: CompareConfig) -> str:
     Raises `RecastError` where finished runs do not belong to this comparison, and with `verify`
     for a value outside of its band.
     """
-    enter(config, CompareConfig, goes_on=True)
+    meet(config, CompareConfig, goes_on=True)
     check_methods(config)
+    return led(partial(_compare, config), follow)
+
+
+def _compare(config: CompareConfig) -> str:
     out, rows = Path(config.output), rows_of(config)
     refuse_unknown(config.expected, [START, *(row.name for row in rows)], config.beam_width)
     _refuse_early(config, rows)
     told = ("verify", "expected", "workers", "trackio")
     settings = {k: v for k, v in asdict(config).items() if k not in told}
-    workers = config.workers or (usable_cores() if config.device == "cpu" else 1)
+    at_once = usable_cores() if config.device == "cpu" and not world().led else 1
+    workers = config.workers or at_once
 
     def run(cells: list[Cell], *, goes_on: bool = True) -> dict[str, Metrics]:
         found = run_cells(out, cells, settings, workers=workers, goes_on=goes_on)

@@ -7,13 +7,14 @@ stand in its record, decide whether it is the same.
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from typing import Any
 import torch
 
 import recast
-from recast.cell import Cell, default_of, inputs_of, listed, settings_of, verb_of
+from recast.cell import Cell, inputs_of, listed, settings_of, verb_of
 from recast.config import EvaluateConfig, RLConfig
 from recast.config.check import as_path
+from recast.policy.threads import usable_cores
 from recast.record import (
     Record,
     begun_of,
@@ -32,16 +34,21 @@ from recast.record import (
     mark_of,
     read_begun,
     read_record,
+    refuse_changed,
     refuse_foreign,
+    refuse_other,
     tidy,
     write_record,
 )
+from recast.run.doors import RANKED
 from recast.run.files import alone_in, refuse_existing
 from recast.run.fingerprint import Input, plain
+from recast.run.lead import handed, led
 from recast.run.log import RunLog
-from recast.run.reading import reading
+from recast.run.reading import reading, reason_of
 from recast.run.stage import Stage, duration, shown
 from recast.run.workers import in_workers
+from recast.run.world import world
 from recast.types import Metrics, RecastError, require
 
 SCREENS = "screens"
@@ -58,6 +65,9 @@ def run_cells(
 ) -> dict[str, Metrics]:
     """Run the cells in their order; returns what each of them returned, by name.
 
+    Of several ranks the first goes through the list; the others run with it the cells whose verb
+    makes use of them (`follow`).
+
     Outputs lie below `folder`, which gets `config.yaml` (`settings`, by default those of all
     cells), `env.json` and `metrics.jsonl` with the lines of all cells; those of an interrupted
     cell stay, before those of its second run. Threads that are left open are measured by the first
@@ -67,14 +77,30 @@ def run_cells(
     says how many; their lines stand in their own `metrics.jsonl` alone, what they say in
     `screens/NAME.txt`. `goes_on` says that other cells of the same experiment were run there.
 
-    Raises `RecastError`, before anything is run or written, for cells that no run could use, for a
-    finished cell that has other settings, read other files or is damaged, for an output that no
-    cell began, and while another process runs an experiment in `folder`.
+    Raises `RecastError`, before anything is run or written, for cells that no run could use or
+    ranks cannot be told, for `workers` of several ranks, for a finished cell that has other
+    settings, read other files or is damaged, for an output that no cell began, and while another
+    process runs an experiment in `folder`.
     """
+    work = partial(_run_cells, folder, cells, settings, workers, goes_on)
+    return led(work, follow)
+
+
+def _run_cells(
+    folder: str | Path,
+    cells: Iterable[Cell],
+    settings: dict[str, Any] | None,
+    workers: int,
+    goes_on: bool,
+) -> dict[str, Metrics]:
     root, cells = Path(os.path.abspath(as_path("folder", folder))), listed(cells)
     is_plain = settings is None or isinstance(settings, dict)
     require(is_plain, "settings", settings, "give a dict of plain data")
     used = _check(root, cells)
+    if world().led:
+        remedy = "several ranks run one cell after another: leave it out, or start one process"
+        require(workers == 1, "workers", workers, remedy)
+        _refuse_unsent(cells)
     with alone_in(root):
         runs = _Runs(root, cells, used)
         goes_on |= any(mark_of(cell).exists() or begun_of(cell).exists() for cell in cells)
@@ -110,7 +136,7 @@ class _Runs:
         for cell in cells:
             if mark_of(cell).exists():
                 self.done[cell.name] = record = read_record(cell)
-                _refuse_other(cell, record["settings"], used[cell.name])
+                refuse_other(cell, record["settings"], used[cell.name])
             elif begun_of(cell).exists():
                 refuse_foreign(cell.folder)
             else:
@@ -120,7 +146,7 @@ class _Runs:
             if not waits:
                 reads = self._reads(cell)
                 if cell.name in self.done:
-                    _refuse_changed(cell, self.done[cell.name]["reads"], reads)
+                    refuse_changed(cell, self.done[cell.name]["reads"], reads)
             if cell.name not in self.done:
                 to_come.append(cell.folder)
 
@@ -145,7 +171,7 @@ class _Runs:
         with told as stage:
             for cell in cells:
                 if cell.name in self.done:
-                    _refuse_changed(cell, self.done[cell.name]["reads"], self._reads(cell))
+                    refuse_changed(cell, self.done[cell.name]["reads"], self._reads(cell))
                     tidy(cell)
                     log.say(f"{cell.name}: finished before, not run again")
                 elif at_once == 1:
@@ -162,7 +188,8 @@ class _Runs:
     def _run(self, cell: Cell, log: RunLog) -> None:
         ready, record = self._begin(cell, log)
         try:
-            returned = verb_of(cell).run(ready, log)
+            with handed(ready) if _has_ranks(ready) else nullcontext():
+                returned = verb_of(cell).run(ready, log)
         except BaseException:
             _leave(cell)
             raise
@@ -235,7 +262,7 @@ class _Runs:
         keeps = isinstance(cell.config, RLConfig | EvaluateConfig) and cell.config.threads is None
         if not (counts and keeps):
             return cell
-        threads = min(counts[0], os.cpu_count() or 1)  # it may have moved to a smaller machine
+        threads = min(counts[0], usable_cores())  # it may have moved to a smaller machine
         return replace(cell, config=replace(cell.config, threads=threads))
 
     def _reads(self, cell: Cell) -> dict[str, dict[str, str]]:
@@ -256,11 +283,39 @@ class _Runs:
         return reads
 
 
+def follow(cell: Cell) -> None:
+    """Run a cell that the first rank has begun, together with it. Raises `RecastError` where this
+    one does not see that."""
+    if not begun_of(cell).exists():
+        raise RecastError(
+            f"output of cell {cell.name!r} is {cell.config.output!r}, which rank {world().rank} "
+            "does not see: give a folder on a file system that all machines share"
+        )
+    verb_of(cell).run(cell, None)
+
+
 def run_apart(task: tuple[Cell, Path]) -> tuple[Metrics, int]:
     """Run a cell in a worker; what it says goes into a file. Returns its metrics and threads."""
     cell, screen = task
     with screen.open("a", encoding="utf-8") as file, redirect_stdout(file):
         return verb_of(cell).run(cell, None), torch.get_num_threads()
+
+
+def _has_ranks(cell: Cell) -> bool:
+    """Whether several ranks run it together."""
+    return cell.run is None and isinstance(cell.config, RANKED)
+
+
+def _refuse_unsent(cells: Iterable[Cell]) -> None:
+    """Raise `RecastError` for a method that other processes cannot be told."""
+    for cell in filter(_has_ranks, cells):
+        try:
+            pickle.dumps(cell)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise RecastError(
+                f"method of cell {cell.name!r} cannot be told to other ranks ({reason_of(error)}): "
+                "let its functions stand at the top of a module"
+            ) from error
 
 
 def _leave(cell: Cell) -> None:
@@ -286,39 +341,9 @@ def _check(root: Path, cells: list[Cell]) -> dict[str, dict[str, Any]]:
     return used
 
 
-def _refuse_other(cell: Cell, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `RecastError` for a finished cell that had other settings."""
-    # A setting that did not exist then was at its default.
-    old = {key: default_of(cell, key) for key in now} | then
-    changed = [key for key in old | now if old[key] != now.get(key, ...)]
-    if changed:
-        was, is_now = (
-            ", ".join(f"{key} {_shown(values.get(key, ...))}" for key in changed[:3])
-            for values in (old, now)
-        )
-        raise RecastError(
-            f"{cell.folder} is finished with {was}; this list has {is_now}: choose another "
-            "output, or remove that folder to run its cell again"
-        )
-
-
-def _refuse_changed(cell: Cell, then: dict[str, Any], now: dict[str, dict[str, str]]) -> None:
-    """Raise `RecastError` for a finished cell that read other files."""
-    for key, read in now.items():
-        if key not in then or then[key]["sha256"] != read["sha256"]:
-            raise RecastError(
-                f"{cell.folder} is finished with another content of {key} ({read['path']}): choose "
-                "another output, or remove that folder to run its cell again"
-            )
-
-
 def _stage_of(cell: Cell) -> str:
     return cell.stage or cell.name
 
 
 def _is_below(path: Path, folders: Iterable[Path]) -> bool:
     return any(path.is_relative_to(folder) for folder in folders)
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is ... else json.dumps(value)

@@ -8,6 +8,7 @@ constrained sampling (the main table), `beam` with rollouts by constrained beam 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,11 +27,12 @@ from recast.config.check import Shown
 from recast.evaluation.compare import compare
 from recast.evaluation.disk import read_ranks
 from recast.evaluation.results import Results, save_tables
-from recast.experiment import run_cells
+from recast.experiment import follow, run_cells
 from recast.methods.table import METHODS
 from recast.report.table import markdown, plain
-from recast.run.doors import enter
 from recast.run.files import staged_file
+from recast.run.fingerprint import meet
+from recast.run.lead import led
 from recast.run.space import require_space
 from recast.tabulate import refuse_outside, refuse_unknown
 from recast.types import Metrics, RecastError
@@ -83,7 +85,11 @@ def quickstart(config: QuickstartConfig) -> str:
     Test rows are ranked once, by finished models; everything is chosen on validation rows. With
     `verify` raises `RecastError` for a value outside of its band.
     """
-    enter(config, QuickstartConfig, goes_on=True)
+    meet(config, QuickstartConfig, goes_on=True)
+    return led(partial(_walk, config), follow)
+
+
+def _walk(config: QuickstartConfig) -> str:
     refuse_unknown(config.expected, list(rows_of("sample")), EvaluateConfig.beam_width)
     out = Path(config.output)
     if config.resume and not (out / "config.yaml").is_file():

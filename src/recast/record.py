@@ -15,7 +15,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from recast.cell import Cell
+from recast.cell import Cell, default_of
 from recast.run.files import CHECKPOINTS, remove_whole, staged_file
 from recast.run.reading import read_json, reading
 from recast.types import RecastError
@@ -108,3 +108,33 @@ def tidy(cell: Cell) -> None:
     for kept in list(cell.folder.rglob(CHECKPOINTS)):
         remove_whole(kept)
     begun_of(cell).unlink(missing_ok=True)
+
+
+def refuse_other(cell: Cell, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise `RecastError` for a finished cell that had other settings."""
+    # A setting that did not exist then was at its default.
+    old = {key: default_of(cell, key) for key in now} | then
+    changed = [key for key in old | now if old[key] != now.get(key, ...)]
+    if changed:
+        was, is_now = (
+            ", ".join(f"{key} {_shown(values.get(key, ...))}" for key in changed[:3])
+            for values in (old, now)
+        )
+        raise RecastError(
+            f"{cell.folder} is finished with {was}; this list has {is_now}: choose another "
+            "output, or remove that folder to run its cell again"
+        )
+
+
+def refuse_changed(cell: Cell, then: dict[str, Any], now: dict[str, dict[str, str]]) -> None:
+    """Raise `RecastError` for a finished cell that read other files."""
+    for key, read in now.items():
+        if key not in then or then[key]["sha256"] != read["sha256"]:
+            raise RecastError(
+                f"{cell.folder} is finished with another content of {key} ({read['path']}): choose "
+                "another output, or remove that folder to run its cell again"
+            )
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is ... else json.dumps(value)

@@ -35,6 +35,7 @@ VERBS = {
         "the whole walk on MovieLens-100K, in one command",
         goes_on=True,
         takes_file=True,
+        has_ranks=True,
     ),
     "prepare": Verb(
         "PrepareConfig",
@@ -80,6 +81,7 @@ VERBS = {
         check="recast.methods.table:check_methods",
         goes_on=True,
         takes_file=True,
+        has_ranks=True,
     ),
     "evaluate": Verb(
         "EvaluateConfig",
@@ -107,6 +109,7 @@ VERBS = {
         "StratifyConfig",
         "recast.evaluation.stratify:stratify_policy",
         "where a ranker would help a policy",
+        has_ranks=True,
     ),
 }
 

@@ -13,6 +13,9 @@ def test_the_rest_stays_in_its_order() -> None:
     args = ["rl", "--seed", "3", "--launcher", "ray", "--workers=2", "--lr", "1e-4"]
     assert split_launch(args) == (["rl", "--seed", "3", "--lr", "1e-4"], Launch("ray", (2, 2)))
     assert split_launch(["rl", "--seed=3"]) == (["rl", "--seed=3"], None)
+    own = ["compare", "--workers=2"]
+    assert split_launch(own, has_workers=True) == (own, None)
+    assert split_launch([*own, "--launcher=ray"], has_workers=True)[1] == Launch("ray", (2, 2))
 
 
 @pytest.mark.parametrize("text", ["0", "0:2", "2:1", "1:", ":2", "x", "-1:2", "1:2:3", "9" * 7, ""])

@@ -303,5 +303,5 @@ def refuse_ranks() -> None:
     if (count := num_ranks()) != 1:
         raise RecastError(
             f"WORLD_SIZE is {count}: this runs in one process, start it without torchrun; "
-            "tokenize, sft, rl and evaluate make use of several"
+            "quickstart, tokenize, sft, rl, compare, evaluate and stratify make use of several"
         )

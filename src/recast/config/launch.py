@@ -20,12 +20,15 @@ class Launch(NamedTuple):
     """At least and at most."""
 
 
-def split_launch(args: list[str]) -> tuple[list[str], Launch | None]:
-    """Arguments without `--launcher ray --workers MIN:MAX`, and what these say.
+def split_launch(args: list[str], *, has_workers: bool = False) -> tuple[list[str], Launch | None]:
+    """Arguments without `--launcher ray --workers MIN:MAX`, and what these say. Of a verb that
+    `has_workers` as a setting, these are the launcher's only where there is one.
 
     >>> split_launch(["--seed", "3", "--launcher=ray", "--workers", "1:4"])
     (['--seed', '3'], Launch(launcher='ray', workers=(1, 4)))
     """
+    if has_workers and not any(arg.partition("=")[0] == "--launcher" for arg in args):
+        return args, None
     given: dict[str, str] = {}
     left: list[str] = []
     rest = iter(args)

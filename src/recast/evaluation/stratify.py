@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,10 @@ from recast.policy.ranker import load_ranker
 from recast.policy.tasks import load_task
 from recast.policy.threads import choose_threads
 from recast.rollout.beam import beam_search
-from recast.run.doors import enter
 from recast.run.files import staged_folder
+from recast.run.fingerprint import meet
 from recast.run.parts import Parts, parts_of
+from recast.run.world import once
 from recast.signals.adagrpo import (
     Scores,
     candidates,
@@ -59,7 +61,7 @@ def stratify_policy(config: StratifyConfig) -> str:
     Raises `RecastError` when data, policy and ranker do not belong together or there are fewer than
     two rows.
     """
-    enter(config, StratifyConfig)
+    meet(config, StratifyConfig)
     with parts_of(config.output) as parts:
         return _stratify(config, parts)
 
@@ -100,8 +102,12 @@ def _stratify(config: StratifyConfig, parts: Parts) -> str:
     columns = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     facts = asdict(config) | {"threads": threads, "split_name": task.split_name}
     content = facts | summarise(columns, task.users(rows), config.seed)
+    return once(partial(_write, config.output, content))
+
+
+def _write(output: str, content: dict[str, Any]) -> str:
     text = markdown(content)
-    with staged_folder(config.output) as stage:
+    with staged_folder(output) as stage:
         (stage / "stratify.json").write_text(json.dumps(content, indent=2) + "\n")
         (stage / "stratify.md").write_text(text)
     return text

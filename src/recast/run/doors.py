@@ -7,12 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from recast.config import RLConfig, SFTConfig, TokenizeConfig
+from recast.config import CompareConfig, QuickstartConfig, RLConfig, SFTConfig, TokenizeConfig
 from recast.config.check import RANKERS, names_code, refuse_ranks, split_baseline, take
-from recast.config.evaluation import EvaluateConfig
+from recast.config.evaluation import EvaluateConfig, StratifyConfig
 from recast.errors import RecastError
 from recast.run.files import refuse_existing
 from recast.run.reading import kind_of, reading
+from recast.run.world import world
 
 _KINDS = {
     "data": (
@@ -39,8 +40,10 @@ _KINDS = {
 }
 """Settings that name a folder: the files that it holds (one of those with a bar between them), and
 what is said of one without."""
-RANKED = (TokenizeConfig, SFTConfig, RLConfig, EvaluateConfig)
+RANKED = (TokenizeConfig, SFTConfig, RLConfig, EvaluateConfig, StratifyConfig)
 """Of verbs that several ranks may run together."""
+LED = (QuickstartConfig, CompareConfig)
+"""Of lists of such verbs, and of others that the first rank runs alone."""
 PUBLISHED = ("movielens-100k", "minilm")
 """Values of settings that name what is fetched, pinned by its hash."""
 
@@ -50,7 +53,7 @@ def enter(config: Any, config_type: type, *, goes_on: bool = False) -> None:
     is free and lies in none of them. One that `goes_on`, or resumes, may hold something; a verb
     that only looks has none."""
     take(config, config_type)
-    if not isinstance(config, RANKED):
+    if not isinstance(config, (*RANKED, *LED)) and not world().is_alone:
         refuse_ranks()
     output = Path(config.output) if hasattr(config, "output") else None
     goes_on = goes_on or getattr(config, "resume", False)

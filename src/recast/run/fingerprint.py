@@ -264,10 +264,10 @@ def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
-def meet(config: Any, config_type: type) -> None:
+def meet(config: Any, config_type: type, *, goes_on: bool = False) -> None:
     """Enter a verb, together with the other ranks if there are any. Raises `RecastError` unless all
     have the same settings, versions and files, and for ranks that cannot share the weights so."""
-    enter(config, config_type)
+    enter(config, config_type, goes_on=goes_on)
     join()
     size, asked = world().size, getattr(config, "fsdp_size", 1)
     remedy = f"it has to divide the {size} ranks" if size > 1 else "start several, with torchrun"

@@ -16,7 +16,9 @@ _MEET_S = 60
 """In which all ranks must have come."""
 _FIRST_S = 1.0
 """In which the first rank speaks for all, where all have the same to say."""
-_SAID, _HERE = "said", "here"
+SAID = "said"
+"""Key of the store, once a rank has said how the run ended."""
+_HERE = "here"
 
 
 class Launched(NamedTuple):
@@ -46,12 +48,13 @@ class Launched(NamedTuple):
 
 
 def join() -> None:
-    """Meet the other ranks that the environment tells of; alone, and once met, nothing happens.
+    """Meet the other ranks that the environment tells of; without any, and once met, nothing
+    happens.
 
     Raises `RecastError` where they do not meet within a minute.
     """
     size = num_ranks()
-    if size == 1 or world().size > 1:
+    if size == 1 or world().store is not None:
         return
     rank, local_rank, local_size = Launched.told()
     # Else torch tells on stderr of every wait that ends; read as it is imported.
@@ -123,11 +126,11 @@ def speaks() -> bool:
             from torch.distributed import DistStoreError
 
             try:
-                world().store.wait([_SAID], timedelta(seconds=_FIRST_S))
+                world().store.wait([SAID], timedelta(seconds=_FIRST_S))
                 return False
             except DistStoreError:
                 pass
-        return int(world().store.add(_SAID, 1)) == 1
+        return int(world().store.add(SAID, 1)) == 1
     except RuntimeError:  # the store has gone, with the launcher or the first rank that kept it
         return world().rank == (0 if _is_kept() else 1)
 

@@ -65,7 +65,8 @@ def refuse_surroundings(*, has_ranks: bool) -> None:
     except RecastError:  # which all of them see: one line of the first process
         if os.environ.get("RANK", "0") not in map(str, range(1, min(num_ranks(), 2**20))):
             raise
-        time.sleep(1)  # else the launcher would end the first one before its line
+        with suppress(KeyboardInterrupt):  # of the launcher, once the first one has spoken
+            time.sleep(1)  # else it would be ended before its line
         raise SystemExit(2) from None
     join()
 

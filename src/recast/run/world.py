@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,7 +39,14 @@ class World:
     local_size: int = 1
     """Of them on this machine, which share its cores and its memory."""
     store: Any = None
-    """Of keys that all ranks read and write; None alone."""
+    """Of keys that all ranks read and write; None where there are no others."""
+    led: World | None = None
+    """All, while this one leads them (`recast.run.lead`)."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the others need not do what this one does."""
+        return self.size == 1 and self.store is not None
 
 
 _world = World()
@@ -65,7 +72,7 @@ def stand_in(other: World) -> None:
 def alone() -> Iterator[None]:
     """While it lasts this rank is the only one: what it does the others need not do."""
     before = _world
-    stand_in(World(rank=before.rank, local_size=before.local_size))
+    stand_in(replace(before, size=1))
     try:
         yield
     finally:
@@ -82,7 +89,7 @@ def once(work: Callable[[], Result]) -> Result:
     if is_first():
         with alone():
             result = [work()]
-    with _waiting():
+    with waiting():
         distributed.broadcast_object_list(result, src=0)
     found: Result = result[0]
     return found
@@ -95,7 +102,7 @@ def gathered(value: Result) -> list[Result]:
     from torch import distributed
 
     values: list[Any] = [None] * _world.size
-    with _waiting():
+    with waiting():
         distributed.all_gather_object(values, value)
     return values
 
@@ -117,7 +124,7 @@ def shared(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
     found = {}
     for name, shape, dtype in shapes:
         value = mine[name].cpu().contiguous() if is_first() else torch.empty(shape, dtype=dtype)
-        with _waiting():
+        with waiting():
             distributed.broadcast(value, src=0)
         found[name] = value
     return mine if is_first() else found
@@ -128,7 +135,7 @@ def add_up(numbers: Tensor) -> Tensor:
     if _world.size > 1:
         from torch import distributed
 
-        with _waiting():
+        with waiting():
             distributed.all_reduce(numbers)
     return numbers
 
@@ -212,9 +219,9 @@ def require_same(what: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _waiting() -> Iterator[None]:
+def waiting() -> Iterator[None]:
     """Around what all ranks do together; one that has gone is an error of those that wait."""
-    remedy = "look for what ended it, then start all of them again, with --resume"
+    remedy = "look for what ended it, then start all of them again, sft and rl with --resume"
     with telling(_world.rank, _world.size, "lost another one", remedy, LostRankError):
         yield
 
@@ -226,7 +233,7 @@ def lost() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if _world.size > 1 and "gloo" in str(error):
-            with _waiting():
+            with waiting():
                 raise
         raise
 

@@ -67,7 +67,7 @@ def run_on_ray(stage: str, config: Any, workers: tuple[int, int]) -> Any:
     try:
         for _ in range(_MOST_LOSSES):
             try:
-                return trainer.fit().metrics
+                return trainer.fit().return_value
             except TrainingFailedError as error:
                 if refused := _refused(error):
                     raise refused from error
@@ -87,10 +87,8 @@ def _mark(output: Path) -> Path:
     return mark
 
 
-def _work(told: dict[str, Any]) -> None:
-    """One worker's part."""
-    from ray import train
-
+def _work(told: dict[str, Any]) -> Any:
+    """One worker's part; what the first has to say is returned."""
     try:
         os.chdir(told["folder"])
         seen = Path(told["mark"]).exists()
@@ -108,7 +106,7 @@ def _work(told: dict[str, Any]) -> None:
     module, name = told["stage"].split(":")
     stage: Callable[[Any], Any] = getattr(import_module(module), name)
     result = stage(config)
-    train.report(result if is_first() and isinstance(result, dict) else {})
+    return result if is_first() and isinstance(result, dict | str) else None
 
 
 def _refused(error: Any) -> RecastError | None:
