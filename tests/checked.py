@@ -23,12 +23,12 @@ from typing import Any
 from unittest.mock import patch
 
 from beartype import BeartypeConf, beartype
-from jaxtyping import config, jaxtyped
+from jaxtyping import TypeCheckError, config, jaxtyped
 
 Function = Callable[..., Any]
 
 _NAME = "__checked__"
-_check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_check = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeCheckError))
 _axes = jaxtyped("context")
 _prepared: dict[int, Function] = {}  # by the identity of the code
 
