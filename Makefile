@@ -10,9 +10,10 @@ BIN := .venv/bin
 quickstart: .venv/.installed
 	$(BIN)/recast quickstart --output runs/quickstart
 
-# One torch thread per worker: two that wait for each other on a busy core spin.
+# One torch thread per worker: two that wait for each other on a busy core spin. Bytecode is kept,
+# or each of the processes that tests start would compile everything anew.
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4
 
 # Real processes killed at 100 random moments and gone on with, a disk that fails at every write.
 torture: .venv/.installed

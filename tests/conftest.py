@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 
-from jaxtyping import install_import_hook
+from checked import check_package
 
 # A caller's launcher, or a wish for settings from variables, is not that of the tests.
 for name in ("WORLD_SIZE", "RANK", *(x for x in os.environ if x.startswith("JSONARGPARSE_"))):
     os.environ.pop(name, None)
 os.environ["COLUMNS"] = "80"  # how wide a help is, not a narrow terminal's
 
-install_import_hook("recast", "checked.check")
+check_package("recast")
 
 pytest_plugins = ["walk_fixtures"]

@@ -1,8 +1,4 @@
-"""Every setting of every verb with values that no run could use: one line, or accepted.
-
-Run by `test_settings.py` in a process of its own: the shape checks of the tests would refuse wrong
-types first.
-"""
+"""Every setting of every verb with values that no run could use: one line, or accepted."""
 
 from __future__ import annotations
 
@@ -46,8 +42,3 @@ def try_all(config_type: type) -> None:
             assert is_dataclass(kept) or kept in (value, [value])
             if isinstance(value, int | float) and not isinstance(value, bool):
                 assert value in (-1, 0) or (value, name) == (math.inf, "max_grad_norm")
-
-
-if __name__ == "__main__":
-    for config_type in TYPES:
-        try_all(config_type)

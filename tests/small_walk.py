@@ -48,7 +48,7 @@ def sft_config(walk: Path, output: Path, **changes: Any) -> SFTConfig:
 
 def rl_config(walk: Path, output: Path, **changes: Any) -> RLConfig:
     settings = {"group_size": 6, "prompts_per_step": 8, "steps": 3, "eval_every": 2, "threads": 1}
-    settings["pass_tokens"] = 4096
+    settings |= {"pass_tokens": 4096, "valid_rows": 40}
     data, policy = str(walk / "data"), str(walk / "sft" / "policy")
     settings = {"data": data, "policy": policy} | settings | changes
     return RLConfig(**settings, output=str(output))

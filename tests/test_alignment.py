@@ -92,6 +92,17 @@ def test_a_mixture_is_learned_and_its_text_measured(
     assert settings["task_weights"]["plain_text"] == 0.5
 
 
+def test_without_an_epoch_nothing_is_learned_of_it(
+    walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(*sft_args(walk, tmp_path / "start"), *MIXED, "--epochs=0")
+    said = capsys.readouterr().out
+    assert "epochs is 0: nothing is trained or validated" in said
+    assert "an epoch reads further rows: " in said
+    before, after = text_lines(tmp_path / "start")
+    assert numbers(before) == numbers(after)
+
+
 def test_a_mixture_goes_on_bit_for_bit(
     walk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,8 @@ def test_a_method_gives_the_weights_of_the_cpu(
 ) -> None:
     needs_ranker = "ranker" in resources(METHODS[name].signal) | resources(METHODS[name].reward)
     settings = OWN.get(name, {}) | ({"ranker": str(one_level)} if needs_ranker else {})
-    settings |= {"method": name, "steps": 1} | ({} if METHODS[name].samplers else {"group_size": 1})
+    settings |= {"method": name, "steps": 1, "valid_rows": 8}
+    settings |= {} if METHODS[name].samplers else {"group_size": 1}
     train_rl(rl_config(walk, tmp_path / "here", **settings))
     with OtherDevice():
         train_rl(rl_config(walk, tmp_path / "there", device=NAME, **settings))
@@ -53,13 +54,10 @@ def test_a_method_gives_the_weights_of_the_cpu(
 
 
 def test_sft_and_evaluation_too(walk: Path, one_level: Path, tmp_path: Path) -> None:
-    train_sft(sft_config(walk, tmp_path / "here", epochs=1, dropout=0.0, logprob_space="trie"))
+    few = {"epochs": 1, "dropout": 0.0, "logprob_space": "trie", "valid_rows": 8}
+    train_sft(sft_config(walk, tmp_path / "here", **few))
     with OtherDevice():
-        train_sft(
-            sft_config(
-                walk, tmp_path / "there", epochs=1, dropout=0.0, logprob_space="trie", device=NAME
-            )
-        )
+        train_sft(sft_config(walk, tmp_path / "there", **few, device=NAME))
     assert _difference(walk / "sft", tmp_path / "here", tmp_path / "there") < 0.01
     found = []
     for device in ("cpu", NAME):

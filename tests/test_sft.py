@@ -312,18 +312,12 @@ def test_a_catalogue_made_from_more_events_is_refused(walk: Path, tmp_path: Path
 def test_no_epoch_leaves_the_policy_as_it_starts(
     walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its validation is that of weights that saw no event, and RL starts from it."""
+    """RL, which starts from it, validates it."""
     run = tmp_path / "base"
     found = train_sft(sft_config(walk, run, epochs=0))
-    assert "epochs is 0: nothing is trained, " in capsys.readouterr().out
+    assert "epochs is 0: nothing is trained or validated, " in capsys.readouterr().out
     assert found["optimizer_steps"] == 0
-    policy, data = load_policy(run / "policy"), load_data(walk / "data")
-    rows = sample_rows(data.rows("valid"), 2000)
-    assert (
-        found["valid/ndcg@10"]
-        == validate(policy, tiny.task_of(data, policy), rows)["valid/ndcg@10"]
-    )
-    assert [line["step"] for line in metric_lines(run)] == [0]
+    assert not [name for line in metric_lines(run) for name in line if name.startswith("valid/")]
     assert training_of(run / "policy", walk / "data") == ((), 0)
     train_rl(rl_config(walk, tmp_path / "rl", policy=str(run / "policy"), steps=1))
     assert training_of(tmp_path / "rl" / "policy", walk / "data") == (("rl",), 0)

@@ -1,8 +1,14 @@
-"""One small walk, data to SFT, that tests start from and never write into."""
+"""One small walk, data to SFT, that tests start from and never write into: made by the first worker
+that asks, for all of them.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +28,26 @@ transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
 
+def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder of this name that `make` has filled; what it returns lies beside it."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, made = base / name, base / f"{name}.json"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            folder.mkdir()
+            made.write_text(json.dumps(make(folder)))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `events.csv`, `data`, `catalog` and `sft`, a half-trained policy."""
-    folder = tmp_path_factory.mktemp("walk")
+    return _once(tmp_path_factory, "walk", _make_walk)
+
+
+def _make_walk(folder: Path) -> None:
     write_events(folder / "events.csv")
     prepare(PrepareConfig(interactions=str(folder / "events.csv"), output=str(folder / "data")))
     tokenize(
@@ -37,24 +59,30 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     train_sft(sft_config(folder, folder / "sft"))
-    return folder
 
 
 @pytest.fixture(scope="session")
 def one_level(walk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy of the same items on one level: the ranker of AdaGRPO."""
-    folder = tmp_path_factory.mktemp("one_level")
-    catalog = str(folder / "catalog")
-    tokenize(TokenizeConfig(data=str(walk / "data"), output=catalog, num_levels=1))
-    train_sft(sft_config(walk, folder / "sft", catalog=catalog, epochs=20))
-    return folder / "sft" / "policy"
+
+    def make(folder: Path) -> None:
+        catalog = str(folder / "catalog")
+        tokenize(TokenizeConfig(data=str(walk / "data"), output=catalog, num_levels=1))
+        train_sft(sft_config(walk, folder / "sft", catalog=catalog, epochs=20))
+
+    return _once(tmp_path_factory, "one_level", make) / "sft" / "policy"
 
 
 @pytest.fixture(scope="session")
 def finished(walk: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The folder of a list that ran without a break, and what it returned."""
-    root = tmp_path_factory.mktemp("experiment") / "run"
-    return root, run_cells(root, cells_of(root, walk / "events.csv"))
+
+    def make(folder: Path) -> dict[str, Any]:
+        root = folder / "run"
+        return run_cells(root, cells_of(root, walk / "events.csv"))
+
+    folder = _once(tmp_path_factory, "experiment", make)
+    return folder / "run", json.loads(folder.with_suffix(".json").read_text())
 
 
 @pytest.fixture

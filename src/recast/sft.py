@@ -54,12 +54,8 @@ def train_sft(config: SFTConfig, log: RunLog | None = None) -> Metrics:
         heard = partial(tell, run, policy, setup.probe, stage="SFT")
         if not state.count:
             heard(step=0, when="before")
-        if not config.epochs and not state.valid:
-            run.say("epochs is 0: nothing is trained, policy/ is the model as it starts")
-            with keeper.step():
-                valid = judge(setup, config, state)
-                run.metrics(0, valid, stage="SFT")
-                state.validated(valid | {"sft/epoch": 0.0})
+        if not config.epochs:
+            run.say("epochs is 0: nothing is trained or validated, policy/ is the start")
         num_epochs = -(-setup.num_steps // setup.epoch_steps)
         with run.stage("SFT", total=num_epochs, done=state.step) as stage:
             while goes_on(setup, config, state):

@@ -1,14 +1,14 @@
 """Settings as Python callers write them: what they mean, or one line, before any work.
 
-In a process of their own: the shape checks of the tests would refuse these types first.
+Without the type checks of the tests, which would refuse these types first.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+from checked import unchecked
 
 HEAD = """
 from pathlib import Path
@@ -67,8 +67,9 @@ else:
 
 
 @pytest.mark.parametrize("name", MEANT)
-def test_settings_mean_what_python_callers_write(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", HEAD + MEANT[name]], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_settings_mean_what_python_callers_write(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with unchecked():
+        exec(HEAD + MEANT[name], {})

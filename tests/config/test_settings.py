@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from every_setting import needed
+from checked import unchecked
+from every_setting import TYPES, needed, try_all
 
 from recast import cli
 from recast import config as configs
@@ -17,14 +15,12 @@ from recast.config import EvaluateConfig, LoRAConfig, ModelConfig, RLConfig, SFT
 from recast.config.check import fits_type, refuse_ranks, take
 from recast.types import RecastError
 
-TESTS = Path(__file__).parent.parent
 
-
-def test_a_value_is_of_its_type_or_refused_in_a_line() -> None:
-    done = subprocess.run(
-        [sys.executable, TESTS / "every_setting.py"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("config_type", TYPES)
+def test_a_value_is_of_its_type_or_refused_in_a_line(config_type: type) -> None:
+    """Without the type checks of the tests, which would refuse wrong types first."""
+    with unchecked():
+        try_all(config_type)
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

@@ -95,6 +95,12 @@ def test_an_answer_is_plain_transformers_and_stops_or_does_not(policy: Policy) -
     )
 
 
+def test_what_is_cut_is_counted(policy: Policy) -> None:
+    rows = [PlainRow(None, "the " * 600), PlainRow(None, "what?")]
+    probe = make_probe(policy, PlainText("f", rows, []))
+    assert probe.notes == ["f: 1 of 2 held-out rows are cut at 512 tokens"]
+
+
 def test_measuring_changes_nothing(policy: Policy) -> None:
     before, state = copy.deepcopy(policy.model.state_dict()), torch.get_rng_state()
     probe = make_probe(policy, TEXTS)

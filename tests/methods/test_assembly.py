@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from checked import unchecked
 from small_walk import failure, rl_args
 
 from recast.config import RLConfig
@@ -242,16 +242,18 @@ def test_a_wrong_result_is_said_before_there_is_a_run_and_leaves_the_group(
 
 
 @pytest.mark.usefixtures("parts")
-def test_a_wrong_shape_as_a_user_meets_it(walk: Path, tmp_path: Path) -> None:
-    """In a process of its own, where nothing checks the shapes of types."""
+def test_a_wrong_shape_as_a_user_meets_it(
+    walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nothing checks the shapes of types."""
     args = rl_args(walk, tmp_path / "run", "--method=openonerec_rl", "--signal=bad_parts:wide")
-    command = [sys.executable, "-m", "recast.cli", *map(str, args)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert found.returncode == 2
-    assert found.stderr == (
-        f"recast: error: signal bad_parts:wide ({tmp_path / 'bad_parts.py'}, line 10) gave keep of "
+    with unchecked():
+        found, code = failure(capsys, *map(str, args))
+    assert code == 2
+    assert found == (
+        f"signal bad_parts:wide ({tmp_path / 'bad_parts.py'}, line 10) gave keep of "
         "the shape [4, 3]: return [4, 4]; the group is in "
-        f"{tmp_path / 'run.failed_group.json'}\n"
+        f"{tmp_path / 'run.failed_group.json'}"
     )
 
 

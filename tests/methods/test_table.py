@@ -28,7 +28,8 @@ from recast.policy.load import load_policy
 from recast.rl import train_rl
 
 CONTROLS = ("nll_on_all_zero", "random_gate", "fixed_mix", "ungated", "sft_continued")
-LEARNING = {"steps": 20, "prompts_per_step": 16, "group_size": 8, "eval_every": 20, "lr": 2e-3}
+LEARNING = {"steps": 20, "prompts_per_step": 16, "group_size": 8, "lr": 2e-3}
+LEARNING |= {"eval_every": 20, "valid_rows": 8}
 OWN: dict[str, dict[str, Any]] = {
     "dapo": {"max_rollout_batches": 3},
     "sage": {"group_size": 8, "list_length": 2},
@@ -63,9 +64,10 @@ def test_the_same_seed_gives_the_same_bits(
     walk: Path, one_level: Path, tmp_path: Path, name: str
 ) -> None:
     runs = [tmp_path / "a", tmp_path / "b"]
+    settings = {"steps": 2, "valid_rows": 8} | _settings(name, one_level)
     for run in runs:
         torch.rand(7)  # what ran before has no influence
-        train_rl(rl_config(walk, run, **({"steps": 2} | _settings(name, one_level))))
+        train_rl(rl_config(walk, run, **settings))
     assert same(weights(runs[0]), weights(runs[1]))
     assert not same(weights(runs[0]), weights(walk / "sft"))
     # The settings that a run writes are enough to run it again.

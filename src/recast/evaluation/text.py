@@ -59,6 +59,8 @@ class TextProbe:
     ends: list[int]
     """The token that ends an answer."""
     file: str
+    notes: list[str]
+    """Lines on what was cut."""
 
 
 def make_probe(policy: Policy, plain: PlainText) -> TextProbe:
@@ -66,7 +68,7 @@ def make_probe(policy: Policy, plain: PlainText) -> TextProbe:
     writes answers alone, and for rows that it cannot read."""
     remedy = "the policy is an encoder-decoder and writes answers alone, leave it out"
     require(not is_encoder_decoder(policy.model), "plain_text", plain.file, remedy)
-    rows, _ = plain_rows(policy, plain.held_out, plain.file)
+    rows, notes = plain_rows(policy, plain.held_out, plain.file, "held-out rows")
     renderer = plain_renderer(policy, plain.file)
     context, questions = context_of(policy.model), list[list[int]]()
     if plain.held_out[0].prompt is not None:
@@ -79,7 +81,8 @@ def make_probe(policy: Policy, plain: PlainText) -> TextProbe:
     if context is not None:
         questions = [asked for asked in questions if len(asked) + MOST_ANSWER <= context]
     questions = questions[:_MOST_QUESTIONS] if renderer.end_of_turn else []
-    return TextProbe(rows=rows, questions=questions, ends=renderer.end_of_turn, file=plain.file)
+    ends = renderer.end_of_turn
+    return TextProbe(rows=rows, questions=questions, ends=ends, file=plain.file, notes=notes)
 
 
 def text_ability(policy: Policy, probe: TextProbe) -> Metrics:
@@ -94,13 +97,13 @@ def text_ability(policy: Policy, probe: TextProbe) -> Metrics:
 def tell(
     run: RunLog, policy: Policy, probe: TextProbe | None, *, step: int, stage: str, when: str
 ) -> Metrics:
-    """Measure, log and say it; nothing without a probe."""
+    """Measure, log and say it, and before all else what was cut; nothing without a probe."""
     if probe is None:
         return {}
     with whole_weights(policy.model):
         metrics = text_ability(policy, probe)
     run.metrics(step, metrics, stage=stage)
-    run.say(said(metrics, probe, when))
+    run.say("\n".join([*(probe.notes if when == "before" else []), said(metrics, probe, when)]))
     return metrics
 
 

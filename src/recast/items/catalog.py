@@ -188,7 +188,7 @@ def _of_domains(
     return number_of.int()
 
 
-def _whole(name: str, values: Any, num_dims: int) -> Int[Tensor, ...]:
+def _whole(name: str, values: Any, num_dims: int) -> Int[Tensor, " ..."]:
     """A tensor, an array of numpy or lists as a tensor of whole numbers."""
     try:
         made = torch.as_tensor(values)

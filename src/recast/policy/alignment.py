@@ -135,10 +135,13 @@ def history_rows(
     return task.sequences(rows, 0), [f"{name}: {line}" for line in task.notes(rows)]
 
 
-def plain_rows(policy: Policy, rows: Sequence[PlainRow], file: str) -> tuple[Sequences, list[str]]:
+def plain_rows(
+    policy: Policy, rows: Sequence[PlainRow], file: str, called: str = "rows"
+) -> tuple[Sequences, list[str]]:
     """Chats through the policy's template, as they are, with a loss on the last answer; texts as
     its tokenizer reads them, with one on all but the first token; of both the first
-    `LONGEST_PLAIN` tokens. And lines on what was cut and on rows without a token to learn.
+    `LONGEST_PLAIN` tokens. And lines on what was cut and on rows without a token to learn, which
+    are `called` so.
 
     Raises `RecastError` for chats that the template does not take, and where no row is left.
     """
@@ -154,8 +157,8 @@ def plain_rows(policy: Policy, rows: Sequence[PlainRow], file: str) -> tuple[Seq
     remedy = f"none has an answer within {room} tokens, give shorter ones"
     require(bool(kept), "plain_text", file, remedy)
     lost, cut = len(pairs) - len(kept), sum(len(p) + len(a) > room for p, a in fits)
-    notes = [f"{file}: {cut:,} of {len(pairs):,} rows are cut at {room} tokens"] if cut else []
-    notes += [f"{file}: {lost:,} of {len(pairs):,} rows hold nothing to learn"] if lost else []
+    notes = [f"{file}: {cut:,} of {len(pairs):,} {called} are cut at {room} tokens"] if cut else []
+    notes += [f"{file}: {lost:,} of {len(pairs):,} {called} hold nothing to learn"] if lost else []
     return sequences_of(kept, policy.catalog.device), notes
 
 

@@ -26,7 +26,7 @@ def clipped_tokens(
     loss_mask: Bool[Tensor, "B K L"],
     *,
     has_dual: bool,
-) -> Int[Tensor, 3]:
+) -> Int[Tensor, " 3"]:
     """How many tokens the clip keeps from being pushed further down (low) or up (high), and how
     many the dual clip no longer pushes down: those with an advantage whose `slope`, the loss's
     derivative by their log-probability, is 0.

@@ -111,7 +111,7 @@ def set_up_sft(config: SFTConfig) -> SFTSetup:
         splits=config.splits,
         weights=config.task_weights,
         loss_on=config.loss_on,
-        epochs=config.epochs,
+        epochs=max(config.epochs, 1),  # without any it is refused or said what one would read
         seed=config.seed,
     )
     rows, sequences = epochs.rows, epochs.sequences(0)

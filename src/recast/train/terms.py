@@ -59,7 +59,7 @@ def kl_sum(
 
 def clipped_counts(
     loss: Loss, batch: Batch, policy_loss: Float[Tensor, ""], logprobs: Float[Tensor, "B K L"]
-) -> Float[Tensor, 3]:
+) -> Float[Tensor, " 3"]:
     """Tokens that the loss clips, low, high and dual: none at the ratio 1."""
     if batch.old_logprobs is None or not has_clip(loss) or not logprobs.numel():
         return policy_loss.new_zeros(3)
