@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ data: {walk}/data
 policy: {walk}/sft/policy
 output: {out}
 methods: recast,rere
+rl: {{rere: {rere}}}
 seeds: 2
 group_sizes: [4]
 lrs: [1e-4, 1e-2]
@@ -38,6 +39,7 @@ eval_every: 1
 valid_rows: 30
 expected: {{recast: {{item/ndcg@10: [0.0, 1.0]}}}}
 """
+RERE = "method: rere\ngroup_size: 16\nschedule: cosine\nkl_coef: 0.01\n"
 ROWS = ["start", "recast", "rere", "sft_continued"]
 
 
@@ -45,7 +47,9 @@ ROWS = ["start", "recast", "rere", "sft_continued"]
 def recipe(walk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe that was run."""
     folder = tmp_path_factory.mktemp("compare")
-    (folder / "small.yaml").write_text(RECIPE.format(walk=walk, out=folder / "out"))
+    (folder / "rere.yaml").write_text(RERE)
+    recipe = RECIPE.format(walk=walk, out=folder / "out", rere=folder / "rere.yaml")
+    (folder / "small.yaml").write_text(recipe)
     cli.main(["compare", str(folder / "small.yaml"), "--workers=1", "--verify"])
     return folder / "small.yaml"
 
@@ -59,6 +63,8 @@ def config_of(recipe: Path, walk: Path, **changes: Any) -> CompareConfig:
     settings = {"methods": ["recast", "rere"], "seeds": 2, "group_sizes": [4], "lrs": [1e-4, 1e-2]}
     settings |= {"steps": 2, "prompts_per_step": 4, "eval_every": 1, "valid_rows": 30}
     settings |= {"policy": [str(walk / "sft" / "policy")], "workers": 1} | changes
+    if "rere" in settings["methods"]:
+        settings = {"rl": {"rere": str(recipe.parent / "rere.yaml")}} | settings
     return CompareConfig(data=str(walk / "data"), output=str(recipe.parent / "out"), **settings)
 
 
@@ -197,6 +203,13 @@ def test_another_judgement_or_choice_is_refused_and_nothing_written(
         ({"steps": 3}, r"is finished with .*steps 2.*; this list has .*steps 3"),
         ({"expected": {"recas": {PRIMARY: [0, 1]}}}, "expected is 'recas': the rows are start, "),
         ({"expected": {"recast": {PRIMARY: [1, 0]}}}, "expected.recast.item/ndcg@10 is"),
+        ({"rl": {"mine": {"lr": 1e-4}}}, "rl.mine is 'given': name it in methods"),
+        ({"rl": {"rere": {"kl_coeff": 1}}}, "rl.rere is 'kl_coeff': recast rl has no such"),
+        ({"rl": {"rere": {"lr": 1e-3}}}, "rl.rere is 'lr': all rows have that of the comparison"),
+        ({"rl": {"rere": "no.yaml"}}, "rl.rere is 'no.yaml': No such file"),
+        ({"rl": {"rere": {"method": "grop"}}}, "method is 'grop': did you mean"),
+        ({"rl": {"rere": {"signal": "no_such"}}}, "signal is 'no_such'"),
+        ({"methods": ["a/b"], "rl": {"a/b": {"method": "rere"}}}, "methods is 'a/b': it names a"),
         ({"expected": {}, "verify": True}, "verify is True: the recipe expects nothing"),
     ],
 )
@@ -229,11 +242,42 @@ def test_our_recipes_are_settings(file: Path) -> None:
     check_methods(config)
 
 
+@pytest.mark.parametrize("folder", ["rere_titles", "minionerec"])
+def test_settings_of_a_release_are_a_row(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shared = ["--data=data", "--policy=policy", "--output=out"]
+    given = cli.configure("compare", [f"examples/recipes/{folder}/compare.yaml", *shared])
+    check_methods(given)
+    row = run_cell(given, rows_of(given)[0], *given.lrs, 0, "search").config
+    alone = cli.configure("rl", [f"--config=examples/recipes/{folder}/rl.yaml", *shared])
+    changed = {key for key in asdict(row) if getattr(row, key) != getattr(alone, key)}
+    assert changed <= {"output", "eval_every", "valid_metrics", "threads"}
+
+
 def test_mini_batches_are_of_those_that_roll_out(recipe: Path, walk: Path) -> None:
     config = config_of(recipe, walk, mini_batch_rows=8)
     cells = [run_cell(config, row, 1e-4, 0, "search") for row in rows_of(config)]
     sizes = {cell.config.method: settings_of(cell)["mini_batch_rows"] for cell in cells}
     assert sizes == {"recast": 8, "rere": 8, "sft_continued": None}
+
+
+def test_a_row_has_settings_of_its_own(recipe: Path, walk: Path) -> None:
+    mine = {"method": "recast", "signal": "grpo", "sampler": "beam", "nll_coef": 0.1}
+    settings = {"sampler": "dynamic", "rl": {"mine": mine}, "methods": ["recast", "mine"]}
+    config = config_of(recipe, walk, **settings)
+    check_methods(config)
+    recast, own, _ = (run_cell(config, row, 1e-4, 0, "search").config for row in rows_of(config))
+    assert own.output.endswith("rl/mine/lr_0.0001_seed_0")
+    changed = {key for key in asdict(own) if getattr(own, key) != getattr(recast, key)}
+    assert changed == {"output", "signal", "sampler", "nll_coef"}
+    assert {key: getattr(own, key) for key in mine} == mine
+
+
+def test_the_settings_of_a_row_are_in_the_table(recipe: Path) -> None:
+    own = {"method": "rere", "schedule": "cosine", "kl_coef": 0.01}
+    assert results_of(recipe)["settings"] == {"rere": own}
+    said = (recipe.parent / "out" / "results.md").read_text()
+    assert "rere with method rere, schedule cosine, kl_coef 0.01." in said
 
 
 def test_rows_are_named_by_what_tells_them_apart(recipe: Path, walk: Path) -> None:

@@ -114,11 +114,12 @@ def _compare(config: CompareConfig) -> str:
 def rows_of(config: CompareConfig) -> list[Row]:
     """The methods in their order, the control last where it is not named."""
     rows = []
-    for method in [*config.methods, *([CONTROL] if CONTROL not in config.methods else [])]:
+    for row in [*config.methods, *([CONTROL] if CONTROL not in config.methods else [])]:
+        method, own = config.method_of(row), config.rl.get(row, {})
         sizes: Sequence[int | None] = config.group_sizes if METHODS[method].samplers else [None]
         for size in sizes:
-            name = f"{method}@{size}" if len(sizes) > 1 else method
-            rows.append(Row(name=name, method=method, group_size=size))
+            name = f"{row}@{size}" if len(sizes) > 1 else row
+            rows.append(Row(name=name, method=method, group_size=size, settings=own))
     return rows
 
 
@@ -150,9 +151,13 @@ def _refuse_early(config: CompareConfig, rows: Sequence[Row]) -> None:
 
 def _reads(config: CompareConfig, row: Row) -> set[str]:
     """The resources of a method's parts; `sampler` where it has rollouts."""
-    method = METHODS[row.method]
-    parts: list[Any] = [method.reward, method.signal, method.loss]
-    drawn_by = (config.sampler or method.sampler) if method.samplers else None
+    method, own = METHODS[row.method], row.settings
+    parts: list[Any] = [
+        find_part(kind, own[kind]) if own.get(kind) else getattr(method, kind)
+        for kind in ("reward", "signal", "loss")
+    ]
+    drawn_by = own.get("sampler") or config.sampler or method.sampler
+    drawn_by = drawn_by if method.samplers else None
     if drawn_by:
         parts.append(find_part("sampler", drawn_by))
     found = set[str]().union(*(resources(part) for part in parts))
@@ -166,28 +171,28 @@ def _run_name(row: Row, lr: float, seed: int) -> str:
 def run_cell(config: CompareConfig, row: Row, lr: float, seed: int, stage: str) -> Cell:
     """A run; what its method has no use for is left out."""
     name, asked = _run_name(row, lr, seed), _reads(config, row)
-    rl = RLConfig(
-        data=config.data,
-        policy=config.policy[seed % len(config.policy)],
-        output=str(Path(config.output) / name),
-        method=row.method,
-        sampler=config.sampler if "sampler" in asked else None,
-        ranker=config.ranker if "ranker" in asked else None,
-        embeddings=config.embeddings if "embeddings" in asked else None,
-        group_size=row.group_size or RLConfig.group_size,
-        prompts_per_step=config.prompts_per_step,
-        steps=config.steps,
-        eval_every=config.eval_every,
-        valid_rows=config.valid_rows,
-        valid_metrics=["ndcg@10", "hr@1", "hr@10", "hr@50"],
-        mini_batch_rows=config.mini_batch_rows if row.group_size else None,
-        lr=lr,
-        seed=seed,
-        device=config.device,
-        threads=_threads(config),
-        trackio=config.trackio,
-    )
-    return Cell(name=name, config=rl, stage=stage, unit="runs")
+    shared: dict[str, Any] = {
+        "data": config.data,
+        "policy": config.policy[seed % len(config.policy)],
+        "output": str(Path(config.output) / name),
+        "method": row.method,
+        "sampler": config.sampler if "sampler" in asked else None,
+        "ranker": config.ranker if "ranker" in asked else None,
+        "embeddings": config.embeddings if "embeddings" in asked else None,
+        "group_size": row.group_size or RLConfig.group_size,
+        "prompts_per_step": config.prompts_per_step,
+        "steps": config.steps,
+        "eval_every": config.eval_every,
+        "valid_rows": config.valid_rows,
+        "valid_metrics": ["ndcg@10", "hr@1", "hr@10", "hr@50"],
+        "mini_batch_rows": config.mini_batch_rows if row.group_size else None,
+        "lr": lr,
+        "seed": seed,
+        "device": config.device,
+        "threads": _threads(config),
+        "trackio": config.trackio,
+    }
+    return Cell(name=name, config=RLConfig(**{**shared, **row.settings}), stage=stage, unit="runs")
 
 
 def drift_cell(config: CompareConfig, run: str) -> Cell:

@@ -4,7 +4,7 @@ out, held to the bands of its recipe."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Row:
     method: str
     group_size: int | None
     """None without rollouts."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Its own, of `recast rl`."""
 
 
 def tabulate(
@@ -95,6 +97,7 @@ def tabulate(
         steps=config.steps,
         prompts_per_step=config.prompts_per_step,
         mini_batch_rows=config.mini_batch_rows,
+        settings=config.rl,
         against=against,
         test_reads=list(map(dict, reads)),
         methods=table,

@@ -7,6 +7,7 @@ from typing import Any
 
 from recast.config.check import MOST_STEPS, check_settings, check_trackio, within
 from recast.config.expected import check_expected
+from recast.config.rows import take_rows
 from recast.config.step import StepConfig
 from recast.errors import require
 
@@ -25,7 +26,11 @@ class CompareConfig:
     """Folder to create. One that the same comparison began goes on, with more seeds or methods
     too."""
     methods: list[str] = field(default_factory=lambda: ["recast", "openonerec_rl"])
-    """Names of methods; `sft_continued` and the start are rows of the table all the same."""
+    """Names of methods, and of rows that `rl` describes; `sft_continued` and the start are rows of
+    the table all the same."""
+    rl: dict[str, Any] = field(default_factory=dict)
+    """Row -> its own settings of `recast rl`, or a YAML file of them, as in `mine: {method: recast,
+    signal: "my.py:signal"}`; a row without a method has that of its name."""
     seeds: int = 3
     """Runs of each method, with the seeds 0, 1, ..."""
     group_sizes: list[int] = field(default_factory=lambda: [16])
@@ -98,3 +103,8 @@ class CompareConfig:
             len(told) == len(self.lrs), "lrs", self.lrs, "two are alike in six digits, give one"
         )
         check_expected(self)
+        take_rows(self)
+
+    def method_of(self, name: str) -> str:
+        """The method of one of `methods`."""
+        return str(self.rl.get(name, {}).get("method", name))

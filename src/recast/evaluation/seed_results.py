@@ -55,6 +55,8 @@ class Comparison:
     steps: int
     prompts_per_step: int
     mini_batch_rows: int | None
+    settings: dict[str, dict[str, Any]]
+    """Of rows that have some of their own, as `recast rl` calls them."""
     against: list[str]
     """Rows that the others are compared with: one family of differences."""
     test_reads: list[dict[str, Any]]

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import get_args
+from typing import Any, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from recast import losses, rewards, signals
-from recast.config import CompareConfig, LossAgg, StepConfig
+from recast.config import CompareConfig, LossAgg, RLConfig, StepConfig
 from recast.config.plugin import load_function
 from recast.methods.names import nearest, require_ours
 from recast.types import LogprobSpace, Loss, RecastError, Signal, require
@@ -330,17 +330,12 @@ METHODS: dict[str, Method] = {
 def check_methods(config: CompareConfig) -> None:
     """`check_method` of every method and group size that are compared."""
     for name in config.methods:
-        sampler = config.sampler if find_method(name).samplers else None
+        method = config.method_of(name)
+        shared: dict[str, Any] = {"data": config.data, "policy": config.policy[0], "method": method}
+        shared["sampler"] = config.sampler if find_method(method).samplers else None
+        shared |= {"output": config.output, "steps": config.steps}
         for size in config.group_sizes:
-            check_method(
-                StepConfig(
-                    data=config.data,
-                    policy=config.policy[0],
-                    method=name,
-                    group_size=size,
-                    sampler=sampler,
-                )
-            )
+            check_method(RLConfig(**shared | {"group_size": size} | config.rl.get(name, {})))
 
 
 def find_method(name: str) -> Method:

@@ -88,6 +88,10 @@ def caption(results: Comparison) -> list[str]:
         f"{results.reseeded} anew. Per seed all methods read the "
         f"same prompts in the same order: {results.steps} steps of {results.prompts_per_step} "
         f"prompts, {step}.",
+        *(
+            f"{name} with {', '.join(f'{key} {value}' for key, value in own.items())}."
+            for name, own in results.settings.items()
+        ),
         "Each row tried the same learning rates with seed 0; the best by validation NDCG@10 went "
         f"into the table. Test rows were ranked {once} ({when}).",
         "Differences are paired by user and seed. Intervals and p cover users and seeds, with one "
