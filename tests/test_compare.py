@@ -207,7 +207,7 @@ def test_another_judgement_or_choice_is_refused_and_nothing_written(
         ({"rl": {"rere": {"kl_coeff": 1}}}, "rl.rere is 'kl_coeff': recast rl has no such"),
         ({"rl": {"rere": {"lr": 1e-3}}}, "rl.rere is 'lr': all rows have that of the comparison"),
         ({"rl": {"rere": "no.yaml"}}, "rl.rere is 'no.yaml': No such file"),
-        ({"rl": {"rere": {"method": "grop"}}}, "method is 'grop': did you mean"),
+        ({"rl": {"rere": {"method": "rer"}}}, "method is 'rer': did you mean"),
         ({"rl": {"rere": {"signal": "no_such"}}}, "signal is 'no_such'"),
         ({"methods": ["a/b"], "rl": {"a/b": {"method": "rere"}}}, "methods is 'a/b': it names a"),
         ({"expected": {}, "verify": True}, "verify is True: the recipe expects nothing"),
