@@ -8,6 +8,7 @@ the version or how a method is called.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -36,10 +37,12 @@ from recast.methods.parts import find_part, spell
 from recast.methods.table import Method
 from recast.rl import train_rl
 from recast.run import fingerprint
+from recast.run.doors import RANKED
 from recast.run.fingerprint import MACHINE, Input, flat, plain
 from recast.run.log import RunLog
+from recast.run.reading import reason_of
 from recast.sft import train_sft
-from recast.types import Metrics, require
+from recast.types import Metrics, RecastError, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,3 +206,47 @@ def default_of(cell: Cell, key: str) -> Any:
         elif field.default is not MISSING:
             defaults[field.name] = field.default
     return dict(flat(plain(defaults, "a default"))).get(key, ...)
+
+
+def has_ranks(cell: Cell) -> bool:
+    """Whether several ranks run it together."""
+    return cell.run is None and isinstance(cell.config, RANKED)
+
+
+def refuse_unsent(cells: Iterable[Cell]) -> None:
+    """Raise `RecastError` for a method that other processes cannot be told."""
+    for cell in filter(has_ranks, cells):
+        try:
+            pickle.dumps(cell)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise RecastError(
+                f"method of cell {cell.name!r} cannot be told to other ranks ({reason_of(error)}): "
+                "let its functions stand at the top of a module"
+            ) from error
+
+
+def settings_by_name(root: Path, cells: list[Cell]) -> dict[str, dict[str, Any]]:
+    """The settings of every cell, by name; refuses a list that cannot be run."""
+    used: dict[str, dict[str, Any]] = {}
+    folders: list[Path] = []
+    for cell in cells:
+        require(cell.name not in used, "name", cell.name, "two cells have it, give each its own")
+        used[cell.name] = settings_of(cell)
+        where, output = f"output of cell {cell.name!r}", cell.config.output
+        is_inside = cell.folder != root and is_below(cell.folder, [root])
+        require(is_inside, where, output, f"give a folder inside {root}")
+        is_own = not is_below(cell.folder, folders)
+        is_own = is_own and not any(is_below(folder, [cell.folder]) for folder in folders)
+        require(is_own, where, output, "another cell writes there, give each its own")
+        folders.append(cell.folder)
+    return used
+
+
+def stage_of(cell: Cell) -> str:
+    """What cells that belong together call themselves on the screen."""
+    return cell.stage or cell.name
+
+
+def is_below(path: Path, folders: Iterable[Path]) -> bool:
+    """Whether it lies in one of them."""
+    return any(path.is_relative_to(folder) for folder in folders)

@@ -8,7 +8,6 @@ stand in its record, decide whether it is the same.
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +21,17 @@ from typing import Any
 import torch
 
 import recast
-from recast.cell import Cell, inputs_of, listed, settings_of, verb_of
+from recast.cell import (
+    Cell,
+    has_ranks,
+    inputs_of,
+    is_below,
+    listed,
+    refuse_unsent,
+    settings_by_name,
+    stage_of,
+    verb_of,
+)
 from recast.config import EvaluateConfig, RLConfig
 from recast.config.check import as_path
 from recast.policy.threads import usable_cores
@@ -31,6 +40,7 @@ from recast.record import (
     begun_of,
     can_go_on,
     empty,
+    leave,
     mark_of,
     read_begun,
     read_record,
@@ -40,12 +50,11 @@ from recast.record import (
     tidy,
     write_record,
 )
-from recast.run.doors import RANKED
 from recast.run.files import alone_in, refuse_existing
 from recast.run.fingerprint import Input, plain
 from recast.run.lead import handed, led
 from recast.run.log import RunLog
-from recast.run.reading import reading, reason_of
+from recast.run.reading import reading
 from recast.run.stage import Stage, duration, shown
 from recast.run.workers import in_workers
 from recast.run.world import world
@@ -96,11 +105,11 @@ def _run_cells(
     root, cells = Path(os.path.abspath(as_path("folder", folder))), listed(cells)
     is_plain = settings is None or isinstance(settings, dict)
     require(is_plain, "settings", settings, "give a dict of plain data")
-    used = _check(root, cells)
+    used = settings_by_name(root, cells)
     if world().led:
         remedy = "several ranks run one cell after another: leave it out, or start one process"
         require(workers == 1, "workers", workers, remedy)
-        _refuse_unsent(cells)
+        refuse_unsent(cells)
     with alone_in(root):
         runs = _Runs(root, cells, used)
         goes_on |= any(mark_of(cell).exists() or begun_of(cell).exists() for cell in cells)
@@ -109,7 +118,7 @@ def _run_cells(
             plan = runs.plan(workers)
             if any(seconds for _, seconds in plan):
                 log.plan(plan)
-            for _, stage in groupby(cells, key=_stage_of):
+            for _, stage in groupby(cells, key=stage_of):
                 runs.run_stage(list(stage), log, workers)
     return {cell.name: runs.done[cell.name]["returned"] for cell in cells}
 
@@ -120,7 +129,7 @@ def finished_cells(folder: str | Path, cells: Iterable[Cell]) -> dict[str, Metri
     Nothing is run or written; raises `RecastError` as `run_cells` does before it begins.
     """
     root, cells = Path(os.path.abspath(as_path("folder", folder))), listed(cells)
-    done = _Runs(root, cells, _check(root, cells)).done
+    done = _Runs(root, cells, settings_by_name(root, cells)).done
     return {name: record["returned"] for name, record in done.items()}
 
 
@@ -142,7 +151,7 @@ class _Runs:
             else:
                 refuse_existing(cell.folder)
             # What a cell before this one has yet to write is looked at when it is there.
-            waits = any(_is_below(path, to_come) for path, _ in inputs_of(cell).values())
+            waits = any(is_below(path, to_come) for path, _ in inputs_of(cell).values())
             if not waits:
                 reads = self._reads(cell)
                 if cell.name in self.done:
@@ -154,7 +163,7 @@ class _Runs:
         """The stages that are left and their seconds."""
         rest = [cell for cell in self._cells if cell.name not in self.done]
         plan = []
-        for name, members in groupby(rest, key=_stage_of):
+        for name, members in groupby(rest, key=stage_of):
             stage = list(members)
             unit = f", {len(stage)} {stage[0].unit}" if stage[0].unit and len(stage) > 1 else ""
             seconds = sum(cell.estimate_s for cell in stage) / min(workers, len(stage))
@@ -167,7 +176,7 @@ class _Runs:
         at_once = min(workers, len(rest))
         seconds = sum(cell.estimate_s for cell in rest) / max(at_once, 1)
         is_silent = rest and (at_once > 1 or not verb_of(rest[0]).has_stage)
-        told = log.stage(_stage_of(rest[0]), len(rest), seconds) if is_silent else nullcontext()
+        told = log.stage(stage_of(rest[0]), len(rest), seconds) if is_silent else nullcontext()
         with told as stage:
             for cell in cells:
                 if cell.name in self.done:
@@ -188,10 +197,10 @@ class _Runs:
     def _run(self, cell: Cell, log: RunLog) -> None:
         ready, record = self._begin(cell, log)
         try:
-            with handed(ready) if _has_ranks(ready) else nullcontext():
+            with handed(ready) if has_ranks(ready) else nullcontext():
                 returned = verb_of(cell).run(ready, log)
         except BaseException:
-            _leave(cell)
+            leave(cell)
             raise
         self._end(ready, record, returned, torch.get_num_threads())
 
@@ -219,7 +228,7 @@ class _Runs:
             in_workers(run_apart, tasks(), done, workers)
         except BaseException:
             for cell, *_ in begun.values():
-                _leave(cell)
+                leave(cell)
             raise
 
     def _begin(self, cell: Cell, log: RunLog, *, apart: bool = False) -> tuple[Cell, Record]:
@@ -278,7 +287,7 @@ class _Runs:
             if source not in self._digests:
                 with reading(path, "make it again"):
                     self._digests[source] = source.digest()
-            shown = path.relative_to(self._root) if _is_below(path, [self._root]) else path
+            shown = path.relative_to(self._root) if is_below(path, [self._root]) else path
             reads[key] = {"path": shown.as_posix(), "sha256": self._digests[source]}
         return reads
 
@@ -299,51 +308,3 @@ def run_apart(task: tuple[Cell, Path]) -> tuple[Metrics, int]:
     cell, screen = task
     with screen.open("a", encoding="utf-8") as file, redirect_stdout(file):
         return verb_of(cell).run(cell, None), torch.get_num_threads()
-
-
-def _has_ranks(cell: Cell) -> bool:
-    """Whether several ranks run it together."""
-    return cell.run is None and isinstance(cell.config, RANKED)
-
-
-def _refuse_unsent(cells: Iterable[Cell]) -> None:
-    """Raise `RecastError` for a method that other processes cannot be told."""
-    for cell in filter(_has_ranks, cells):
-        try:
-            pickle.dumps(cell)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise RecastError(
-                f"method of cell {cell.name!r} cannot be told to other ranks ({reason_of(error)}): "
-                "let its functions stand at the top of a module"
-            ) from error
-
-
-def _leave(cell: Cell) -> None:
-    """Forget a cell that has written nothing."""
-    if not cell.folder.exists() or not any(cell.folder.iterdir()):
-        begun_of(cell).unlink(missing_ok=True)
-
-
-def _check(root: Path, cells: list[Cell]) -> dict[str, dict[str, Any]]:
-    """The settings of every cell, by name; refuses a list that cannot be run."""
-    used: dict[str, dict[str, Any]] = {}
-    folders: list[Path] = []
-    for cell in cells:
-        require(cell.name not in used, "name", cell.name, "two cells have it, give each its own")
-        used[cell.name] = settings_of(cell)
-        where, output = f"output of cell {cell.name!r}", cell.config.output
-        is_inside = cell.folder != root and _is_below(cell.folder, [root])
-        require(is_inside, where, output, f"give a folder inside {root}")
-        is_own = not _is_below(cell.folder, folders)
-        is_own = is_own and not any(_is_below(folder, [cell.folder]) for folder in folders)
-        require(is_own, where, output, "another cell writes there, give each its own")
-        folders.append(cell.folder)
-    return used
-
-
-def _stage_of(cell: Cell) -> str:
-    return cell.stage or cell.name
-
-
-def _is_below(path: Path, folders: Iterable[Path]) -> bool:
-    return any(path.is_relative_to(folder) for folder in folders)

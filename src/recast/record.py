@@ -110,6 +110,12 @@ def tidy(cell: Cell) -> None:
     begun_of(cell).unlink(missing_ok=True)
 
 
+def leave(cell: Cell) -> None:
+    """Forget a cell that has written nothing."""
+    if not cell.folder.exists() or not any(cell.folder.iterdir()):
+        begun_of(cell).unlink(missing_ok=True)
+
+
 def refuse_other(cell: Cell, then: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise `RecastError` for a finished cell that had other settings."""
     # A setting that did not exist then was at its default.
