@@ -230,6 +230,20 @@ def test_a_recipe_with_an_unknown_key(
     assert code == 2
 
 
+def test_a_row_in_a_file_names_no_code(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "rl.rere.signal is 'mine:f': a file names no code to run, give this row by --rl if you "
+    (tmp_path / "row.yaml").write_text("signal: mine:f\n")
+    there = str(recipe.parent / "rere.yaml")
+    for own in (tmp_path / "row.yaml", "{signal: mine:f}"):
+        file = tmp_path / "recipe.yaml"
+        file.write_text(recipe.read_text().replace(there, str(own)))
+        line, code = failure(capsys, "compare", str(file))
+        assert line.endswith(f"{said}trust it")
+        assert code == 2
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "examples" / "recipes").glob("*.yaml")), ids=str)
 def test_our_recipes_are_settings(file: Path) -> None:
     if file.stem == "quickstart":

@@ -20,7 +20,15 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 
-from recast.config.check import CODE, check_text, fits_type, in_words, names_code, options_of
+from recast.config.check import (
+    CODE,
+    check_text,
+    fits_type,
+    in_words,
+    names_code,
+    options_of,
+    refuse_code,
+)
 from recast.config.settings_file import load_text, read_settings
 from recast.errors import RecastError, in_short
 
@@ -176,6 +184,9 @@ def _read_file(file: str, hints: dict[str, Any], flags: set[str]) -> dict[str, A
                     f"--{key} {in_short(value)} to the command if you trust it"
                 )
             del content[key]
+    rows = content.get("rl", {})
+    for row, own in rows.items() if "--rl" not in flags else ():
+        refuse_code(f"{file}: rl.{row}", own)
     return content
 
 

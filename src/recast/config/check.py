@@ -180,6 +180,14 @@ def names_code(value: object) -> TypeGuard[str]:
     return is_text and not split_baseline(cast(str, value))[0]
 
 
+def refuse_code(where: str, settings: object) -> None:
+    """Raise `RecastError` for settings of a file that name code."""
+    for key in CODE:
+        value = settings.get(key) if isinstance(settings, dict) else None
+        remedy = "a file names no code to run, give this row by --rl if you trust it"
+        require(not names_code(value), f"{where}.{key}", value, remedy)
+
+
 def split_baseline(ranker: str) -> tuple[str, str | None]:
     """Name and folder of a ranker that is a baseline by its name; whatever else it is has none.
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from recast.config.check import refuse_code
 from recast.config.settings_file import read_settings
 from recast.config.train import RLConfig
 from recast.errors import RecastError, require
@@ -41,6 +42,7 @@ def _settings(where: str, given: Any) -> dict[str, Any]:
             given = read_settings(str(given))
         except OSError as error:
             raise RecastError(f"{where} is {str(given)!r}: {error.strerror}") from error
+        refuse_code(where, given)
     remedy = "give settings of recast rl, or a YAML file of them"
     require(isinstance(given, dict) and bool(given), where, given, remedy)
     for key in given:
