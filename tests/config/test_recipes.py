@@ -8,17 +8,20 @@ import pytest
 
 from recast import cli
 
-RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "examples" / "recipes").glob("*/*.yaml"))
 NEEDED = {
     "tokenize": "--data d --tokenizer m --output o",
     "sft": "--data d --catalog c --model.path m --output o",
     "rl": "--data d --policy p --output o",
+    "compare": "--data d --policy p --output o",
     "evaluate": "--data d --policy p --output o",
 }
 
 
-@pytest.mark.parametrize("file", sorted(RECIPES.glob("*/*.yaml")), ids=lambda x: f"{x.parent.name}")
-def test_a_verb_takes_the_settings_of_a_recipe(file: Path) -> None:
+@pytest.mark.parametrize("file", FILES, ids=lambda x: f"{x.parent.name}-{x.stem}")
+def test_a_verb_takes_the_settings_of_a_recipe(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     config = cli.configure(file.stem, [*NEEDED[file.stem].split(), "--config", str(file)])
     if file.stem == "rl":
         stated = (config.lr, config.kl_coef, config.max_grad_norm, config.schedule)
