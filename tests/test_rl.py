@@ -367,6 +367,21 @@ def test_weights_are_float32_in_training_whatever_they_were_and_bfloat16_compute
     assert not torch.equal(moved, other)
 
 
+def test_rewards_are_not_computed_in_bfloat16(walk: Path, tmp_path: Path) -> None:
+    products = []
+
+    def near(groups: RolloutGroups) -> Tensor:
+        products.append(torch.eye(2) @ torch.eye(2))
+        return (groups.items % 2).float()
+
+    config = rl_config(walk, tmp_path / "own", precision="bfloat16", steps=1)
+    train_rl(config, method=replace(RECAST, reward=near, label="Near"))
+    assert {product.dtype for product in products} == {torch.float32}
+    # Products of sparse matrices, which torch has not in half precision.
+    ranked = {"reward": "collaborative", "ranker": "item_knn", "steps": 1}
+    train_rl(rl_config(walk, tmp_path / "ranked", precision="bfloat16", **ranked))
+
+
 def test_a_method_is_a_value_at_the_door_too(walk: Path, tmp_path: Path) -> None:
     def louder(groups: RolloutGroups, rewards: Tensor) -> Signal:
         signal = RECAST.signal(groups, rewards)
