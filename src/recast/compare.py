@@ -16,8 +16,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from recast.cell import Cell
+from recast.cell import Cell, settings_of
 from recast.config import CompareConfig, EvaluateConfig, RLConfig
+from recast.config.rows import telling
 from recast.evaluation.curves import CURVE
 from recast.evaluation.drift import DriftConfig, measure_drift
 from recast.evaluation.rank import rows_to_rank
@@ -31,6 +32,7 @@ from recast.policy.tasks import load_task
 from recast.policy.threads import usable_cores
 from recast.record import mark_of
 from recast.report.comparison import markdown, plain
+from recast.run.doors import enter
 from recast.run.files import staged_file
 from recast.run.fingerprint import meet
 from recast.run.lead import led
@@ -138,13 +140,18 @@ def _refuse_damaged(cells: Sequence[Cell], found: dict[str, Metrics]) -> dict[st
 
 def _refuse_early(config: CompareConfig, rows: Sequence[Row]) -> None:
     """Raise `RecastError` for what would come up behind the training: settings that no method
-    reads, a device that is not there and no row to rank."""
+    reads, a device or a folder of a row that is not there and no row to rank."""
     find_device(config.device)
     asked = set[str]().union(*(_reads(config, row) for row in rows))
     for name in ("ranker", "embeddings", "sampler"):
         value = getattr(config, name)
         if value is not None and name not in asked:
             raise RecastError(f"{name} is {value!r}: none of these methods uses one, leave it out")
+    for row in rows:
+        with telling(config, row.name.partition("@")[0]):
+            cell = run_cell(config, row, config.lrs[0], 0, "search")
+            settings_of(cell)
+            enter(cell.config, RLConfig, goes_on=True)
     for policy in config.policy:
         rows_to_rank(load_task(config.data, load_policy(policy)), config.data, "test")
 

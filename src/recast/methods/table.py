@@ -18,6 +18,7 @@ from torch import Tensor
 from recast import losses, rewards, signals
 from recast.config import CompareConfig, LossAgg, RLConfig, StepConfig
 from recast.config.plugin import load_function
+from recast.config.rows import telling
 from recast.methods.names import nearest, require_ours
 from recast.types import LogprobSpace, Loss, RecastError, Signal, require
 
@@ -330,12 +331,20 @@ METHODS: dict[str, Method] = {
 def check_methods(config: CompareConfig) -> None:
     """`check_method` of every method and group size that are compared."""
     for name in config.methods:
-        method = config.method_of(name)
-        shared: dict[str, Any] = {"data": config.data, "policy": config.policy[0], "method": method}
-        shared["sampler"] = config.sampler if find_method(method).samplers else None
-        shared |= {"output": config.output, "steps": config.steps}
-        for size in config.group_sizes:
-            check_method(RLConfig(**shared | {"group_size": size} | config.rl.get(name, {})))
+        with telling(config, name):
+            _check_row(config, name)
+
+
+def _check_row(config: CompareConfig, name: str) -> None:
+    method = config.method_of(name)
+    samplers = find_method(method).samplers
+    remedy = f"a row of that name has the method {name}, call this one otherwise"
+    require(method == name or name not in METHODS, "method", method, remedy)
+    shared: dict[str, Any] = {"data": config.data, "policy": config.policy[0], "method": method}
+    shared["sampler"] = config.sampler if samplers else None
+    shared |= {"output": config.output, "steps": config.steps}
+    for size in config.group_sizes:
+        check_method(RLConfig(**shared | {"group_size": size} | config.rl.get(name, {})))
 
 
 def find_method(name: str) -> Method:
