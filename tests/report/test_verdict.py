@@ -74,6 +74,7 @@ def compared(
         steps=50,
         prompts_per_step=32,
         mini_batch_rows=None,
+        settings={},
         against=["start", "sft_continued", "recast"],
         test_reads=[{"when": "2026-11-26 13:46", "choices": {}}],
         methods=rows,

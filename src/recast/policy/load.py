@@ -61,11 +61,13 @@ class Policy:
 
         What is added up or normalised stays in float32.
         """
+        kind = self.catalog.device.type
         if precision == "float32":
-            return nullcontext()
+            is_inside = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+            return torch.autocast(kind, enabled=False) if is_inside else nullcontext()
         for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
             os.environ.setdefault(cache, _KERNELS)
-        return torch.autocast(self.catalog.device.type, torch.bfloat16)
+        return torch.autocast(kind, torch.bfloat16)
 
     def to(self, device: str) -> Policy:
         """The same policy with its model and catalogue on a device such as `cpu` or `cuda:1`.

@@ -94,9 +94,8 @@ class Search:
         return Drawn(drawn, self._rewarded(add_gt(drawn.groups)) if self.method.add_gt else drawn)
 
     def _rewarded(self, groups: RolloutGroups) -> Rewarded:
-        # Scores of rankers and similarities are no products of the policy: never of half precision.
-        full = torch.autocast(groups.items.device.type, enabled=False)
-        with self.clock.measure("signal"), full:
+        """Scores of rankers and similarities are no products of the policy: all in float32."""
+        with self.clock.measure("signal"), self.policy.computing_in("float32"):
             rewards = once(lambda: ask_reward(self.method.reward, groups, self.folder).cpu())
             return Rewarded(groups, rewards.to(groups.items.device))
 
