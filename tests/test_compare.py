@@ -17,7 +17,7 @@ from recast.compare import compare_methods, rows_of, run_cell
 from recast.config import CompareConfig, QuickstartConfig
 from recast.evaluation.disk import read_ranks
 from recast.evaluation.metrics import row_metrics
-from recast.methods.table import check_methods
+from recast.methods.check import check_methods
 from recast.quickstart import rows_of as quickstart_rows
 from recast.tabulate import START
 from recast.types import RecastError

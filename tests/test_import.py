@@ -42,7 +42,7 @@ def test_import_is_fast_and_pulls_no_torch() -> None:
             {"torch"},
         ),
         (
-            "table.check_method(recast.RLConfig(data='d', policy='p', output='o', sampler='bean'))",
+            "check.check_method(recast.RLConfig(data='d', policy='p', output='o', sampler='bean'))",
             "sampler is 'bean': did you mean 'beam'?",
             {"transformers", "polars"},
         ),
@@ -54,7 +54,8 @@ def test_a_refusal_waits_for_no_import_of_seconds(
     names = ("interactions.parquet", "users.parquet", "items.parquet", "data.json")
     for name in names:
         (tmp_path / name).touch()
-    module = "from recast.methods import table" if "table" in run else "from recast import cli"
+    is_check = "check_method" in run
+    module = f"from recast{'.methods import check' if is_check else ' import cli'}"
     code = (
         f"import os, sys, recast; os.chdir({str(tmp_path)!r}); {module}\n"
         f"try: {run}\nexcept (SystemExit, ValueError) as error: print(error)\n"

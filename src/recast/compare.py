@@ -24,8 +24,9 @@ from recast.evaluation.drift import DriftConfig, measure_drift
 from recast.evaluation.rank import rows_to_rank
 from recast.evaluation.seed_results import Trial
 from recast.experiment import finished_cells, follow, run_cells
+from recast.methods.check import check_methods
 from recast.methods.parts import find_part, resources
-from recast.methods.table import METHODS, check_methods
+from recast.methods.table import METHODS
 from recast.policy.device import find_device
 from recast.policy.load import load_policy
 from recast.policy.tasks import load_task

@@ -11,6 +11,7 @@ import pytest
 
 from recast.config import RLConfig
 from recast.config.plugin import load_function
+from recast.methods.check import check_method
 from recast.methods.parts import (
     KINDS,
     find_part,
@@ -22,7 +23,6 @@ from recast.methods.parts import (
     supply,
     with_parameters,
 )
-from recast.methods.table import check_method
 from recast.types import RecastError
 
 

@@ -6,20 +6,18 @@ Changing a method is one line: `METHODS["mine"] = replace(METHODS["recast"], sig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import Any, get_args
+from typing import get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from recast import losses, rewards, signals
-from recast.config import CompareConfig, LossAgg, RLConfig, StepConfig
-from recast.config.plugin import load_function
-from recast.config.rows import telling
-from recast.methods.names import nearest, require_ours
+from recast.config import LossAgg
+from recast.methods.names import nearest
 from recast.types import LogprobSpace, Loss, RecastError, Signal, require
 
 
@@ -328,25 +326,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-def check_methods(config: CompareConfig) -> None:
-    """`check_method` of every method and group size that are compared."""
-    for name in config.methods:
-        with telling(config, name):
-            _check_row(config, name)
-
-
-def _check_row(config: CompareConfig, name: str) -> None:
-    method = config.method_of(name)
-    samplers = find_method(method).samplers
-    remedy = f"a row of that name has the method {name}, call this one otherwise"
-    require(method == name or name not in METHODS, "method", method, remedy)
-    shared: dict[str, Any] = {"data": config.data, "policy": config.policy[0], "method": method}
-    shared["sampler"] = config.sampler if samplers else None
-    shared |= {"output": config.output, "steps": config.steps}
-    for size in config.group_sizes:
-        check_method(RLConfig(**shared | {"group_size": size} | config.rl.get(name, {})))
-
-
 def find_method(name: str) -> Method:
     """The method of that name; `RecastError` with the nearest name otherwise."""
     if name not in METHODS:
@@ -360,24 +339,3 @@ def require_group(method: Method, group_size: int, name: str) -> None:
     """Raise `RecastError` for fewer rollouts than a method learns from."""
     need = f"method {name!r} needs {method.min_group_size} rollouts or more per prompt"
     require(group_size >= method.min_group_size, "group_size", group_size, need)
-
-
-def check_method(config: StepConfig) -> None:
-    """Raise `RecastError` for a method or a part that is not there, and for too small a group.
-
-    It needs no transformers, whose import takes longer than a refusal may.
-    """
-    require_group(find_method(config.method), config.group_size, config.method)
-    samplers = [name for method in METHODS.values() for name in method.samplers]
-    ours: dict[str, Iterable[str]] = {
-        "sampler": dict.fromkeys(samplers),
-        "reward": rewards.REWARDS,
-        "signal": signals.SIGNALS,
-        "loss": losses.LOSSES,
-    }
-    for kind, known in ours.items():
-        name = getattr(config, kind)
-        if name and ":" in name:
-            load_function(kind, name)
-        elif name:
-            require_ours(kind, name, known)
