@@ -58,8 +58,8 @@ def without_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes see all of their row."""
     bias = Layout.bias
 
-    def nothing_hidden(self: Layout, window: int | None, dtype: torch.dtype) -> Tensor:
-        return torch.zeros_like(bias(self, window, dtype))
+    def nothing_hidden(self: Layout, *settings: Any) -> Tensor:
+        return torch.zeros_like(bias(self, *settings))
 
     monkeypatch.setattr(Layout, "bias", nothing_hidden)
 

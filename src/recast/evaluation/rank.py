@@ -44,6 +44,7 @@ from recast.run.parts import NO_PARTS, Parts
 from recast.types import SPLITS, Draw, Interactions, RecastError, require
 
 _CELLS = 2**24  # scores, or logits, held at a time
+_MORE = 8  # times as many where a pass of few rows takes as long, as on a GPU
 _MAX_BATCH = 256
 
 
@@ -258,11 +259,12 @@ def batches_of(
     lengths = task.lengths(rows)
     order = lengths.argsort(descending=True, stable=True)
     vocabulary = policy.model.get_input_embeddings().weight.shape[0]
+    cells = _CELLS * (1 if policy.catalog.device.type == "cpu" else _MORE)
     start = 0
     while start < len(rows):
         tokens = int(lengths[order[start]]) + (think.thoughts or 0) * think.max_thought_tokens
         scores = 2 * policy.catalog.num_items * guided  # float64, two cells each
-        size = _CELLS // max(beam_width * vocabulary, 256 * tokens, scores)
+        size = cells // max(beam_width * vocabulary, 256 * tokens, scores)
         size = min(max(size, 1), _MAX_BATCH)
         yield order[start : start + size]
         start += size

@@ -7,6 +7,8 @@ prompt is ever built. Without a layout a row is all prompt.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,19 +61,26 @@ class Layout:
         """Whether the attention of any layer has seen it."""
         return bool(self._biases)
 
-    def bias(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "B 1 N S"]:
-        """0 where a layer that sees `window` positions back, its own included, may look, else -inf.
+    def bias(
+        self, window: int | None, dtype: torch.dtype, copies: int = 1
+    ) -> Float[Tensor, "B 1 M S"]:
+        """0 where a layer that sees `window` positions back, its own included, may look, else -inf;
+        the N queries `copies` times: M.
 
         Made once for all layers: of a boolean mask each layer would make, and keep, its own.
         """
-        if (window, dtype) not in self._biases:
+        if (window, dtype, copies) not in self._biases:
             mask = self.mask
             if window is not None:
                 distance = self.query_positions[:, :, None] - self.key_positions[:, None, :]
                 mask = mask & (distance < window)[:, None]
-            nothing = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-            self._biases[window, dtype] = nothing.masked_fill_(~mask, -torch.inf)
-        return self._biases[window, dtype]
+            batch, _, queries, keys = mask.shape
+            # Rows begin at multiples of 8 numbers; kernels of a GPU would copy others, each layer.
+            rows = (batch, copies, queries, -(-keys // 8) * 8)
+            nothing = torch.zeros(rows, dtype=dtype, device=mask.device)[..., :keys]
+            nothing.masked_fill_(~mask, -torch.inf)
+            self._biases[window, dtype, copies] = nothing.flatten(1, 2)[:, None]
+        return self._biases[window, dtype, copies]
 
 
 def some_rows(layout: Layout, index: Int[Tensor, " B"]) -> Layout:
@@ -118,20 +127,19 @@ def packed_attention(
     settings: dict[str, Any] = {
         "scale": scaling,
         "dropout_p": 0.0 if getattr(module, DROPS_NOTHING, False) else dropout,
-        "enable_gqa": query.shape[1] != key.shape[1],
     }
     parts = []
-    if width and layout is not None and _is_last(module):
-        # Nobody reads what the last layer makes of the prompt: its keys and values are enough.
-        parts.append(query.new_zeros(*query.shape[:2], width, value.shape[3]))
-    elif width:
-        q, k, v = (x[:, :, :width] for x in (query, key, value))
-        parts.append(_causal(q, k, v, window=sliding_window, **settings))
-    if layout is not None:
-        bias = layout.bias(sliding_window, query.dtype)
-        parts.append(
-            F.scaled_dot_product_attention(query[:, :, width:], key, value, bias, **settings)
-        )
+    with _kernels_without_plans(query.device):
+        if width and layout is not None and _is_last(module):
+            # Nobody reads what the last layer makes of the prompt: its keys and values are enough.
+            parts.append(query.new_zeros(*query.shape[:2], width, value.shape[3]))
+        elif width:
+            q, k, v = (x[:, :, :width] for x in (query, key, value))
+            parts.append(_causal(q, k, v, window=sliding_window, **settings))
+        if layout is not None:
+            parts.append(
+                _masked(query[:, :, width:], key, value, layout, window=sliding_window, **settings)
+            )
     # Contiguous, as transformers' own functions return it: some models take a view of it.
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
@@ -141,10 +149,44 @@ def _is_last(module: Any) -> bool:
     return number is not None and bool(number == module.config.num_hidden_layers - 1)
 
 
+def _masked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    *,
+    window: int | None,
+    **settings: Any,
+) -> Tensor:
+    """Attention by the layout's mask. Heads that share keys go as one head of more queries: the
+    kernels that take a mask know no shared keys, and would get a copy of them for each head."""
+    share = query.shape[1] // key.shape[1]
+    bias = layout.bias(window, query.dtype, share)
+    query = query.unflatten(1, (key.shape[1], share)).flatten(2, 3)
+    found = F.scaled_dot_product_attention(query, key, value, bias, **settings)
+    each: Tensor = found.unflatten(2, (share, -1)).flatten(1, 2)
+    return each
+
+
+@contextmanager
+def _kernels_without_plans(device: torch.device) -> Iterator[None]:
+    """cuDNN plans its attention anew for every shape, for as long as a whole call of the model
+    takes, and the shapes of prompts and their branches hardly repeat."""
+    enabled = device.type == "cuda" and torch.backends.cuda.cudnn_sdp_enabled()
+    if enabled:
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        if enabled:
+            torch.backends.cuda.enable_cudnn_sdp(True)
+
+
 def _causal(
     query: Tensor, key: Tensor, value: Tensor, *, window: int | None, **settings: Any
 ) -> Tensor:
     """Causal attention; past a window, query blocks of it meet their own and the previous block."""
+    settings["enable_gqa"] = query.shape[1] != key.shape[1]
     width = query.shape[2]
     if window is None or width <= window:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, **settings)
