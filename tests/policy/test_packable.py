@@ -24,7 +24,7 @@ from recast.policy.attention import Layout
 from recast.policy.create import create_policy
 from recast.policy.load import Policy
 from recast.policy.logprobs import branch_logprobs
-from recast.policy.packable import LARGEST_GAP, packed_gap
+from recast.policy.packable import LARGEST_GAP, allowed_gap, packed_gap
 from recast.types import RecastError
 
 SHAPE: dict[str, Any] = {
@@ -85,6 +85,37 @@ def test_only_rounding_is_between_the_packed_forward_and_the_model(
 def test_a_layout_without_a_mask_is_far_above_the_limit(name: str, dtype: torch.dtype) -> None:
     model = tiny.tiny_policy(name, tiny.tiny_catalog(), dtype).model
     assert packed_gap(model, tiny.tiny_catalog()) > 100 * LARGEST_GAP
+
+
+def _sharp(folder: Path) -> Policy:
+    """A model of 48 layers that look at one token each: rounding decides at which."""
+    shape = SHAPE | {"num_hidden_layers": 48, "initializer_range": 0.3}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**shape))
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight.data *= 30
+    model.save_pretrained(folder)
+    return create_policy(ModelConfig(path=str(folder)), tiny.tiny_catalog(), 5, seed=0)
+
+
+def test_a_model_that_rounding_moves_far_is_no_other_model(tmp_path: Path) -> None:
+    """As a policy was behind 64 steps of a reward that it hacked: 4e-4 apart, and not loaded."""
+    model = _sharp(tmp_path).model
+    allowed = allowed_gap(model, tiny.tiny_catalog())
+    assert packed_gap(model, tiny.tiny_catalog()) < allowed > LARGEST_GAP
+
+
+@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+def test_rounding_explains_little_in_a_plain_model(name: str) -> None:
+    model = tiny.tiny_policy(name, tiny.tiny_catalog()).model
+    assert LARGEST_GAP / 10 < allowed_gap(model, tiny.tiny_catalog()) < 10 * LARGEST_GAP
+
+
+@pytest.mark.usefixtures("without_masks")
+def test_rounding_does_not_hide_a_wrong_mask(tmp_path: Path) -> None:
+    with pytest.raises(RecastError, match="gives other numbers than by itself"):
+        _sharp(tmp_path)
 
 
 @pytest.mark.usefixtures("without_masks")

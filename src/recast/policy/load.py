@@ -25,7 +25,13 @@ from recast.policy.device import find_device
 from recast.policy.folder import ADAPTERS, read_object
 from recast.policy.lora import has_adapters, load_adapters, read_adapters, save_adapters
 from recast.policy.masters import take_masters
-from recast.policy.packable import LARGEST_GAP, is_packable, other_attention, packed_gap
+from recast.policy.packable import (
+    LARGEST_GAP,
+    allowed_gap,
+    is_packable,
+    other_attention,
+    packed_gap,
+)
 from recast.policy.room import beside_answers, prompt_of, read_prompt, require_room
 from recast.policy.save import save_generation, save_weights
 from recast.policy.tokenizer import load_tokenizer
@@ -233,7 +239,7 @@ def as_policy(
             f"{name} is a {type(model).__name__} that does not run ({reason_of(error)}): "
             "use the folder as it was saved"
         ) from error
-    if gap > LARGEST_GAP:
+    if gap == torch.inf or (gap > LARGEST_GAP and gap > allowed_gap(model, catalog)):
         how = "" if gap == torch.inf else f" (by {gap:.1g} of their norm)"
         raise RecastError(
             f"{name} is a {type(model).__name__}: sent packed, with its output layer apart, it "

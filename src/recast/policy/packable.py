@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from recast.types import RecastError
 
 LARGEST_GAP = 1e-4
 """Of the logits' norm. Rounding in float32 is some 1e-6 of it, also in models of 30 layers; one
-token that should not be seen, or a missing one, moves it by 1e-2 and more."""
+token that should not be seen, or a missing one, moves it by 1e-2 and more. Training can make a
+model that rounding moves further: `allowed_gap`."""
 
 _BRANCHES = torch.tensor(
     [[[8, 9, 0], [8, 10, 0], [11, 9, 0]], [[11, 10, 0], [11, 8, 0], [9, 8, 0]]]
@@ -66,6 +68,33 @@ def packed_gap(model: PreTrainedModel, catalog: Catalog) -> float:
     wanted = torch.stack(alone)
     gap = ((found - wanted).norm(dim=-1) / wanted.norm(dim=-1)).max()
     return float(gap) if bool(gap.isfinite()) else torch.inf
+
+
+@torch.no_grad()
+def allowed_gap(model: PreTrainedModel, catalog: Catalog) -> float:
+    """The most that rounding explains: 100 times as far as the last bit of its input embeddings
+    moves the logits of the model alone, as every layer rounds several times; at most 1e-2."""
+    tokens = _telling_tokens(model, catalog)
+    draw = torch.Generator().manual_seed(0)
+
+    def jitter(module: object, sent: object, embedded: Tensor) -> Tensor:
+        bits = torch.randn(embedded.shape, generator=draw).to(embedded.device)
+        return embedded * (1 + torch.finfo(torch.float32).eps * bits)
+
+    with _in_float32(model), own_attention(model):
+        logits = partial(_last_logits, model, tokens[None, :5], tokens[None, 5:7])
+        wanted = logits()
+        weight = model.get_input_embeddings().weight
+        tables = [x for x in model.modules() if getattr(x, "weight", None) is weight]
+        inputs = [x for x in tables if isinstance(x, torch.nn.Embedding)]
+        hooks = [x.register_forward_hook(jitter) for x in inputs]
+        try:
+            found = torch.cat([logits() for _ in range(3)])
+        finally:
+            for hook in hooks:
+                hook.remove()
+    moved = float(((found - wanted).norm(dim=-1) / wanted.norm(dim=-1)).max())
+    return 100 * min(moved, LARGEST_GAP)
 
 
 def _last_logits(
