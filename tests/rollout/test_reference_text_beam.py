@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import naive
 import pytest
 import tiny
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recast.items.catalog import Catalog
 from recast.items.flat import flatten
@@ -135,6 +137,30 @@ def test_the_model_is_asked_after_decisions(
     prompts = tiny.make_prompts(catalog, [[2]] * len(seen), [[]] * len(seen), seen)
     beam_search(policy, prompts, 3, Draw(logprob_space=space))
     assert calls == [int(prompts.lengths.max()), *expected]
+
+
+class Answers(TorchDispatchMode):
+    """Counts the numbers that a device has to hand over before Python goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        self.count += func.overloadpacket in waits
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_a_device_is_asked_for_few_numbers() -> None:
+    """Two a token, the places of decisions among them, and four a call; twice as many before."""
+    policy, prompts = case(30, 4)
+    calls: list[int] = []
+    policy.model.base_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    with Answers() as answers:
+        beam_search(policy, prompts, 8)
+    assert answers.count <= 3 * policy.catalog.max_length + 4 * len(calls) + 10
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ prompt x prompt is ever built (`recast.policy.attention`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,6 @@ from torch import Tensor
 
 from recast.policy.attention import Layout
 from recast.policy.body import hidden_states
-
-_LARGEST = torch.iinfo(torch.int64).max
 
 
 def root_layout(lengths: Int[Tensor, " B"], width: int) -> Layout:
@@ -48,29 +46,55 @@ def split_root(
     return tokens[:, : int(lengths.max()) - 1], tokens.gather(1, (lengths - 1)[:, None])
 
 
-def merge(
-    parents: Int[Tensor, "B N"], tokens: Int[Tensor, "B N"], mask: Bool[Tensor, "B N"]
-) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B M"], Int[Tensor, "B M"]]:
-    """Branches that continue the same parent by the same token as one: the node of each branch, and
-    the parents and tokens of the M nodes. A branch outside `mask` has no node of its own, its index
-    means nothing. A row with fewer nodes is filled with some of parent 0.
+class Nodes(NamedTuple):
+    """Tokens of one depth that branches of a row share, M of them, or fewer and fillers."""
 
-    >>> parents, tokens = torch.tensor([[0, 1, 0]]), torch.tensor([[7, 7, 7]])
-    >>> index, parents, tokens = merge(parents, tokens, tokens > 0)
-    >>> index.tolist(), parents.tolist(), tokens.tolist()
+    number: Int[Tensor, "B K"]
+    """The node of each branch; means nothing where its token is masked out."""
+    parents: Int[Tensor, "B M"]
+    tokens: Int[Tensor, "B M"]
+
+
+def distinct_beginnings(
+    starts: Int[Tensor, "B K"], tokens: Int[Tensor, "B K E"], mask: Bool[Tensor, "B K E"]
+) -> list[Nodes]:
+    """Branches that go on from the same start by the same tokens as one, depth by depth as far as
+    `mask` goes: `mask` is True for the first tokens of a branch. Parents are of the depth before,
+    the first ones are starts. A row with fewer nodes is filled with token 0 behind parent 0.
+
+    Every depth in one go, for what a device is asked in between it has to finish first.
+
+    >>> starts, tokens = torch.tensor([[0, 1, 0]]), torch.tensor([[[7, 8], [7, 8], [7, 9]]])
+    >>> first, second = distinct_beginnings(starts, tokens, tokens > 0)
+    >>> first.number.tolist(), first.parents.tolist(), first.tokens.tolist()
     ([[0, 1, 0]], [[0, 1]], [[7, 7]])
+    >>> second.number.tolist(), second.parents.tolist(), second.tokens.tolist()
+    ([[0, 2, 1]], [[0, 0, 1]], [[8, 9, 8]])
     """
-    if not tokens.shape[1]:
-        return tokens, parents, tokens
-    key = parents << 32 | tokens
-    some = torch.where(mask, key, _LARGEST).amin(1, keepdim=True)
-    key = torch.where(mask, key, torch.where(some == _LARGEST, 0, some))
-    key, order = key.sort(dim=1)
-    rank = F.pad((key[:, 1:] != key[:, :-1]).long().cumsum(1), (1, 0))
+    depths = int(mask.any(dim=0).any(dim=0).sum())
+    tokens, mask = tokens[:, :, :depths], mask[:, :, :depths]
+    keys = torch.cat([starts[..., None], tokens.masked_fill(~mask, -1)], dim=2)
+    order = torch.arange(keys.shape[1], device=keys.device).expand(len(keys), -1)
+    for depth in reversed(range(depths + 1)):
+        order = order.gather(1, keys[:, :, depth].gather(1, order).argsort(dim=1, stable=True))
+    order = order[..., None]
+    keys = keys.gather(1, order.expand_as(keys))
+    differs = F.pad((keys[:, 1:] != keys[:, :-1]).cumsum(2) > 0, (0, 0, 1, 0), value=True)
+    order = order.expand(-1, -1, depths)
+    is_new = differs[..., 1:] & mask.gather(1, order)
+    rank = is_new.cumsum(1) - 1
     index = torch.empty_like(rank).scatter_(1, order, rank)
-    nodes = parents.new_zeros(len(rank), int(rank[:, -1].max()) + 1)
-    taken = nodes.scatter(1, rank, key)
-    return index, taken >> 32, taken & (2**32 - 1)
+    found: list[Nodes] = []
+    before = keys[..., 0]
+    for depth, count in enumerate(is_new.sum(1).amax(0).tolist()):
+        place = rank[..., depth].masked_fill(~is_new[..., depth], count)
+        nothing = keys.new_zeros(len(keys), count + 1)
+        parents, new = (
+            nothing.scatter(1, place, x)[:, :count] for x in (before, keys[..., depth + 1])
+        )
+        found.append(Nodes(index[..., depth], parents, new))
+        before = rank[..., depth]
+    return found
 
 
 def grow(layout: Layout, parents: Int[Tensor, "B M"]) -> Layout:
@@ -109,17 +133,15 @@ def grow_branches(
     `starts` are the queries of `layout` that the branches go on from. Branches that begin alike
     share their beginning.
     """
-    layers, index, places, found, count = [layout], starts, [], [starts[:, :0]], 0
+    layers, places, found, count = [layout], [], [starts[:, :0]], 0
     num_tokens = starts.new_zeros(())
-    for depth in range(tokens.shape[2]):
-        if not bool(mask[:, :, depth].any()):
-            break
-        index, parents, new = merge(index, tokens[:, :, depth], mask[:, :, depth])
-        layers.append(grow(layers[-1], parents))
-        found.append(new)
-        places.append(index + count)
-        num_tokens = num_tokens + (index + 1).masked_fill(~mask[:, :, depth], 0).amax(1).sum()
-        count += new.shape[1]
+    for depth, nodes in enumerate(distinct_beginnings(starts, tokens, mask)):
+        layers.append(grow(layers[-1], nodes.parents))
+        found.append(nodes.tokens)
+        places.append(nodes.number + count)
+        reached = (nodes.number + 1).masked_fill(~mask[:, :, depth], 0)
+        num_tokens = num_tokens + reached.amax(1).sum()
+        count += nodes.tokens.shape[1]
     width = layers[-1].mask.shape[3]
     masks = [layout.mask[:, :, :0], *(x.mask for x in layers[1:])]
     masks = [F.pad(mask, (0, width - mask.shape[3])) for mask in masks]

@@ -14,6 +14,7 @@ and are sent where something is decided behind them, if at all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +46,12 @@ def beam_texts(
     beams = found = search.begin()
     found = found.gather(torch.zeros_like(beams.node[:, :0]))
     for length in range(catalog.max_length):
-        search.send(beams, length)
-        grown = search.grown(beams, length)
+        ahead = search.ahead(beams, length)
+        if not ahead.any_alive:
+            break
+        if ahead.any_due:
+            search.send(beams, ahead.due)
+        grown = search.grown(beams, length, ahead)
         ranked = grown.score
         if mass is not None:
             node = grown.node.flatten(1)
@@ -62,8 +67,6 @@ def beam_texts(
         if found.ranked.shape[1] == group_size:
             kept = kept.masked_fill(kept <= found.ranked[:, -1:], -torch.inf)
         beams = beams.take(grown, index, width, length, kept)
-        if not bool(beams.is_alive.any()):
-            break
     lengths = search.flat.ends[found.node].masked_fill(~found.is_alive, 0)
     return as_groups(
         policy,
@@ -87,6 +90,19 @@ class _Grown:
     score: Float[Tensor, "B N C"]
     """Of the whole beginning; -inf of one that is not allowed."""
     logprob: Float[Tensor, "B N C"]
+
+
+class _Ahead(NamedTuple):
+    """What the next token of every beam takes, and what of it shapes depend on: asked for at once,
+    for a device that is asked finishes first."""
+
+    due: Bool[Tensor, "B N"]
+    """Beams that need the model. Where forced tokens have probability 1, those that decide."""
+    decides: Bool[Tensor, "B N"]
+    any_alive: int
+    any_due: int
+    width: int
+    """Continuations of a beam at most."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -184,22 +200,22 @@ class _Search:
         """Which nodes are items that have so many tokens."""
         return (self.flat.below[nodes] == 1) & (self.flat.ends[nodes] == length)
 
-    def send(self, beams: _Beams, length: int) -> None:
+    def ahead(self, beams: _Beams, length: int) -> _Ahead:
+        alive = beams.is_alive
+        decides = alive & (self.flat.ends[beams.node] == length)
+        due = (decides if self.space == "trie" else alive) & (beams.sent < length)
+        width = torch.where(decides, self.flat.count[beams.node], 1).amax()
+        return _Ahead(due, decides, *torch.stack([alive.any(), due.any(), width]).tolist())
+
+    def send(self, beams: _Beams, due: Bool[Tensor, "B N"]) -> None:
         """What the next token of every beam hangs on, and the forced tokens up to the next decision
         of any. Where forced tokens have probability 1, what a decision hangs on."""
         end, alive = self.flat.ends[beams.node], beams.is_alive
         is_trie, is_item = self.space == "trie", self.flat.below[beams.node] == 1
-        due = alive & (beams.sent < length)
-        if is_trie:
-            due &= end == length
-        if not bool(due.any()):
-            return
         last = end - is_item.long()  # nothing is read behind the last token of an item
         if not is_trie:
-            decisions = end[alive & ~is_item]
-            if decisions.numel():
-                last = last.clamp(max=int(decisions.min()))
-            due = alive
+            later = end.masked_fill(~alive | is_item, self.policy.catalog.max_length)
+            last, due = last.minimum(later.amin()), alive
         count = (last - beams.sent).clamp(min=0).masked_fill(~due, 0)
         place = torch.arange(int(count.max()), device=count.device)
         edges = self._written(beams.node, beams.sent[..., None] + place)
@@ -242,12 +258,12 @@ class _Search:
         scores = node_scores(self.policy.model, hidden.flatten(0, 1)[nodes], index, tokens)
         beams.logprobs = beams.logprobs.index_put((row, beam, place), scores)
 
-    def grown(self, beams: _Beams, length: int) -> _Grown:
+    def grown(self, beams: _Beams, length: int, ahead: _Ahead) -> _Grown:
         """All continuations by one token: the children of a node whose edge is at its end, else the
         forced token."""
-        decides = beams.is_alive & (self.flat.ends[beams.node] == length)
+        decides = ahead.decides
         count = torch.where(decides, self.flat.count[beams.node], 1)
-        column = torch.arange(int(count.max()), device=count.device)
+        column = torch.arange(ahead.width, device=count.device)
         real = column < count[..., None]
         child = self.flat.first[beams.node][..., None] + column * real
         node = torch.where(decides[..., None], child, beams.node[..., None])
@@ -256,11 +272,11 @@ class _Search:
         allowed = real & beams.is_alive[..., None] & self.flat.is_open(node, self.excluded)
         known = beams.logprobs[..., length : length + 1]
         logprob = known.expand(token.shape).masked_fill(~allowed, -torch.inf)
-        if bool(decides.any()):  # the others need no output layer
-            chosen = [x[decides][None] for x in (beams.hidden, token, allowed)]
-            hidden, tokens, may = chosen
+        chosen = decides.nonzero(as_tuple=True)
+        if len(chosen[0]):  # the others need no output layer
+            hidden, tokens, may = (x[chosen][None] for x in (beams.hidden, token, allowed))
             scores = token_scores(self.policy, hidden, tokens, may, space=self.space, level=0)
-            logprob = logprob.masked_scatter(decides[..., None].expand_as(logprob), scores)
+            logprob = logprob.index_put(chosen, scores[0])
         return _Grown(
             token=token, node=node, score=beams.score[..., None] + logprob, logprob=logprob
         )
