@@ -216,6 +216,10 @@ def test_another_judgement_or_choice_is_refused_and_nothing_written(
             "rl.rere: no holds no embeddings",
         ),
         ({"methods": ["start"], "rl": {"start": {"method": "rere"}}}, "methods is 'start': every"),
+        (
+            {"methods": ["mine"], "rl": {"mine": {"kl_coef": 0.0}}},
+            "rl.mine: method is None: a row of your own says which method",
+        ),
         ({"rl": {"rere": {"method": "rer"}}}, "method is 'rer': did you mean"),
         ({"rl": {"rere": {"signal": "no_such"}}}, "signal is 'no_such'"),
         ({"methods": ["a/b"], "rl": {"a/b": {"method": "rere"}}}, "methods is 'a/b': it names a"),

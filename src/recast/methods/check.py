@@ -22,7 +22,9 @@ def check_methods(config: CompareConfig) -> None:
 
 
 def _check_row(config: CompareConfig, name: str) -> None:
-    method = config.method_of(name)
+    method, own = config.method_of(name), config.rl.get(name, {})
+    named = "method" in own or name in METHODS or not own
+    require(named, "method", None, "a row of your own says which method it changes")
     samplers = find_method(method).samplers
     remedy = f"a row of that name has the method {name}, call this one otherwise"
     require(method == name or name not in METHODS, "method", method, remedy)
@@ -30,7 +32,7 @@ def _check_row(config: CompareConfig, name: str) -> None:
     shared["sampler"] = config.sampler if samplers else None
     shared |= {"output": config.output, "steps": config.steps}
     for size in config.group_sizes:
-        check_method(RLConfig(**shared | {"group_size": size} | config.rl.get(name, {})))
+        check_method(RLConfig(**shared | {"group_size": size} | own))
 
 
 def check_method(config: StepConfig) -> None:
