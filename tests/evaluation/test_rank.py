@@ -11,6 +11,7 @@ from torch import Tensor
 from recast.evaluation import rank as evaluate
 from recast.evaluation.metrics import row_metrics
 from recast.evaluation.rank import (
+    batches_of,
     rank_policy,
     rank_scores,
     rows_to_rank,
@@ -18,6 +19,7 @@ from recast.evaluation.rank import (
 )
 from recast.evaluation.validation import validate
 from recast.items.catalog import Catalog, build_catalog
+from recast.policy.memory import cached_bytes
 from recast.rollout.beam import beam_search
 from recast.types import Interactions, RecastError
 
@@ -162,6 +164,27 @@ def test_policy_places_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPa
     few = rank_policy(policy, tiny.task_of(data, policy), data.rows("test"), 4)
     assert torch.equal(whole.sid_rank, few.sid_rank)
     assert torch.equal(whole.items_before, few.items_before)
+
+
+def test_a_device_of_much_memory_takes_more_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of one row are all that a CPU takes at once, of 8 another device; an eighth of its
+    memory for the keys and values of 3."""
+    data, policy = many_events(SHARED), tiny.tiny_policy("qwen3", SHARED)
+    task, rows = tiny.task_of(data, policy), data.rows("test")
+    vocabulary = policy.model.get_input_embeddings().weight.shape[0]
+    monkeypatch.setattr(evaluate, "_CELLS", 256 * vocabulary)
+
+    def sizes() -> list[int]:
+        return [len(batch) for batch in batches_of(policy, task, rows, 256)]
+
+    assert sizes() == [1] * len(rows)
+    monkeypatch.setattr(Catalog, "device", torch.device("cuda"))
+    monkeypatch.setattr(evaluate, "all_bytes", lambda device: float("inf"))
+    assert max(sizes()) == 8
+    longest = int(task.lengths(rows).max()) + 256 * SHARED.max_length
+    room = 8 * 3 * longest * cached_bytes(policy)
+    monkeypatch.setattr(evaluate, "all_bytes", lambda device: float(room))
+    assert sizes()[0] == 3
 
 
 def test_no_rows_give_no_ranks() -> None:

@@ -14,7 +14,8 @@ import torch
 from recast.policy import memory
 from recast.policy.load import disable_dropout
 from recast.policy.logprobs import branch_logprobs
-from recast.policy.memory import bytes_per_token, free_bytes, plan_memory
+from recast.policy.memory import bytes_per_token, cached_bytes, free_bytes, plan_memory
+from recast.rollout.tree import prefill
 from recast.types import RecastError
 
 CPU = torch.device("cpu")
@@ -129,3 +130,14 @@ def test_widths_that_never_come_again_hold_no_memory() -> None:
         env=environment | {"PYTHONPATH": str(Path(tiny.__file__).parent)},
     )
     assert int(done.stdout) < 120  # MB; 53 here, 342 with the bounds of oneDNN and torch
+
+
+@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+def test_what_is_cached_of_a_token_is_what_the_cache_holds(name: str) -> None:
+    policy = tiny.tiny_policy(name, tiny.tiny_catalog())
+    prompts = tiny.make_prompts(policy.catalog, [[1, 2, 3, 4]], [[]])
+    cache = prefill(policy, prompts, "trie").cache
+    layers = getattr(cache, "self_attention_cache", cache).layers
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    tokens = layers[0].keys.shape[2]
+    assert cached_bytes(policy) == held // tokens

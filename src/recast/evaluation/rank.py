@@ -38,13 +38,16 @@ from recast.evaluation.thoughts import (
 from recast.items.catalog import Catalog
 from recast.policy.baselines import Scorer
 from recast.policy.load import Policy
+from recast.policy.memory import all_bytes, cached_bytes
 from recast.policy.tasks import Task
 from recast.rollout.decoder import Decoder
 from recast.run.parts import NO_PARTS, Parts
+from recast.run.world import agreed
 from recast.types import SPLITS, Draw, Interactions, RecastError, require
 
 _CELLS = 2**24  # scores, or logits, held at a time
 _MORE = 8  # times as many where a pass of few rows takes as long, as on a GPU
+_SHARE = 8  # parts of a device's memory, of which keys and values take one
 _MAX_BATCH = 256
 
 
@@ -259,12 +262,16 @@ def batches_of(
     lengths = task.lengths(rows)
     order = lengths.argsort(descending=True, stable=True)
     vocabulary = policy.model.get_input_embeddings().weight.shape[0]
-    cells = _CELLS * (1 if policy.catalog.device.type == "cpu" else _MORE)
+    device, cells, room = policy.catalog.device, _CELLS, 2**62
+    if device.type != "cpu":
+        cells = _MORE * _CELLS
+        room = int(min(agreed(all_bytes(device)), room) / _SHARE / cached_bytes(policy))
+    below = beam_width * policy.catalog.max_length
     start = 0
     while start < len(rows):
         tokens = int(lengths[order[start]]) + (think.thoughts or 0) * think.max_thought_tokens
         scores = 2 * policy.catalog.num_items * guided  # float64, two cells each
         size = cells // max(beam_width * vocabulary, 256 * tokens, scores)
-        size = min(max(size, 1), _MAX_BATCH)
+        size = max(1, min(size, _MAX_BATCH, room // (tokens + below)))
         yield order[start : start + size]
         start += size

@@ -162,6 +162,16 @@ def bytes_per_token(policy: Policy) -> int:
     return max((_kept_bytes(policy, more) - _kept_bytes(policy, few)) // (more - few), 1)
 
 
+def cached_bytes(policy: Policy) -> int:
+    """Bytes of the keys and values of one token, of all layers, in the weights' own precision."""
+    config = text_config(policy.model)
+    weight = policy.model.get_input_embeddings().weight
+    heads = getattr(config, "num_key_value_heads", None)
+    size = getattr(config, "head_dim", None) or weight.shape[1] // config.num_attention_heads
+    width = heads * size if heads else weight.shape[1]
+    return int(2 * config.num_hidden_layers * width * weight.itemsize)
+
+
 def _kept_bytes(policy: Policy, length: int) -> int:
     model = policy.model
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,8 +124,10 @@ class Parts:
         doing its part of them. It must give the same for a batch whatever was worked on before."""
         if not self._deciding:
             return spread(batches, work)
-        names = [f"{unit}/{index}" for index in range(len(batches))]
-        sizes = dict(zip(names, map(len, batches), strict=True))
+        lengths = list(map(len, batches))  # another device may take others at once
+        ends = accumulate(lengths)
+        names = [f"{unit}/{end - n}-{end}" for n, end in zip(lengths, ends, strict=True)]
+        sizes = dict(zip(names, lengths, strict=True))
         if behind := sum(size for name, size in sizes.items() if name in self._done):
             say(f"goes on behind {behind:,} of {sum(sizes.values()):,} {unit}")
         for name, batch in zip(names, batches, strict=True):
