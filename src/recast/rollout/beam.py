@@ -7,9 +7,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from recast.policy.load import Policy
+from recast.rollout.check import check_group_size
 from recast.rollout.decoder import Decoder
 from recast.rollout.texts import beam_texts
-from recast.rollout.tree import TreeDecoder, check_group_size
+from recast.rollout.tree import TreeDecoder
 from recast.types import Draw, Prompts, RolloutGroups
 
 

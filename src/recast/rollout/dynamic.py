@@ -19,9 +19,9 @@ from torch import Tensor
 
 from recast.groups import most_probable_first, reorder
 from recast.policy.load import Policy
+from recast.rollout.check import check_group_size
 from recast.rollout.distribution import Distribution
 from recast.rollout.sample import draw_items
-from recast.rollout.tree import check_group_size
 from recast.types import Draw, Prompts, RolloutGroups, require_range
 
 MOST_OVERSAMPLE = 16

@@ -32,7 +32,8 @@ from torch import Tensor
 from recast.groups import most_probable_first
 from recast.policy.load import Policy
 from recast.policy.logprobs import over_children
-from recast.rollout.tree import TreeDecoder, check_group_size
+from recast.rollout.check import check_group_size
+from recast.rollout.tree import TreeDecoder
 from recast.types import Draw, Prompts, RolloutGroups, require
 
 

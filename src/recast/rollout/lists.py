@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from recast.policy.load import Policy
+from recast.rollout.check import check_group_size
 from recast.rollout.gumbel import perturbed_beams
-from recast.rollout.tree import TreeDecoder, check_group_size
+from recast.rollout.tree import TreeDecoder
 from recast.types import Draw, Prompts, RolloutGroups, require
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from recast.groups import most_probable_first
 from recast.policy.load import Policy
+from recast.rollout.check import check_group_size
 from recast.rollout.distribution import Distribution
-from recast.rollout.tree import TreeDecoder, check_group_size
+from recast.rollout.tree import TreeDecoder
 from recast.types import Draw, Prompts, RolloutGroups
 
 

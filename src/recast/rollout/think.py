@@ -26,12 +26,13 @@ from recast.policy.load import Policy
 from recast.policy.logprobs import read_branches
 from recast.policy.packed import Packed, grow_branches
 from recast.rollout.beam import grow_beams
+from recast.rollout.check import check_group_size, check_prompts
 from recast.rollout.decoder import Decoder
 from recast.rollout.distribution import Distribution
 from recast.rollout.frame import Frame, frame_of, require_context, tags_of, thought_begins
 from recast.rollout.served import write_by
 from recast.rollout.server import Server
-from recast.rollout.tree import Prefilled, TreeDecoder, check_group_size, check_prompts
+from recast.rollout.tree import Prefilled, TreeDecoder
 from recast.rollout.written import Written, write
 from recast.types import Draw, LogprobSpace, Prompts, RolloutGroups, Thoughts, require
 
