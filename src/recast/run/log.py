@@ -177,6 +177,9 @@ class RunLog:
         for file in (self.folder / "rollouts").glob("step-*.parquet"):
             if int(file.stem.partition("-")[2]) > self._last_step:
                 file.unlink()
+        # Of a process that was killed: the steps may go into files of other names now.
+        for left in (self.folder / "rollouts").glob(".step-*.partial"):
+            left.unlink()
         # TensorBoard forgets what older files hold from the next step on.
         self._boards[_TENSORBOARD] = Board(self.folder / "tb", self._last_step + 1)
 
